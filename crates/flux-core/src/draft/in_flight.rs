@@ -1,0 +1,424 @@
+//! The writes of a partition that its table does not show yet.
+//!
+//! The leader evaluates commands into the open batch, closes it when it proposes it, and has several
+//! closed batches in flight until each is committed and applied. Reads look here before they look at
+//! the table. Keys and values stay where they are, in the batches' payloads: the index knows a key's
+//! newest effect by its revision, and a batch knows where each of its effects starts.
+//!
+//! What this does not do: decide when to close a batch or how many may be in flight (the replica
+//! does), or judge expiry (`Draft` does, which has the time).
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::index::Index;
+use crate::effect::{BatchWriter, Effect, Reason, decode_at};
+use crate::store::{KeyHash, Table};
+use crate::{Revision, UnixMillis};
+
+/// Buffers of applied batches that are kept for the next ones: so many, of at most this size.
+const SPARE_BATCHES: usize = 4;
+const SPARE_BYTES: usize = 1024 * 1024;
+
+/// The batches that were evaluated and not applied yet, and the counter of revisions.
+///
+/// Revisions are dense: the next one is that of the last applied effect, plus the number of effects
+/// in flight, plus one.
+#[derive(Debug)]
+pub struct InFlight {
+    closed: VecDeque<Batch>,
+    open: Batch,
+    spare: Vec<Batch>,
+    index: Index,
+    closed_bytes: usize,
+    /// How many puts in flight have an expiry.
+    volatile: usize,
+    applied: Revision,
+    next: Revision,
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    committed_at_ms: UnixMillis,
+    first_revision: Revision,
+    writer: BatchWriter,
+    effects: Vec<Placed>,
+    volatile: usize,
+}
+
+/// An effect in a batch's payload.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    offset: u32,
+    /// How many revisions before this one the key's previous in-flight effect is; 0 if there was none.
+    back: u32,
+}
+
+/// A batch as it goes into the log.
+#[derive(Clone, Copy, Debug)]
+pub struct ClosedBatch<'a> {
+    /// The revision of its first effect.
+    pub first_revision: Revision,
+    /// The revision of its last effect, which `InFlight::applied` is called with in due time.
+    pub last_revision: Revision,
+    /// What to propose.
+    pub payload: &'a [u8],
+}
+
+/// An in-flight effect with what its batch knows of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found<'a> {
+    pub(super) revision: Revision,
+    pub(super) effect: Effect<'a>,
+    pub(super) committed_at_ms: UnixMillis,
+}
+
+/// A part of a value that is built from an old one.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece<'a> {
+    /// These bytes of the old value.
+    Old(Range<usize>),
+    /// Other bytes.
+    New(&'a [u8]),
+    /// So many zero bytes.
+    Zeros(usize),
+}
+
+impl Piece<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Piece::Old(range) => range.len(),
+            Piece::New(bytes) => bytes.len(),
+            &Piece::Zeros(count) => count,
+        }
+    }
+}
+
+/// Where an old value is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Old<'a> {
+    Value(&'a [u8]),
+    /// The value that the effect of this revision puts.
+    InFlight(Revision),
+}
+
+impl InFlight {
+    /// Nothing in flight after this revision; 0 for a partition that was never written.
+    pub fn new(applied: Revision) -> InFlight {
+        InFlight {
+            closed: VecDeque::new(),
+            open: Batch::default(),
+            spare: Vec::new(),
+            index: Index::new(applied + 1),
+            closed_bytes: 0,
+            volatile: 0,
+            applied,
+            next: applied + 1,
+        }
+    }
+
+    /// The revision that the next effect takes.
+    pub fn next_revision(&self) -> Revision {
+        self.next
+    }
+
+    /// Whether every effect is applied.
+    pub fn is_empty(&self) -> bool {
+        self.next == self.applied + 1
+    }
+
+    /// The size of the open batch's payload; 0 when it has no effect.
+    pub fn open_bytes(&self) -> usize {
+        self.open.bytes()
+    }
+
+    /// The size of all payloads in flight.
+    pub fn bytes(&self) -> usize {
+        self.closed_bytes + self.open.bytes()
+    }
+
+    /// Closes the open batch and opens another; `None` when it has no effect.
+    pub fn close(&mut self) -> Option<ClosedBatch<'_>> {
+        if self.open.effects.is_empty() {
+            return None;
+        }
+        let batch = std::mem::replace(&mut self.open, self.spare.pop().unwrap_or_default());
+        self.closed_bytes += batch.bytes();
+        self.closed.push_back(batch);
+        let batch = self.closed.back()?;
+        Some(ClosedBatch {
+            first_revision: batch.first_revision,
+            last_revision: batch.last_revision(),
+            payload: batch.writer.payload(),
+        })
+    }
+
+    /// The table now shows everything up to this revision: closed batches up to it are forgotten. On
+    /// a replica that has nothing in flight this follows the revisions that others gave out.
+    ///
+    /// # Panics
+    /// When a batch would be half applied, or one that is not closed.
+    pub fn applied(&mut self, revision: Revision) {
+        while self
+            .closed
+            .front()
+            .is_some_and(|batch| batch.first_revision <= revision)
+        {
+            let batch = self.closed.pop_front().expect("there is a front");
+            assert!(
+                batch.last_revision() <= revision,
+                "a batch is applied as a whole"
+            );
+            self.closed_bytes -= batch.bytes();
+            self.volatile -= batch.volatile;
+            self.recycle(batch);
+        }
+        if self.closed.is_empty() && self.open.effects.is_empty() {
+            self.next = revision + 1;
+            self.index.reset(self.next);
+        } else {
+            let oldest = self.closed.front().unwrap_or(&self.open).first_revision;
+            assert!(
+                revision + 1 == oldest,
+                "what is in flight follows on what is applied"
+            );
+            self.index.applied(revision + 1);
+        }
+        self.applied = revision;
+    }
+
+    /// Forgets the open batch, whose revisions will be given out again. For when it cannot be
+    /// proposed: its commands must be answered with an error.
+    pub fn discard_open(&mut self, table: &Table) {
+        let first = self.next - self.open.effects.len() as u64;
+        self.take_back(table, first);
+    }
+
+    /// Forgets every batch that is not applied, for when the partition's leadership is lost.
+    pub fn discard_all(&mut self) {
+        while let Some(batch) = self.closed.pop_front() {
+            self.recycle(batch);
+        }
+        self.open = std::mem::take(&mut self.open).emptied();
+        self.closed_bytes = 0;
+        self.volatile = 0;
+        self.next = self.applied + 1;
+        self.index.clear(self.next);
+    }
+
+    /// Takes back the open batch's effects from this revision on.
+    pub(super) fn take_back(&mut self, table: &Table, from: Revision) {
+        while self.next > from {
+            let placed = self
+                .open
+                .effects
+                .pop()
+                .expect("only the open batch is taken back");
+            self.next -= 1;
+            let effect = self.open.effect_at(placed);
+            let previous = (placed.back > 0).then(|| self.next - u64::from(placed.back));
+            self.index
+                .take_back(table.hash(effect.key()).0, self.next, previous);
+            let volatile = usize::from(is_volatile(&effect));
+            self.open.volatile -= volatile;
+            self.volatile -= volatile;
+            self.open.writer.truncate(placed.offset as usize);
+        }
+        if self.open.effects.is_empty() {
+            self.open = std::mem::take(&mut self.open).emptied();
+        }
+    }
+
+    /// Whether some put in flight has an expiry.
+    pub(super) fn has_volatile(&self) -> bool {
+        self.volatile > 0
+    }
+
+    /// The revisions that are in flight.
+    pub(super) fn revisions(&self) -> Range<Revision> {
+        self.applied + 1..self.next
+    }
+
+    /// The revision of a key's newest effect in flight.
+    pub(super) fn find(&self, hash: KeyHash, key: &[u8]) -> Option<Revision> {
+        if self.is_empty() {
+            return None;
+        }
+        self.index
+            .find(hash.0, |revision| self.at(revision).effect.key() == key)
+    }
+
+    /// The effect of a revision that is in flight.
+    pub(super) fn at(&self, revision: Revision) -> Found<'_> {
+        let batch = batch_of(&self.closed, &self.open, revision);
+        Found {
+            revision,
+            effect: batch.effect(revision),
+            committed_at_ms: batch.committed_at_ms,
+        }
+    }
+
+    /// Adds a put to the open batch.
+    pub(super) fn put(
+        &mut self,
+        now_ms: UnixMillis,
+        (hash, key): (KeyHash, &[u8]),
+        value: &[u8],
+        expires_at_ms: Option<UnixMillis>,
+    ) -> Revision {
+        self.start_batch(now_ms);
+        let offset = self.open.writer.put(key, value, expires_at_ms);
+        self.place(hash, key, offset, expires_at_ms.is_some())
+    }
+
+    /// Adds a put whose value is made of pieces, some of them of `old`.
+    pub(super) fn put_pieces(
+        &mut self,
+        now_ms: UnixMillis,
+        (hash, key): (KeyHash, &[u8]),
+        old: Old<'_>,
+        pieces: &[Piece<'_>],
+        expires_at_ms: Option<UnixMillis>,
+    ) -> Revision {
+        self.start_batch(now_ms);
+        let value_bytes = pieces.iter().map(Piece::len).sum();
+        let InFlight { closed, open, .. } = self;
+        // Where the old value is in the open payload itself, which grows while it is copied from.
+        let mut within = None;
+        let old = match old {
+            Old::Value(value) => value,
+            Old::InFlight(revision) if revision >= open.first_revision => {
+                within = Some(open.value_range(revision));
+                &[]
+            }
+            Old::InFlight(revision) => {
+                let batch = closed_batch(closed, revision);
+                &batch.writer.payload()[batch.value_range(revision)]
+            }
+        };
+        let offset = open
+            .writer
+            .put_built(key, value_bytes, expires_at_ms, |payload| {
+                for piece in pieces {
+                    match (piece, &within) {
+                        (Piece::New(bytes), _) => payload.extend_from_slice(bytes),
+                        (Piece::Zeros(count), _) => payload.resize(payload.len() + count, 0),
+                        (Piece::Old(range), None) => payload.extend_from_slice(&old[range.clone()]),
+                        (Piece::Old(range), Some(value)) => payload
+                            .extend_from_within(value.start + range.start..value.start + range.end),
+                    }
+                }
+            });
+        self.place(hash, key, offset, expires_at_ms.is_some())
+    }
+
+    /// Adds a delete to the open batch.
+    pub(super) fn delete(
+        &mut self,
+        now_ms: UnixMillis,
+        (hash, key): (KeyHash, &[u8]),
+        reason: Reason,
+    ) -> Revision {
+        self.start_batch(now_ms);
+        let offset = self.open.writer.delete(key, reason);
+        self.place(hash, key, offset, false)
+    }
+
+    fn start_batch(&mut self, now_ms: UnixMillis) {
+        if self.open.effects.is_empty() {
+            self.open.writer.start(now_ms, self.next);
+            self.open.committed_at_ms = now_ms;
+            self.open.first_revision = self.next;
+        }
+    }
+
+    fn place(&mut self, hash: KeyHash, key: &[u8], offset: usize, volatile: bool) -> Revision {
+        let revision = self.next;
+        self.next += 1;
+        let (closed, open) = (&self.closed, &self.open);
+        let previous = self.index.insert(hash.0, revision, |other| {
+            batch_of(closed, open, other).effect(other).key() == key
+        });
+        let offset = u32::try_from(offset).expect("`MAX_BATCH_BYTES` bounds a batch");
+        let back = previous.map_or(0, |previous| revision - previous);
+        let back = u32::try_from(back).expect("fewer effects in flight than bytes in memory");
+        self.open.effects.push(Placed { offset, back });
+        self.open.volatile += usize::from(volatile);
+        self.volatile += usize::from(volatile);
+        revision
+    }
+
+    fn recycle(&mut self, batch: Batch) {
+        let batch = batch.emptied();
+        if self.spare.len() < SPARE_BATCHES && batch.writer.capacity() <= SPARE_BYTES {
+            self.spare.push(batch);
+        }
+    }
+}
+
+fn batch_of<'a>(closed: &'a VecDeque<Batch>, open: &'a Batch, revision: Revision) -> &'a Batch {
+    if !open.effects.is_empty() && revision >= open.first_revision {
+        return open;
+    }
+    closed_batch(closed, revision)
+}
+
+fn closed_batch(closed: &VecDeque<Batch>, revision: Revision) -> &Batch {
+    let batch = closed
+        .iter()
+        .rev()
+        .find(|batch| batch.first_revision <= revision);
+    batch.expect("the revision is in flight")
+}
+
+fn is_volatile(effect: &Effect<'_>) -> bool {
+    matches!(
+        effect,
+        Effect::Put {
+            expires_at_ms: Some(_),
+            ..
+        }
+    )
+}
+
+impl Batch {
+    fn bytes(&self) -> usize {
+        self.writer.payload().len()
+    }
+
+    fn last_revision(&self) -> Revision {
+        self.first_revision + self.effects.len() as u64 - 1
+    }
+
+    fn effect(&self, revision: Revision) -> Effect<'_> {
+        self.effect_at(self.effects[(revision - self.first_revision) as usize])
+    }
+
+    fn effect_at(&self, placed: Placed) -> Effect<'_> {
+        decode_at(self.writer.payload(), placed.offset as usize)
+            .expect("the writer encoded it")
+            .0
+    }
+
+    /// Where the value of a put is in the payload.
+    fn value_range(&self, revision: Revision) -> Range<usize> {
+        let placed = self.effects[(revision - self.first_revision) as usize];
+        let decoded = decode_at(self.writer.payload(), placed.offset as usize);
+        let (effect, end) = decoded.expect("the writer encoded it");
+        match effect {
+            Effect::Put { value, .. } => end - value.len()..end,
+            Effect::Delete { .. } => end..end,
+        }
+    }
+
+    /// A batch without effects that uses the same buffers.
+    fn emptied(mut self) -> Batch {
+        self.effects.clear();
+        let writer = BatchWriter::new(self.writer.into_inner());
+        Batch {
+            writer,
+            effects: self.effects,
+            ..Batch::default()
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Expiry on the leader: what is due is deleted by an effect in the log, like any other write.
+
+use super::Replica;
+use crate::UnixMillis;
+use crate::draft::Draft;
+use crate::store::Position;
+
+/// The wheel is rebuilt when it holds this many stale timers besides one for each key that expires.
+const STALE_TIMERS: usize = 65_536;
+
+impl<W> Replica<W> {
+    /// Adds deletes of expired keys to the open batch: of at most `limit` due timers. Returns how many
+    /// timers it took; as many as `limit` means that more may be due.
+    pub fn expire(&mut self, now_ms: UnixMillis, limit: usize) -> usize {
+        if !self.serving.load(std::sync::atomic::Ordering::Relaxed) {
+            return 0;
+        }
+        if self.wheel.len() > 2 * self.table.volatile_len() + STALE_TIMERS {
+            self.rebuild_wheel(now_ms);
+        }
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(now_ms, limit, &mut due);
+        let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now_ms);
+        for &position in &due {
+            draft.expire_at(position);
+        }
+        let count = due.len();
+        due.clear();
+        self.due = due;
+        count
+    }
+
+    /// When `expire` has something to do next, at the earliest.
+    pub fn next_expiry_ms(&self) -> Option<UnixMillis> {
+        self.wheel.next_due_ms()
+    }
+
+    /// One timer for each key that expires, and no other. Timers are not removed when a key is
+    /// rewritten, so without this a key that is rewritten for ever would leave timers for ever.
+    pub(super) fn rebuild_wheel(&mut self, now_ms: UnixMillis) {
+        self.wheel = crate::wheel::Wheel::new(now_ms);
+        if self.table.volatile_len() == 0 {
+            return;
+        }
+        let mut from = Some(Position(0));
+        while let Some(position) = from {
+            from = self.table.scan(position, 1024, |entry| {
+                if let Some(expires_at_ms) = entry.expires_at_ms {
+                    let position = self.table.hash(entry.key).position();
+                    self.wheel.insert(expires_at_ms, position);
+                }
+            });
+        }
+    }
+}

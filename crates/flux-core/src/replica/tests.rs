@@ -1,0 +1,451 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::store::TableOptions;
+use crate::{Condition, Expiry};
+
+const NOW: UnixMillis = 1_700_000_000_000;
+
+/// A replica that is alone in its group, with the records it wrote.
+struct Alone {
+    replica: Replica<u32>,
+    serving: Arc<AtomicBool>,
+    records: Vec<Record>,
+    replies: Replies<u32>,
+    next_waiter: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Record {
+    State(HardState),
+    Entry { entry: Entry, commit: u64 },
+}
+
+fn config() -> ReplicaConfig {
+    ReplicaConfig {
+        partition: PartitionId(0),
+        id: 1,
+        voters: vec![1],
+        election_ticks: 10,
+        tail_bytes: 0,
+    }
+}
+
+fn table(memory: &Arc<Memory>) -> Arc<Table> {
+    Arc::new(Table::new(
+        TableOptions {
+            hash_seed: 7,
+            shards: 1,
+        },
+        Arc::clone(memory),
+    ))
+}
+
+impl Alone {
+    fn new() -> Alone {
+        Alone::recovered(&[])
+    }
+
+    /// A replica that finds these records on its disk.
+    fn recovered(records: &[Record]) -> Alone {
+        let memory = Memory::new(0);
+        let mut recovery = Recovery::new(table(&memory), None, &config());
+        for record in records {
+            match record {
+                Record::State(state) => recovery.state(state.term, state.vote),
+                Record::Entry { entry, commit } => {
+                    let position = Position {
+                        index: entry.index,
+                        term: entry.term,
+                    };
+                    let entry_type = entry.entry_type as u8;
+                    recovery
+                        .entry(position, *commit, entry_type, &entry.data)
+                        .expect("a log");
+                }
+            }
+        }
+        let serving = Arc::new(AtomicBool::new(false));
+        let replica = Replica::new(&config(), recovery, memory, Arc::clone(&serving), NOW);
+        Alone {
+            replica: replica.expect("a state to go on from"),
+            serving,
+            records: records.to_vec(),
+            replies: Vec::new(),
+            next_waiter: 0,
+        }
+    }
+
+    /// Takes everything that is ready and writes it, but reports nothing as persisted.
+    fn write(&mut self) -> Option<u64> {
+        let mut last = None;
+        while let Some(ready) = self
+            .replica
+            .ready(&mut self.replies)
+            .expect("sound entries")
+        {
+            assert!(ready.messages.is_empty() && ready.persisted_messages.is_empty());
+            self.records.extend(ready.state.map(Record::State));
+            let commit = ready.commit;
+            let records = ready
+                .entries
+                .into_iter()
+                .map(|entry| Record::Entry { entry, commit });
+            self.records.extend(records);
+            last = Some(ready.number);
+        }
+        last
+    }
+
+    fn turn(&mut self) {
+        self.replica.propose(&mut self.replies);
+        while let Some(number) = self.write() {
+            self.replica.persisted(number);
+        }
+    }
+
+    fn started() -> Alone {
+        let mut alone = Alone::new();
+        alone.turn();
+        alone
+    }
+
+    /// Executes a command; its reply comes now or with a later turn.
+    fn execute(&mut self, command: &Command<&[u8]>) -> u32 {
+        let waiter = self.next_waiter;
+        self.next_waiter += 1;
+        self.replies
+            .extend(self.replica.execute(NOW, command, waiter));
+        waiter
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> u32 {
+        self.execute(&set(key.as_bytes(), value.as_bytes(), Expiry::Never))
+    }
+
+    fn reply(&mut self, waiter: u32) -> Option<Reply> {
+        let at = self
+            .replies
+            .iter()
+            .position(|(whose, _)| *whose == waiter)?;
+        Some(self.replies.swap_remove(at).1)
+    }
+
+    fn contents(&self) -> BTreeMap<Vec<u8>, (Vec<u8>, u64)> {
+        let mut contents = BTreeMap::new();
+        let mut from = Some(crate::store::Position(0));
+        while let Some(position) = from {
+            from = self.replica.table().scan(position, 100, |entry| {
+                contents.insert(entry.key.to_vec(), (entry.value.to_vec(), entry.version));
+            });
+        }
+        contents
+    }
+}
+
+fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Command<&'a [u8]> {
+    Command::Set {
+        key,
+        value,
+        expiry,
+        condition: Condition::Always,
+        return_previous: false,
+    }
+}
+
+#[test]
+fn serves_only_after_an_entry_of_its_own_term_is_applied() {
+    let mut alone = Alone::new();
+    let waiter = alone.set("k", "v");
+    assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::NotLeader)));
+    let number = alone.write().expect("a term and an entry to persist");
+    assert!(
+        !alone.serving.load(Ordering::Relaxed),
+        "nothing is persisted yet"
+    );
+    alone.replica.persisted(number);
+    alone.write();
+    assert!(alone.serving.load(Ordering::Relaxed));
+    assert!(matches!(
+        alone.records[0],
+        Record::State(HardState {
+            term: 1,
+            vote: 1,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn answers_when_the_write_is_persisted_and_not_before() {
+    let mut alone = Alone::started();
+    let waiter = alone.set("k", "v");
+    alone.replica.propose(&mut alone.replies);
+    let number = alone.write().expect("an entry to persist");
+    assert_eq!(alone.reply(waiter), None);
+    // Time passes and Raft is asked again while the sync is under way.
+    for _ in 0..30 {
+        alone.replica.tick();
+        assert_eq!(alone.write(), None);
+    }
+    assert_eq!(alone.reply(waiter), None);
+    assert!(
+        alone.contents().is_empty(),
+        "applied before it was persisted"
+    );
+    alone.replica.persisted(number);
+    alone.write();
+    assert_eq!(alone.reply(waiter), Some(Reply::Written { version: 1 }));
+    assert_eq!(alone.contents()[b"k".as_slice()], (b"v".to_vec(), 1));
+}
+
+#[test]
+fn a_reply_without_effects_waits_for_what_it_read() {
+    let mut alone = Alone::started();
+    let absent = Command::Set {
+        key: b"k".as_slice(),
+        value: b"w",
+        expiry: Expiry::Never,
+        condition: Condition::IfAbsent,
+        return_previous: false,
+    };
+    alone.set("k", "v");
+    alone.replica.propose(&mut alone.replies);
+    let number = alone.write().expect("an entry to persist");
+    let waiter = alone.execute(&absent);
+    alone.replica.propose(&mut alone.replies);
+    alone.write();
+    assert_eq!(
+        alone.reply(waiter),
+        None,
+        "it depends on a write that may still fail"
+    );
+    alone.replica.persisted(number);
+    alone.write();
+    assert_eq!(alone.reply(waiter), Some(Reply::NotWritten { version: 1 }));
+    let waiter = alone.execute(&absent);
+    assert_eq!(
+        alone.reply(waiter),
+        Some(Reply::NotWritten { version: 1 }),
+        "nothing in flight"
+    );
+}
+
+#[test]
+fn a_refused_batch_leaves_no_trace() {
+    let mut alone = Alone::started();
+    alone.set("a", "1");
+    alone.turn();
+    let waiter = alone.set("a", "2");
+    alone
+        .replica
+        .refuse_open(&Error::DiskFull, &mut alone.replies);
+    assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::DiskFull)));
+    let waiter = alone.execute(&Command::Increment {
+        key: b"a".as_slice(),
+        delta: 1,
+    });
+    alone.turn();
+    assert_eq!(
+        alone.reply(waiter),
+        Some(Reply::Counter {
+            value: 2,
+            version: 2
+        })
+    );
+}
+
+#[test]
+fn abandoned_writes_have_an_unknown_outcome() {
+    let mut alone = Alone::started();
+    let proposed = alone.set("a", "1");
+    alone.replica.propose(&mut alone.replies);
+    alone.write();
+    let open = alone.set("b", "1");
+    alone.replica.abandon(&mut alone.replies);
+    for waiter in [proposed, open] {
+        assert_eq!(
+            alone.reply(waiter),
+            Some(Reply::Error(Error::OutcomeUnknown))
+        );
+    }
+}
+
+#[test]
+fn recovers_from_every_prefix_of_its_records() {
+    let mut alone = Alone::started();
+    let mut states = vec![(alone.records.len(), BTreeMap::new())];
+    for round in 0..20 {
+        alone.set(&format!("key{}", round % 7), &format!("value{round}"));
+        alone.execute(&Command::Increment {
+            key: b"counter".as_slice(),
+            delta: round,
+        });
+        if round % 3 == 0 {
+            alone.execute(&Command::Delete {
+                keys: vec![b"key1".as_slice(), b"key5"],
+            });
+        }
+        alone.turn();
+        states.push((alone.records.len(), alone.contents()));
+    }
+    for length in 0..=alone.records.len() {
+        let mut again = Alone::recovered(&alone.records[..length]);
+        again.turn();
+        assert!(again.serving.load(Ordering::Relaxed));
+        let written = states.iter().rev().find(|(records, _)| *records <= length);
+        let expected = written
+            .map(|(_, contents)| contents.clone())
+            .unwrap_or_default();
+        assert_eq!(again.contents(), expected, "{length} records");
+        // It goes on where it was: revisions stay dense.
+        let revision = again.replica.revision();
+        let waiter = again.set("new", "one");
+        again.turn();
+        assert_eq!(
+            again.reply(waiter),
+            Some(Reply::Written {
+                version: revision + 1
+            })
+        );
+    }
+}
+
+#[test]
+fn recovery_goes_on_from_a_snapshot() {
+    let mut alone = Alone::started();
+    for round in 0..10 {
+        alone.set(&format!("key{round}"), "before");
+        alone.turn();
+    }
+    let meta = alone.replica.snapshot_meta();
+    let mut chunk = Vec::new();
+    alone.replica.table().begin_snapshot();
+    assert!(alone.replica.table().snapshot_chunk(1 << 20, &mut chunk));
+    alone.replica.table().end_snapshot();
+    for round in 5..15 {
+        alone.set(&format!("key{round}"), "after");
+        alone.turn();
+    }
+
+    assert_eq!(SnapshotMeta::decode(&meta.encode()), Some(meta.clone()));
+    let memory = Memory::new(0);
+    let table = table(&memory);
+    table.load(&chunk).expect("a chunk");
+    let mut recovery = Recovery::new(table, Some(meta), &config());
+    for record in &alone.records {
+        if let Record::Entry { entry, commit } = record {
+            let position = Position {
+                index: entry.index,
+                term: entry.term,
+            };
+            recovery
+                .entry(position, *commit, entry.entry_type as u8, &entry.data)
+                .expect("a log");
+        }
+    }
+    let serving = Arc::new(AtomicBool::new(false));
+    let replica = Replica::new(&config(), recovery, memory, Arc::clone(&serving), NOW);
+    let mut again = Alone {
+        replica: replica.expect("a state"),
+        serving,
+        ..Alone::new()
+    };
+    again.turn();
+    assert_eq!(again.contents(), alone.contents());
+    assert_eq!(again.replica.revision(), alone.replica.revision());
+}
+
+#[test]
+fn snapshot_metadata_of_any_length_is_refused_or_understood() {
+    let meta = SnapshotMeta {
+        position: Position { index: 5, term: 2 },
+        revision: 9,
+        voters: vec![1, 2, 3],
+    };
+    let bytes = meta.encode();
+    for length in 0..bytes.len() {
+        assert_eq!(
+            SnapshotMeta::decode(&bytes[..length]),
+            None,
+            "{length} bytes"
+        );
+    }
+}
+
+#[test]
+fn a_log_with_a_hole_is_refused() {
+    let memory = Memory::new(0);
+    let mut recovery = Recovery::new(table(&memory), None, &config());
+    recovery
+        .entry(Position { index: 1, term: 1 }, 0, 0, &[])
+        .expect("the first");
+    let hole = recovery.entry(Position { index: 3, term: 1 }, 0, 0, &[]);
+    assert!(
+        matches!(
+            hole,
+            Err(Broken::Hole {
+                expected: 2,
+                found: 3
+            })
+        ),
+        "{hole:?}"
+    );
+    let kind = recovery.entry(Position { index: 2, term: 1 }, 0, 9, &[]);
+    assert!(matches!(kind, Err(Broken::EntryType(9))), "{kind:?}");
+}
+
+#[test]
+fn expired_keys_are_deleted_through_the_log() {
+    let mut alone = Alone::started();
+    for index in 0..100 {
+        let key = format!("key{index}");
+        alone.execute(&set(key.as_bytes(), b"v", Expiry::In(1000 + index)));
+    }
+    alone.set("stays", "v");
+    alone.turn();
+    let expire = |alone: &mut Alone, now| {
+        alone.replica.expire(now, 40);
+        alone.turn();
+        alone.contents().len()
+    };
+    assert_eq!(expire(&mut alone, NOW + 900), 101);
+    assert_eq!(
+        expire(&mut alone, NOW + 1200),
+        61,
+        "no more than the limit at a time"
+    );
+    assert_eq!(expire(&mut alone, NOW + 1200), 21);
+    assert_eq!(expire(&mut alone, NOW + 1200), 1);
+    assert_eq!(
+        alone.replica.revision(),
+        201,
+        "each delete is an effect with its revision"
+    );
+    let mut again = Alone::recovered(&alone.records);
+    again.turn();
+    assert_eq!(again.contents(), alone.contents());
+}
+
+#[test]
+fn timers_survive_recovery_and_do_not_pile_up() {
+    let mut alone = Alone::started();
+    for _ in 0..3 {
+        for index in 0..30_000 {
+            let key = format!("key{}", index % 10);
+            alone.execute(&set(key.as_bytes(), b"v", Expiry::In(60_000)));
+        }
+        alone.turn();
+    }
+    assert_eq!(alone.replica.wheel.len(), 90_000);
+    alone.replica.expire(NOW, 10);
+    assert_eq!(alone.replica.wheel.len(), 10, "one for each key");
+    let again = Alone::recovered(&alone.records);
+    assert!(again.replica.wheel.len() <= 10);
+    assert!(
+        alone
+            .replica
+            .next_expiry_ms()
+            .is_some_and(|due| due > NOW && due <= NOW + 60_000)
+    );
+}

@@ -1,0 +1,120 @@
+//! What a partition answers to a command, before a protocol renders it.
+
+#![allow(missing_docs, reason = "fields and errors say what they are")]
+
+use std::ops::Range;
+
+use crate::{Revision, UnixMillis};
+
+/// The answer to a `Command`; which variant belongs to which command stands at the command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    Value(Option<Value>),
+    Values(Vec<Option<Value>>),
+    Bytes(Vec<u8>),
+    Integer(i64),
+    /// A number after it was added to.
+    Counter {
+        value: i64,
+        version: Revision,
+    },
+    /// The write took place; the key now has this version.
+    Written {
+        version: Revision,
+    },
+    /// A condition did not hold and nothing changed; `version` is the key's, 0 where it is absent.
+    NotWritten {
+        version: Revision,
+    },
+    /// The answer to a `Set` with `return_previous`.
+    Previous {
+        previous: Option<Value>,
+        written: bool,
+    },
+    Lcs(Lcs),
+    Described(Option<Description>),
+    Many(Vec<Reply>),
+    /// A guard did not hold, or (all or nothing) the command at `position` had a condition that did not.
+    Aborted {
+        position: Option<usize>,
+    },
+    Error(Error),
+}
+
+/// A key's value with what the store knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    pub bytes: Vec<u8>,
+    pub version: Revision,
+    pub expires_at_ms: Option<UnixMillis>,
+}
+
+/// What the store knows of a key besides its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    pub version: Revision,
+    pub expires_at_ms: Option<UnixMillis>,
+    /// Length of the value.
+    pub value_bytes: usize,
+    /// When the key was last written, in seconds since the Unix epoch.
+    pub written_at_s: u32,
+    /// What the entry takes in memory, its place in the index included.
+    pub memory_bytes: usize,
+}
+
+/// A longest common subsequence, and where its runs stand in both values, last run first (as LCS IDX).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lcs {
+    pub bytes: Vec<u8>,
+    pub runs: Vec<LcsRun>,
+}
+
+/// A run of equal bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LcsRun {
+    pub left: Range<usize>,
+    pub right: Range<usize>,
+}
+
+/// Why a command was not carried out. Nothing changed, except for `OutcomeUnknown`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("value is not an integer or out of range")]
+    NotInteger,
+    #[error("value is not a valid float")]
+    NotFloat,
+    #[error("increment or decrement would overflow")]
+    Overflow,
+    #[error("increment would produce NaN or Infinity")]
+    NotFinite,
+    #[error("offset is out of range")]
+    OffsetOutOfRange,
+    #[error("invalid expire time")]
+    InvalidExpiry,
+    #[error("no such key")]
+    NoSuchKey,
+    #[error("key of {0} bytes is over the limit of 65536")]
+    KeyTooLong(usize),
+    #[error("empty key")]
+    EmptyKey,
+    #[error("value of {0} bytes is over the limit of 16777216")]
+    ValueTooLarge(usize),
+    #[error("writes of {0} bytes together are over the limit of 50331648")]
+    WriteTooLarge(usize),
+    #[error("values of {0} bytes together are too large to compare")]
+    TooLargeToCompare(usize),
+    #[error("max_memory of {limit} bytes is reached; delete keys, or raise max_memory and restart")]
+    OutOfMemory { limit: u64 },
+    #[error("too much work is waiting; try again later")]
+    Overloaded,
+    #[error("the disk is full; writes are refused until there is space again")]
+    DiskFull,
+    #[error("the log failed and the node takes no more writes: {0}")]
+    LogFailed(String),
+    #[error("this node does not lead the partition")]
+    NotLeader,
+    #[error("outcome unknown: the write may or may not take place")]
+    OutcomeUnknown,
+    #[error("the node is stopping")]
+    Stopping,
+}
