@@ -1,0 +1,85 @@
+//! The admin port: `/health` (the process lives), `/ready` (it serves) and `/metrics` (Prometheus).
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::shared::Shared;
+
+/// Set once the node serves.
+type Node = Arc<OnceLock<Arc<Shared>>>;
+
+/// Serves until `stopping` says so.
+pub(crate) async fn serve(listener: TcpListener, node: Node, mut stopping: watch::Receiver<bool>) {
+    let router = Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(node);
+    let stopped = async move {
+        // An error means that the node is gone, which ends this too.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+        tracing::error!(%error, "the admin server ended");
+    }
+}
+
+async fn health() -> &'static str {
+    "ok\n"
+}
+
+async fn ready(State(node): State<Node>) -> (StatusCode, String) {
+    let Some(shared) = node.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "recovering\n".to_owned());
+    };
+    let failure = shared.failure.lock().clone();
+    if let Some(failure) = failure {
+        let text = format!("the log failed, writes are refused: {failure}\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
+    if shared.stopping.load(Ordering::Acquire) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    (StatusCode::OK, "ready\n".to_owned())
+}
+
+async fn metrics(State(node): State<Node>) -> impl IntoResponse {
+    let text = node.get().map(|shared| exposition(shared)).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// The node's metrics in Prometheus's text format.
+fn exposition(shared: &Shared) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "# HELP flux_{name} {help}\n# TYPE flux_{name} {kind}\nflux_{name} {value}\n");
+    };
+    for (name, help, value) in shared.stats.iter() {
+        metric(&format!("{name}_total"), "counter", help, value);
+    }
+    let serving = shared.views.iter().filter(|view| view.serving.load(Ordering::Relaxed)).count();
+    let gauges = [
+        ("keys", "Keys held.", shared.keys() as u64),
+        ("volatile_keys", "Keys that expire.", shared.volatile_keys() as u64),
+        ("memory_bytes", "Memory of keys and values.", shared.memory.used()),
+        ("memory_limit_bytes", "The setting max_memory; 0 is no limit.", shared.memory.limit()),
+        ("connections", "Open connections on the data port.", shared.connections.load(Ordering::Relaxed) as u64),
+        ("partitions", "Partitions of this node.", shared.views.len() as u64),
+        ("partitions_serving", "Partitions that this node leads and serves.", serving as u64),
+        ("uptime_seconds", "Time since the node served first.", shared.started.elapsed().as_secs()),
+    ];
+    for (name, help, value) in gauges {
+        metric(name, "gauge", help, value);
+    }
+    text
+}

@@ -1,0 +1,308 @@
+//! One client connection: its buffers, and its replies in the order of its requests.
+//!
+//! A request that cannot be answered at once takes a slot; later replies queue behind it. Nothing
+//! here reads or executes: the worker does.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Instant;
+
+use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
+use flux_proto::resp::RequestParser;
+use mio::net::TcpStream;
+use parking_lot::Mutex;
+
+use crate::native;
+use crate::resp::{self, Form, Gather, NodeReply, Session};
+use crate::shared::Shared;
+
+/// A connection is not read while this much output waits: the client's own pace bounds our memory.
+pub(crate) const OUTPUT_PAUSE: usize = 256 * 1024;
+
+/// A connection is not read while this many of its requests wait.
+pub(crate) const SLOTS_PAUSE: usize = 16 * 1024;
+
+/// Which protocol a connection speaks; its first byte tells.
+#[derive(Debug)]
+pub(crate) enum Protocol {
+    Unknown,
+    Resp(Box<Resp>),
+    /// After the preface.
+    Native,
+}
+
+/// A RESP connection. The session is shared with the list of clients; its own worker holds the lock
+/// while it serves the connection, so others wait shortly and it hardly ever does.
+#[derive(Debug)]
+pub(crate) struct Resp {
+    pub(crate) parser: RequestParser,
+    pub(crate) session: Arc<Mutex<Session>>,
+}
+
+/// How a reply is put into bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Render {
+    Resp(Form),
+    Native(native::Form),
+}
+
+/// A request's place in the order of replies.
+#[derive(Debug)]
+pub(crate) enum Slot {
+    /// Its write is under way.
+    Waiting(Render),
+    /// Answered, but an earlier one is not.
+    Done(Reply, Render),
+    /// A read that waits for the connection's earlier writes; it runs when it comes first.
+    Read(PartitionId, Command<Vec<u8>>, Render),
+    /// Rendered bytes.
+    Bytes(Vec<u8>),
+    /// Its keys span partitions; some parts are missing.
+    Parts { parts: Vec<Part>, missing: usize, gather: Gathering },
+    /// All keys are being deleted; so many partitions are not done.
+    Flush { missing: usize, failed: Option<Error> },
+}
+
+/// One partition's part of a request.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Waiting,
+    Done(Reply),
+    Read(PartitionId, Command<Vec<u8>>),
+}
+
+/// How the replies of several partitions become one.
+#[derive(Debug)]
+pub(crate) enum Gathering {
+    Resp(Gather),
+    Native(native::Gather),
+}
+
+impl Render {
+    /// Appends a reply.
+    pub(crate) fn put(&self, reply: &Reply, session: Option<&mut Session>, out: &mut Vec<u8>) {
+        match (self, session) {
+            (Render::Resp(form), Some(session)) => resp::render(form, reply, session, out),
+            (Render::Native(form), _) => native::render(form, reply, out),
+            (Render::Resp(_), None) => unreachable!("a connection that speaks RESP has a session"),
+        }
+    }
+}
+
+impl Slot {
+    /// Whether its reply can be rendered.
+    fn is_due(&self) -> bool {
+        match self {
+            Slot::Waiting(_) => false,
+            Slot::Done(..) | Slot::Read(..) | Slot::Bytes(_) => true,
+            Slot::Parts { missing, .. } | Slot::Flush { missing, .. } => *missing == 0,
+        }
+    }
+
+    /// Appends the reply of a slot that is due. A read that waited runs now.
+    pub(crate) fn put(
+        self,
+        shared: &Shared,
+        now_ms: UnixMillis,
+        session: Option<&mut Session>,
+        out: &mut Vec<u8>,
+    ) {
+        match self {
+            Slot::Waiting(_) => unreachable!("it is not due"),
+            Slot::Done(reply, render) => render.put(&reply, session, out),
+            Slot::Read(partition, command, render) => {
+                let reply = shared.read(partition, &command.borrowed(), now_ms);
+                render.put(&reply, session, out);
+            }
+            Slot::Bytes(bytes) => out.extend_from_slice(&bytes),
+            Slot::Parts { parts, gather, .. } => {
+                let answer = |part| match part {
+                    Part::Done(reply) => reply,
+                    Part::Read(partition, command) => {
+                        shared.read(partition, &command.borrowed(), now_ms)
+                    }
+                    Part::Waiting => unreachable!("no part is missing"),
+                };
+                let replies: Vec<Reply> = parts.into_iter().map(answer).collect();
+                match (gather, session) {
+                    (Gathering::Resp(gather), Some(session)) => {
+                        resp::render_gathered(&gather, &replies, session, out);
+                    }
+                    (Gathering::Native(gather), _) => {
+                        native::render_gathered(&gather, &replies, out);
+                    }
+                    (Gathering::Resp(_), None) => {
+                        unreachable!("a connection that speaks RESP has a session")
+                    }
+                }
+            }
+            Slot::Flush { failed, .. } => {
+                let reply = failed.map_or(NodeReply::Ok, NodeReply::Failed);
+                if let Some(session) = session {
+                    resp::render_node(&reply, session, out);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    pub(crate) id: u64,
+    pub(crate) serial: u32,
+    pub(crate) protocol: Protocol,
+    /// Received and not yet consumed.
+    pub(crate) input: Vec<u8>,
+    /// To be sent, from `sent` on.
+    pub(crate) output: Vec<u8>,
+    pub(crate) sent: usize,
+    pub(crate) slots: VecDeque<Slot>,
+    /// The sequence number of the first slot.
+    pub(crate) first_sequence: u64,
+    /// The socket may have more to read: it has not said otherwise since it was last readable.
+    pub(crate) readable: bool,
+    /// The socket takes no more until it says so.
+    pub(crate) blocked: bool,
+    /// Close when the output is sent.
+    pub(crate) closing: bool,
+    /// Listed by the worker to be served.
+    pub(crate) listed: bool,
+    /// Listed by the worker to be flushed.
+    pub(crate) unflushed: bool,
+    /// A command that runs when all slots are answered stopped the parsing.
+    pub(crate) barrier: bool,
+    pub(crate) last_active: Instant,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, id: u64, serial: u32, now: Instant) -> Connection {
+        Connection {
+            stream,
+            id,
+            serial,
+            protocol: Protocol::Unknown,
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            slots: VecDeque::new(),
+            first_sequence: 0,
+            readable: true,
+            blocked: false,
+            closing: false,
+            listed: false,
+            unflushed: false,
+            barrier: false,
+            last_active: now,
+        }
+    }
+
+    /// Whether to stop reading requests until some are answered and sent.
+    pub(crate) fn paused(&self) -> bool {
+        self.barrier || self.unsent() >= OUTPUT_PAUSE || self.slots.len() >= SLOTS_PAUSE
+    }
+
+    pub(crate) fn unsent(&self) -> usize {
+        self.output.len() - self.sent
+    }
+
+    /// Takes the next place in the order of replies; returns its sequence number.
+    pub(crate) fn push(&mut self, slot: Slot) -> u64 {
+        self.slots.push_back(slot);
+        self.first_sequence + self.slots.len() as u64 - 1
+    }
+
+    /// The sequence number that the next `push` will return.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.first_sequence + self.slots.len() as u64
+    }
+
+    /// Fills in a reply. A late reply to a request that is gone is dropped.
+    pub(crate) fn complete(&mut self, sequence: u64, part: u32, reply: Reply) {
+        let index = sequence.checked_sub(self.first_sequence).map(|index| index as usize);
+        let Some(slot) = index.and_then(|index| self.slots.get_mut(index)) else { return };
+        match slot {
+            Slot::Waiting(render) => *slot = Slot::Done(reply, render.clone()),
+            Slot::Parts { parts, missing, .. } => {
+                if let Some(place) = parts.get_mut(part as usize) {
+                    *place = Part::Done(reply);
+                    *missing -= 1;
+                }
+            }
+            Slot::Flush { missing, failed } => {
+                *missing -= 1;
+                if let Reply::Error(error) = reply {
+                    *failed = Some(error);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers with rendered bytes, behind the requests that are not answered yet.
+    pub(crate) fn answer(&mut self, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        if self.slots.is_empty() {
+            self.output.extend_from_slice(&bytes);
+        } else {
+            self.push(Slot::Bytes(bytes));
+        }
+    }
+
+    /// Whether a request is a FLUSHALL that is under way.
+    pub(crate) fn is_flushing(&self, sequence: u64) -> bool {
+        let index = sequence.checked_sub(self.first_sequence).map(|index| index as usize);
+        let slot = index.and_then(|index| self.slots.get(index));
+        matches!(slot, Some(Slot::Flush { .. }))
+    }
+
+    /// Renders the replies that are due: those before the first request that is not answered.
+    pub(crate) fn answer_due(&mut self, shared: &Shared, now_ms: UnixMillis) {
+        if !self.slots.front().is_some_and(Slot::is_due) {
+            return;
+        }
+        let session = match &self.protocol {
+            Protocol::Resp(resp) => Some(Arc::clone(&resp.session)),
+            _ => None,
+        };
+        let mut session = session.as_ref().map(|session| session.lock());
+        while self.slots.front().is_some_and(Slot::is_due) && self.unsent() < OUTPUT_PAUSE {
+            let Some(slot) = self.slots.pop_front() else { return };
+            self.first_sequence += 1;
+            slot.put(shared, now_ms, session.as_deref_mut(), &mut self.output);
+        }
+    }
+
+    /// Sends what the socket takes. An error means that the connection is gone.
+    pub(crate) fn flush(&mut self) -> io::Result<usize> {
+        let mut total = 0;
+        while self.sent < self.output.len() && !self.blocked {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.sent += count;
+                    total += count;
+                    // The socket's buffer is full when it takes only a part; it says when it is not.
+                    self.blocked = self.sent < self.output.len();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.sent == self.output.len() {
+            self.sent = 0;
+            self.output.clear();
+            if self.output.capacity() > OUTPUT_PAUSE {
+                self.output = Vec::new();
+            }
+        } else if self.sent > OUTPUT_PAUSE {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
+        Ok(total)
+    }
+}

@@ -1,0 +1,279 @@
+//! The gRPC server: `flux.kv.v1.KV`, the standard health service and server reflection.
+
+mod convert;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use flux_core::{Command, PartitionId, Partitions, Reply};
+use flux_proto::Code;
+use flux_proto::grpc::kv_v1 as wire;
+use flux_proto::grpc::kv_v1::kv_server::{Kv, KvServer};
+use flux_proto::grpc::{CODE_TRAILER, FILE_DESCRIPTOR_SET};
+use flux_proto::native::MAX_FRAME_BYTES;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response, Status};
+
+use crate::clock::unix_ms;
+use crate::codes::code_of;
+use crate::scan::{self, PageLimits};
+use crate::shared::Shared;
+
+/// Calls of one connection at a time.
+const CALLS_PER_CONNECTION: usize = 1024;
+/// Keys of a batch and writes of a batch.
+const MAX_BATCH: usize = 65_536;
+const MAX_PAGE: u32 = 10_000;
+const DEFAULT_PAGE: u32 = 100;
+/// Keys and values of a page: well within a message.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Keys that a page looks at, whether they match or not.
+const PAGE_LOOKED_AT: usize = 100_000;
+
+/// Serves until `stopping` says so, and then finishes the calls that are under way.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let service = KvServer::new(Service { shared })
+        .max_decoding_message_size(MAX_FRAME_BYTES)
+        .max_encoding_message_size(MAX_FRAME_BYTES);
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<KvServer<Service>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().build_v1().expect("the descriptors were made by this build");
+    let v1alpha = reflection().build_v1alpha().expect("the descriptors were made by this build");
+    let stopped = async move {
+        // An error means that the node is gone, which ends this too.
+        let _ = stopping.wait_for(|stop| *stop).await;
+        health_reporter.set_not_serving::<KvServer<Service>>().await;
+    };
+    let served = tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .tcp_nodelay(true)
+        .add_service(health)
+        .add_service(v1)
+        .add_service(v1alpha)
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped)
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the gRPC server ended");
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    shared: Arc<Shared>,
+}
+
+impl Service {
+    fn partitions(&self) -> Partitions {
+        self.shared.partitions
+    }
+
+    async fn run(
+        &self,
+        partition: PartitionId,
+        command: Command<Vec<u8>>,
+    ) -> Result<Reply, Status> {
+        match self.shared.execute(partition, command).await {
+            Reply::Error(error) => Err(status(code_of(&error), &error.to_string())),
+            reply => Ok(reply),
+        }
+    }
+
+    fn keyed(
+        &self,
+        key: bytes::Bytes,
+        command: impl FnOnce(Vec<u8>) -> Command<Vec<u8>>,
+    ) -> impl Future<Output = Result<Reply, Status>> {
+        let partition = self.partitions().of(&key);
+        self.run(partition, command(key.into()))
+    }
+}
+
+/// A status with its code's name in a trailer.
+fn status(code: Code, message: &str) -> Status {
+    let mut status = Status::new(code.grpc(), message);
+    status.metadata_mut().insert(CODE_TRAILER, MetadataValue::from_static(code.name()));
+    status
+}
+
+fn invalid(message: impl AsRef<str>) -> Status {
+    status(Code::InvalidArgument, message.as_ref())
+}
+
+/// A reply that the command never gives: a defect of ours.
+fn unexpected(reply: &Reply) -> Status {
+    status(Code::Internal, &format!("unexpected reply {reply:?}"))
+}
+
+#[tonic::async_trait]
+impl Kv for Service {
+    async fn get(
+        &self,
+        request: Request<wire::GetRequest>,
+    ) -> Result<Response<wire::GetResponse>, Status> {
+        let key = request.into_inner().key;
+        match self.keyed(key, |key| Command::Get { key }).await? {
+            Reply::Value(value) => Ok(Response::new(convert::found(value))),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    async fn set(
+        &self,
+        request: Request<wire::SetRequest>,
+    ) -> Result<Response<wire::SetResponse>, Status> {
+        let wire::SetRequest { key, value, ttl_ms, keep_ttl, only_if, return_previous } =
+            request.into_inner();
+        let expiry = convert::expiry(ttl_ms, keep_ttl)?;
+        let condition = convert::condition(only_if)?;
+        let name = key.clone();
+        let set = |key| {
+            let value = value.into();
+            Command::Set { key, value, expiry, condition, return_previous }
+        };
+        let (written, version, previous) = match self.keyed(key, set).await? {
+            Reply::Written { version } => (true, Some(version), None),
+            Reply::NotWritten { version } => (false, Some(version), None),
+            Reply::Previous { previous, written } => (written, None, previous),
+            reply => return Err(unexpected(&reply)),
+        };
+        let previous = previous.map(|value| convert::item(name, value));
+        Ok(Response::new(wire::SetResponse { written, version, previous }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<wire::DeleteRequest>,
+    ) -> Result<Response<wire::DeleteResponse>, Status> {
+        let wire::DeleteRequest { key, only_if } = request.into_inner();
+        let condition = convert::condition(only_if)?;
+        let delete = |key| Command::DeleteIf { key, condition };
+        let (deleted, conflict_version) = match self.keyed(key, delete).await? {
+            Reply::Integer(count) => (count > 0, None),
+            Reply::NotWritten { version } => (false, Some(version)),
+            reply => return Err(unexpected(&reply)),
+        };
+        Ok(Response::new(wire::DeleteResponse { deleted, conflict_version }))
+    }
+
+    async fn increment(
+        &self,
+        request: Request<wire::IncrementRequest>,
+    ) -> Result<Response<wire::IncrementResponse>, Status> {
+        let wire::IncrementRequest { key, delta } = request.into_inner();
+        let delta = delta.unwrap_or(1);
+        match self.keyed(key, |key| Command::Increment { key, delta }).await? {
+            Reply::Counter { value, version } => {
+                Ok(Response::new(wire::IncrementResponse { value, version }))
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    async fn batch_get(
+        &self,
+        request: Request<wire::BatchGetRequest>,
+    ) -> Result<Response<wire::BatchGetResponse>, Status> {
+        let keys = request.into_inner().keys;
+        check_count("keys", keys.len())?;
+        let mut parts: Vec<Vec<usize>> = vec![Vec::new(); usize::from(self.partitions().count())];
+        for (position, key) in keys.iter().enumerate() {
+            parts[usize::from(self.partitions().of(key).0)].push(position);
+        }
+        let mut values = vec![wire::GetResponse::default(); keys.len()];
+        for (partition, positions) in parts.iter().enumerate() {
+            if positions.is_empty() {
+                continue;
+            }
+            let command = Command::GetMany {
+                keys: positions.iter().map(|&position| keys[position].to_vec()).collect(),
+            };
+            match self.run(PartitionId(partition as u16), command).await? {
+                Reply::Values(found) => {
+                    for (&position, value) in positions.iter().zip(found) {
+                        values[position] = convert::found(value);
+                    }
+                }
+                reply => return Err(unexpected(&reply)),
+            }
+        }
+        Ok(Response::new(wire::BatchGetResponse { values }))
+    }
+
+    async fn batch_write(
+        &self,
+        request: Request<wire::BatchWriteRequest>,
+    ) -> Result<Response<wire::BatchWriteResponse>, Status> {
+        let wire::BatchWriteRequest { ops, guards } = request.into_inner();
+        check_count("ops", ops.len())?;
+        check_count("guards", guards.len())?;
+        let batch = convert::batch(ops, guards, self.partitions())?;
+        let Some((partition, command)) = batch else {
+            let written = wire::BatchWriteResponse { written: true, ..Default::default() };
+            return Ok(Response::new(written));
+        };
+        let response = match self.run(partition, command).await? {
+            Reply::Many(replies) => wire::BatchWriteResponse {
+                written: true,
+                results: replies.into_iter().map(convert::write_result).collect(),
+                failed_op: None,
+            },
+            Reply::Aborted { position } => wire::BatchWriteResponse {
+                written: false,
+                results: Vec::new(),
+                failed_op: position.map(|position| position as u32),
+            },
+            reply => return Err(unexpected(&reply)),
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn scan(
+        &self,
+        request: Request<wire::ScanRequest>,
+    ) -> Result<Response<wire::ScanResponse>, Status> {
+        let wire::ScanRequest { prefix, page_token, limit, keys_only } = request.into_inner();
+        let limit = match limit {
+            0 => DEFAULT_PAGE,
+            1..=MAX_PAGE => limit,
+            _ => return Err(invalid(format!("limit {limit} is over {MAX_PAGE}"))),
+        };
+        let cursor = scan::cursor_from_bytes(&page_token, self.partitions().count())
+            .ok_or_else(|| invalid("page_token is not one that this node gave"))?;
+        let limits =
+            PageLimits { matches: limit as usize, bytes: PAGE_BYTES, looked_at: PAGE_LOOKED_AT };
+        let mut items = Vec::new();
+        let next = scan::page(&self.shared, cursor, &prefix, limits, unix_ms(), |entry| {
+            let value: &[u8] = if keys_only { &[] } else { entry.value };
+            items.push(wire::Item {
+                key: bytes::Bytes::copy_from_slice(entry.key),
+                value: bytes::Bytes::copy_from_slice(value),
+                version: entry.version,
+                expires_at_ms: entry.expires_at_ms,
+            });
+        })
+        .map_err(|error| status(code_of(&error), &error.to_string()))?;
+        let token = scan::cursor_to_bytes(next);
+        Ok(Response::new(wire::ScanResponse { items, next_page_token: token.into() }))
+    }
+}
+
+fn check_count(field: &str, count: usize) -> Result<(), Status> {
+    if count > MAX_BATCH {
+        let message = format!("{count} {field} are over the limit of {MAX_BATCH}");
+        return Err(status(Code::TooLarge, &message));
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! A Flux-KV node: its configuration, its listeners, and the workers that own connections and
+//! partitions.
+//!
+//! What a command does is decided in `flux-core`, how bytes look in `flux-proto` and `flux-log`. Here
+//! are the threads, the sockets and the order in which things happen.
+
+mod admin;
+mod clock;
+mod codes;
+pub mod config;
+mod connection;
+mod data_dir;
+mod grpc;
+mod mailbox;
+mod native;
+mod node;
+mod process;
+mod recovery;
+mod resp;
+mod scan;
+mod shared;
+mod stats;
+mod worker;
+
+pub use data_dir::DataDirError;
+pub use node::{Addresses, Node, StartError};
+pub use recovery::RecoveryError;

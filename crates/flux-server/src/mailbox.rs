@@ -1,0 +1,148 @@
+//! How other threads reach a worker: bounded queues that wake its loop.
+//!
+//! Requests are refused when the queue is full. Answers come back through a queue of their own, which
+//! cannot overflow: a worker has at most `MAX_OUTSTANDING` requests with others.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use flux_core::{Command, PartitionId, Reply};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// Requests that may wait in a worker's mailbox.
+pub(crate) const CAPACITY: usize = 16 * 1024;
+
+/// Requests of one worker that may be with other workers at a time.
+pub(crate) const MAX_OUTSTANDING: usize = 16 * 1024;
+
+/// Whom a reply is for.
+#[derive(Debug)]
+pub(crate) enum Waiter {
+    /// A request of a connection.
+    Connection(Origin),
+    /// A task on the runtime of the gRPC server.
+    Task(oneshot::Sender<Reply>),
+}
+
+/// A request of a connection, or one part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The worker that owns the connection.
+    pub(crate) worker: u16,
+    /// Which part of the request; 0 unless its keys span partitions.
+    pub(crate) part: u32,
+    /// The connection's place in its worker.
+    pub(crate) connection: u32,
+    /// Tells it from earlier connections at the same place.
+    pub(crate) serial: u32,
+    /// The request's number on the connection.
+    pub(crate) sequence: u64,
+}
+
+/// What a worker is asked by another thread.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A command for one of its partitions.
+    Command { partition: PartitionId, command: Box<Command<Vec<u8>>>, waiter: Waiter },
+    /// A connection that it shall own.
+    Connection(mio::net::TcpStream),
+    /// Close the connection with this number.
+    Kill(u64),
+    /// Stop: no new connections or requests, finish what is under way, close the log.
+    Stop,
+}
+
+/// What comes back to a worker, and never overflows.
+#[derive(Debug)]
+pub(crate) enum Return {
+    /// The reply to a request of one of its connections.
+    Reply(Origin, Reply),
+    /// Its sync thread has finished.
+    Synced(Result<flux_log::Lsn, io::Error>),
+    /// Its sync thread has made the next segment, or could not.
+    Prepared(Result<flux_log::PreparedSegment, flux_log::LogError>),
+    /// Its snapshot thread has finished the snapshot it was given.
+    SnapshotWritten(Result<(), flux_log::LogError>),
+    /// The snapshot thread takes another chunk.
+    SnapshotRoom,
+}
+
+/// The sending half, shared by all threads.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    sender: SyncSender<Message>,
+    returns: Mutex<Vec<Return>>,
+    asleep: AtomicBool,
+    waker: mio::Waker,
+}
+
+impl Mailbox {
+    /// A mailbox that wakes a loop through `waker`, and the end that the loop reads.
+    pub(crate) fn new(waker: mio::Waker) -> (Arc<Mailbox>, Receiver<Message>) {
+        let (sender, receiver) = sync_channel(CAPACITY);
+        let (returns, asleep) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        (Arc::new(Mailbox { sender, returns, asleep, waker }), receiver)
+    }
+
+    /// Sends a request, or gives it back when the mailbox is full or its worker has ended.
+    pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
+        self.sender.try_send(message).map_err(|error| match error {
+            TrySendError::Full(message) | TrySendError::Disconnected(message) => message,
+        })?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Tells the worker to stop. Waits until its mailbox has room, or it has ended.
+    pub(crate) fn stop(&self) {
+        // A worker that has ended needs no telling.
+        let _ = self.sender.send(Message::Stop);
+        self.wake();
+    }
+
+    /// Sends an answer.
+    pub(crate) fn answer(&self, answer: Return) {
+        self.returns.lock().push(answer);
+        self.wake();
+    }
+
+    /// Sends answers, leaving the vector empty.
+    pub(crate) fn answer_all(&self, answers: &mut Vec<Return>) {
+        self.returns.lock().append(answers);
+        self.wake();
+    }
+
+    /// Takes the answers that have come, in exchange for an empty vector.
+    pub(crate) fn take_answers(&self, into: &mut Vec<Return>) {
+        std::mem::swap(&mut *self.returns.lock(), into);
+    }
+
+    /// The loop says that it is going to sleep. It must look at its queues once more before it does:
+    /// what was sent before this is not going to wake it.
+    pub(crate) fn fall_asleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The loop is awake and will look at its queues.
+    pub(crate) fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether answers wait.
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.returns.lock().is_empty()
+    }
+
+    /// Wakes the loop if it sleeps: one system call for any number of messages until it is awake.
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            // An eventfd write fails only when it is full, and then a wake-up is already pending.
+            let _ = self.waker.wake();
+        }
+    }
+}

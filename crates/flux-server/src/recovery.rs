@@ -1,0 +1,270 @@
+//! From the data directory to replicas: snapshots, then the log of each worker.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flux_core::PartitionId;
+use flux_core::replica::{Broken, Position, Recovery, ReplicaConfig, SnapshotMeta};
+use flux_core::store::Table;
+use flux_log::{Disk, FileDisk, Log, LogError, LogOptions, Record, Snapshot, SnapshotId};
+
+use crate::data_dir::{DataDir, DataDirError};
+
+/// Time between two reports of a long recovery.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes that are copied into a log of a new generation at a time.
+const COPY_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Why the data cannot be recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The directory.
+    #[error(transparent)]
+    Directory(#[from] DataDirError),
+    /// A log or a snapshot.
+    #[error("in {directory}")]
+    Log {
+        /// Where the file that it names lies.
+        directory: String,
+        /// What is wrong.
+        #[source]
+        source: LogError,
+    },
+    /// A partition whose log makes no sense.
+    #[error("partition {partition} in {directory}")]
+    Broken {
+        /// The partition.
+        partition: u16,
+        /// The directory of its log.
+        directory: String,
+        /// What is wrong.
+        #[source]
+        source: Broken,
+    },
+    /// A snapshot whose contents make no sense, though its checksums are right.
+    #[error("the snapshot of partition {partition} in {directory} is not one of this version")]
+    Snapshot {
+        /// The partition.
+        partition: u16,
+        /// The directory of the snapshots.
+        directory: String,
+    },
+}
+
+/// What one worker starts with.
+pub(crate) struct Recovered {
+    pub(crate) log: Log,
+    pub(crate) replicas: Vec<(PartitionId, Recovery)>,
+    /// The index of each partition's snapshot.
+    pub(crate) snapshot_indexes: BTreeMap<u16, u64>,
+}
+
+/// Tells a person how a long recovery is getting on.
+struct Reporter {
+    what: String,
+    next: Instant,
+}
+
+impl Reporter {
+    fn new(what: String) -> Reporter {
+        Reporter { what, next: Instant::now() + REPORT_INTERVAL }
+    }
+
+    fn report(&mut self, done: u64, total: u64) {
+        let now = Instant::now();
+        if now >= self.next {
+            self.next = now + REPORT_INTERVAL;
+            let percent = done.saturating_mul(100) / total.max(1);
+            tracing::info!(what = %self.what, done, total, "recovering: {percent}%");
+        }
+    }
+}
+
+/// The directory as the log sees it.
+pub(crate) fn disk(path: &Path) -> Result<Arc<dyn Disk>, RecoveryError> {
+    let disk = FileDisk::open(path).map_err(|source| DataDirError::Io {
+        action: "open",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Arc::new(disk))
+}
+
+/// Recovers a worker's partitions into their tables.
+pub(crate) fn recover(
+    directory: &DataDir,
+    worker: u16,
+    partitions: &[(PartitionId, Arc<Table>)],
+    options: LogOptions,
+    snapshots: &BTreeMap<u16, SnapshotId>,
+) -> Result<Recovered, RecoveryError> {
+    let mut replicas = BTreeMap::new();
+    let mut snapshot_indexes = BTreeMap::new();
+    for (partition, table) in partitions {
+        let config = replica_config(*partition);
+        let meta = match snapshots.get(&partition.0) {
+            Some(&snapshot) => Some(load(directory, snapshot, table)?),
+            None => None,
+        };
+        if let Some(meta) = &meta {
+            snapshot_indexes.insert(partition.0, meta.position.index);
+        }
+        replicas.insert(partition.0, Recovery::new(Arc::clone(table), meta, &config));
+    }
+    let path = directory.log(directory.description.generation, worker);
+    let name = path.display().to_string();
+    let mut reporter = Reporter::new(name.clone());
+    let mut broken = None;
+    let mut visit = |record: Record<'_>| {
+        if broken.is_none() {
+            broken = replay(&mut replicas, &record).err();
+        }
+    };
+    let opened = Log::open(disk(&path)?, options, &mut visit, &mut |progress| {
+        reporter.report(progress.done, progress.total);
+    });
+    let (log, report) =
+        opened.map_err(|source| RecoveryError::Log { directory: name.clone(), source })?;
+    if let Some((partition, source)) = broken {
+        return Err(RecoveryError::Broken { partition, directory: name, source });
+    }
+    if let Some(cut) = &report.cut {
+        tracing::warn!(
+            directory = %name, file = %cut.file, offset = cut.offset, bytes = cut.bytes,
+            "cut a torn write off the end of the log; nothing acknowledged under fsync = always was in it"
+        );
+    }
+    let replicas = replicas.into_iter().map(|(partition, one)| (PartitionId(partition), one));
+    Ok(Recovered { log, replicas: replicas.collect(), snapshot_indexes })
+}
+
+/// How a partition's replica on this node is set up: alone in its group.
+pub(crate) fn replica_config(partition: PartitionId) -> ReplicaConfig {
+    ReplicaConfig { partition, id: 1, voters: vec![1], election_ticks: 10, tail_bytes: 0 }
+}
+
+/// The newest snapshot of each partition.
+pub(crate) fn snapshots(directory: &DataDir) -> Result<BTreeMap<u16, SnapshotId>, RecoveryError> {
+    let path = directory.snapshots();
+    let found = Snapshot::list(&*disk(&path)?).map_err(|source| in_directory(&path, source))?;
+    Ok(found.into_iter().map(|id| (id.partition, id)).collect())
+}
+
+fn load(
+    directory: &DataDir,
+    id: SnapshotId,
+    table: &Table,
+) -> Result<SnapshotMeta, RecoveryError> {
+    let path = directory.snapshots();
+    let failed = |source| in_directory(&path, source);
+    let unusable = || RecoveryError::Snapshot {
+        partition: id.partition,
+        directory: path.display().to_string(),
+    };
+    let mut snapshot = Snapshot::open(&*disk(&path)?, id).map_err(failed)?;
+    let meta = SnapshotMeta::decode(snapshot.meta()).ok_or_else(unusable)?;
+    let mut reporter = Reporter::new(format!("snapshot of partition {}", id.partition));
+    let size = snapshot.size();
+    loop {
+        reporter.report(snapshot.position(), size);
+        let Some(chunk) = snapshot.next_chunk().map_err(failed)? else { return Ok(meta) };
+        table.load(chunk).map_err(|_| unusable())?;
+    }
+}
+
+fn replay(
+    replicas: &mut BTreeMap<u16, Recovery>,
+    record: &Record<'_>,
+) -> Result<(), (u16, Broken)> {
+    match *record {
+        Record::State(state) => {
+            if let Some(replica) = replicas.get_mut(&state.partition) {
+                replica.state(state.term, state.vote);
+            }
+            Ok(())
+        }
+        Record::Entry(entry) => {
+            let Some(replica) = replicas.get_mut(&entry.partition) else { return Ok(()) };
+            let position = Position { index: entry.index, term: entry.term };
+            replica
+                .entry(position, entry.commit, entry.entry_type, entry.payload)
+                .map_err(|broken| (entry.partition, broken))
+        }
+    }
+}
+
+/// Copies the records of all workers' logs into logs for another number of workers, and makes those
+/// the ones that count. A crash before the last step leaves the old ones in force.
+pub(crate) fn relayout(
+    directory: &mut DataDir,
+    workers: u16,
+    options: &LogOptions,
+) -> Result<(), RecoveryError> {
+    let (from, count) = (directory.description.generation, directory.description.workers);
+    let to = from + 1;
+    tracing::info!(from = count, to = workers, "the number of workers changed: rewriting the log");
+    directory.remove_stale_logs().map_err(|source| DataDirError::Io {
+        action: "clean",
+        path: directory.log(to, 0),
+        source,
+    })?;
+    let mut targets = Vec::new();
+    for worker in 0..workers {
+        let path = directory.log(to, worker);
+        let (log, _) = Log::open(disk(&path)?, options.clone(), &mut |_| (), &mut |_| ())
+            .map_err(|source| in_directory(&path, source))?;
+        targets.push((path, log));
+    }
+    for worker in 0..count {
+        let path = directory.log(from, worker);
+        let mut reporter = Reporter::new(path.display().to_string());
+        let mut failed = None;
+        let mut copy = |record: Record<'_>| {
+            let partition = match record {
+                Record::State(state) => state.partition,
+                Record::Entry(entry) => entry.partition,
+            };
+            let (path, log) = &mut targets[usize::from(partition % workers)];
+            let copied = log.append(&record).and_then(|()| flush(log, COPY_BATCH_BYTES));
+            if let Err(error) = copied
+                && failed.is_none()
+            {
+                failed = Some(in_directory(path, error));
+            }
+        };
+        Log::open(disk(&path)?, options.clone(), &mut copy, &mut |progress| {
+            reporter.report(progress.done, progress.total);
+        })
+        .map_err(|source| in_directory(&path, source))?;
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+    }
+    for (path, mut log) in targets {
+        flush(&mut log, 0)
+            .and_then(|()| log.close())
+            .map_err(|source| in_directory(&path, source))?;
+    }
+    directory.switch(to, workers)?;
+    directory.remove_stale_logs().map_err(|source| DataDirError::Io {
+        action: "remove",
+        path: directory.log(from, 0),
+        source,
+    })?;
+    Ok(())
+}
+
+fn in_directory(path: &Path, source: LogError) -> RecoveryError {
+    RecoveryError::Log { directory: path.display().to_string(), source }
+}
+
+/// Writes the batch if it is larger than `bytes`.
+fn flush(log: &mut Log, bytes: usize) -> Result<(), LogError> {
+    if log.batch_bytes() > bytes {
+        log.reserve(log.batch_bytes())?;
+        log.write()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! The core's errors as RESP errors.
+//!
+//! Where Redis has the same error, its words are kept: clients compare them.
+
+use flux_core::Error;
+
+use crate::codes::code_of;
+
+/// An error as RESP answers it, without the leading `-`.
+pub fn text(error: &Error) -> String {
+    let prefix = code_of(error).resp_prefix();
+    match error {
+        Error::OutOfMemory { .. } => {
+            format!("{prefix} command not allowed when used memory > 'maxmemory'. {error}")
+        }
+        Error::ValueTooLarge(_) => {
+            format!("{prefix} string exceeds maximum allowed size (proto-max-bulk-len): {error}")
+        }
+        Error::TooLargeToCompare(_) => format!(
+            "{prefix} Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len: \
+             {error}"
+        ),
+        _ => format!("{prefix} {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_words_of_redis_or_a_prefix_of_their_own() {
+        let cases = [
+            (
+                Error::NotInteger,
+                "ERR value is not an integer or out of range",
+            ),
+            (Error::NotFloat, "ERR value is not a valid float"),
+            (Error::Overflow, "ERR increment or decrement would overflow"),
+            (
+                Error::NotFinite,
+                "ERR increment would produce NaN or Infinity",
+            ),
+            (Error::OffsetOutOfRange, "ERR offset is out of range"),
+            (Error::NoSuchKey, "ERR no such key"),
+            (Error::EmptyKey, "ERR empty key"),
+            (
+                Error::KeyTooLong(70_000),
+                "ERR key of 70000 bytes is over the limit of 65536",
+            ),
+            (
+                Error::ValueTooLarge(16_777_217),
+                "ERR string exceeds maximum allowed size (proto-max-bulk-len): value of 16777217 \
+                 bytes is over the limit of 16777216",
+            ),
+            (
+                Error::OutOfMemory { limit: 1000 },
+                "OOM command not allowed when used memory > 'maxmemory'. max_memory of 1000 bytes \
+                 is reached; delete keys, or raise max_memory and restart",
+            ),
+            (
+                Error::Overloaded,
+                "OVERLOADED too much work is waiting; try again later",
+            ),
+            (
+                Error::DiskFull,
+                "DISKFULL the disk is full; writes are refused until there is space again",
+            ),
+            (
+                Error::LogFailed("sync failed".into()),
+                "LOGFAILED the log failed and the node takes no more writes: sync failed",
+            ),
+            (
+                Error::NotLeader,
+                "NOTLEADER this node does not lead the partition",
+            ),
+            (
+                Error::OutcomeUnknown,
+                "UNKNOWN outcome unknown: the write may or may not take place",
+            ),
+            (Error::Stopping, "STOPPING the node is stopping"),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(text(&error), expected);
+        }
+    }
+}

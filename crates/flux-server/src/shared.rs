@@ -1,0 +1,118 @@
+//! What all threads of a node share: where partitions live, their tables, and the counters.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use flux_core::store::{Memory, Table};
+use flux_core::{Command, Error, PartitionId, Partitions, Reply, UnixMillis};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::clock::unix_ms;
+use crate::config::Settings;
+use crate::mailbox::{Mailbox, Message, Waiter};
+use crate::resp::Session;
+use crate::stats::Stats;
+
+/// A partition as any thread may see it.
+#[derive(Debug)]
+pub(crate) struct PartitionView {
+    pub(crate) table: Arc<Table>,
+    /// Whether the table may answer linearizable reads.
+    pub(crate) serving: Arc<AtomicBool>,
+}
+
+/// A RESP connection as other workers see it.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) worker: u16,
+    pub(crate) session: Arc<Mutex<Session>>,
+}
+
+/// The state of a node that is not one worker's own.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) node_id: String,
+    pub(crate) data_addr: SocketAddr,
+    pub(crate) partitions: Partitions,
+    pub(crate) views: Vec<PartitionView>,
+    pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) started: Instant,
+    /// Connections open now, on the data port.
+    pub(crate) connections: AtomicUsize,
+    pub(crate) next_connection: AtomicU64,
+    /// The sessions of all RESP connections, by number.
+    pub(crate) clients: Mutex<BTreeMap<u64, Client>>,
+    /// Bytes of all workers' logs on disk.
+    pub(crate) log_bytes: AtomicU64,
+    /// When a snapshot was last finished, in seconds since the Unix epoch; 0 for never.
+    pub(crate) last_snapshot_s: AtomicU64,
+    /// Settings that CONFIG SET can change.
+    pub(crate) max_connections: AtomicUsize,
+    pub(crate) idle_timeout_s: AtomicU64,
+    /// Why the node takes no writes any more, if it does not.
+    pub(crate) failure: Mutex<Option<String>>,
+    pub(crate) stopping: AtomicBool,
+}
+
+impl Shared {
+    /// The worker that owns a partition.
+    pub(crate) fn owner(&self, partition: PartitionId) -> u16 {
+        partition.0 % self.mailboxes.len() as u16
+    }
+
+    /// Answers a read from the partition's table.
+    pub(crate) fn read(
+        &self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        now_ms: UnixMillis,
+    ) -> Reply {
+        let view = &self.views[usize::from(partition.0)];
+        if !view.serving.load(Ordering::Acquire) {
+            return Reply::Error(Error::NotLeader);
+        }
+        flux_core::evaluate::read(&view.table, now_ms, command)
+    }
+
+    /// Carries out a command from a task of the asynchronous runtime.
+    pub(crate) async fn execute(&self, partition: PartitionId, command: Command<Vec<u8>>) -> Reply {
+        if !command.is_write() {
+            return self.read(partition, &command.borrowed(), unix_ms());
+        }
+        let (sender, receiver) = oneshot::channel();
+        let (command, waiter) = (Box::new(command), Waiter::Task(sender));
+        let mailbox = &self.mailboxes[usize::from(self.owner(partition))];
+        if mailbox.send(Message::Command { partition, command, waiter }).is_err() {
+            let stopping = self.stopping.load(Ordering::Relaxed);
+            let error = if stopping { Error::Stopping } else { Error::Overloaded };
+            return Reply::Error(error);
+        }
+        // The worker drops the sender only when it ends before the batch is decided.
+        receiver.await.unwrap_or(Reply::Error(Error::OutcomeUnknown))
+    }
+
+    /// Keys in all partitions.
+    pub(crate) fn keys(&self) -> usize {
+        self.views.iter().map(|view| view.table.len()).sum()
+    }
+
+    /// Keys that expire, in all partitions.
+    pub(crate) fn volatile_keys(&self) -> usize {
+        self.views.iter().map(|view| view.table.volatile_len()).sum()
+    }
+
+    /// Records why the node takes no writes any more; the first reason stays.
+    pub(crate) fn fail(&self, reason: &str) {
+        let mut failure = self.failure.lock();
+        if failure.is_none() {
+            *failure = Some(reason.to_owned());
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Takes commands to where their partitions live: a replica of this worker, or another's mailbox.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use flux_core::replica::{Replica, Replies};
+use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
+
+use crate::mailbox::{MAX_OUTSTANDING, Message, Origin, Return, Waiter};
+use crate::shared::Shared;
+
+/// Timers of expired keys that one partition works off in a turn: bounds what they add to its length.
+const EXPIRIES_PER_TURN: usize = 512;
+
+pub(super) struct Dispatch {
+    id: u16,
+    shared: Arc<Shared>,
+    /// By partition; `None` where another worker owns it.
+    replicas: Vec<Option<Replica<Waiter>>>,
+    /// Partitions of this worker.
+    own: Vec<PartitionId>,
+    /// Partitions with something for the next turn, each once.
+    active: Vec<PartitionId>,
+    is_active: Vec<bool>,
+    /// Decided replies, for `Worker::deliver`.
+    pub(super) replies: Replies<Waiter>,
+    /// Replies for connections of other workers, by worker.
+    answers: Vec<Vec<Return>>,
+    /// Requests that are with other workers.
+    pub(super) outstanding: usize,
+    /// The time of this round, in microseconds since the Unix epoch.
+    pub(super) now_us: u64,
+    /// The same in milliseconds.
+    pub(super) now_ms: UnixMillis,
+    max_in_flight_bytes: usize,
+    in_flight_bytes: usize,
+    /// Timers may be due beyond what the last turn took.
+    more_expiries: bool,
+    /// Why new writes are refused, if they are.
+    pub(super) refusing: Option<Error>,
+    tally: Tally,
+}
+
+/// What a worker counts by itself: counters that all workers share are too slow for each request.
+#[derive(Default)]
+struct Tally {
+    reads: u64,
+    hits: u64,
+    misses: u64,
+    writes: u64,
+}
+
+impl Dispatch {
+    pub(super) fn new(id: u16, shared: Arc<Shared>, replicas: Vec<Replica<Waiter>>) -> Dispatch {
+        let count = usize::from(shared.partitions.count());
+        let own = replicas.iter().map(Replica::partition).collect();
+        let mut places: Vec<Option<Replica<Waiter>>> = (0..count).map(|_| None).collect();
+        for replica in replicas {
+            let index = usize::from(replica.partition().0);
+            places[index] = Some(replica);
+        }
+        Dispatch {
+            id,
+            replicas: places,
+            own,
+            active: Vec::new(),
+            is_active: vec![false; count],
+            replies: Vec::new(),
+            answers: shared.mailboxes.iter().map(|_| Vec::new()).collect(),
+            outstanding: 0,
+            now_us: 0,
+            now_ms: 0,
+            max_in_flight_bytes: shared.settings.max_inflight_bytes as usize,
+            in_flight_bytes: 0,
+            more_expiries: false,
+            refusing: None,
+            tally: Tally::default(),
+            shared,
+        }
+    }
+
+    pub(super) fn set_time(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        self.now_ms = now_us / 1000;
+    }
+
+    /// Gives a write to its partition. The reply comes now, or later to `origin`.
+    pub(super) fn write(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        origin: Origin,
+    ) -> Option<Reply> {
+        if self.replicas[usize::from(partition.0)].is_some() {
+            let waiter = Waiter::Connection(origin);
+            return self.execute(partition, command, waiter).map(|(_, reply)| reply);
+        }
+        if self.outstanding >= MAX_OUTSTANDING {
+            return Some(self.overloaded());
+        }
+        let message = Message::Command {
+            partition,
+            command: Box::new(command.to_owned()),
+            waiter: Waiter::Connection(origin),
+        };
+        let owner = usize::from(self.shared.owner(partition));
+        if self.shared.mailboxes[owner].send(message).is_err() {
+            return Some(self.overloaded());
+        }
+        self.outstanding += 1;
+        None
+    }
+
+    /// Answers a read from its table.
+    pub(super) fn read(&mut self, partition: PartitionId, command: &Command<&[u8]>) -> Reply {
+        self.tally.reads += 1;
+        self.shared.read(partition, command, self.now_ms)
+    }
+
+    /// Counts a read of one key.
+    pub(super) fn count_read(&mut self, hit: bool) {
+        self.tally.reads += 1;
+        self.tally.hits += u64::from(hit);
+        self.tally.misses += u64::from(!hit);
+    }
+
+    /// Adds what was counted since the last time to the node's counters.
+    pub(super) fn publish_tally(&mut self) {
+        let (tally, stats) = (std::mem::take(&mut self.tally), &self.shared.stats);
+        for (counter, amount) in [
+            (&stats.reads, tally.reads),
+            (&stats.read_hits, tally.hits),
+            (&stats.read_misses, tally.misses),
+            (&stats.writes, tally.writes),
+        ] {
+            if amount > 0 {
+                counter.add(amount);
+            }
+        }
+    }
+
+    /// Carries out a command that came through the mailbox.
+    pub(super) fn execute_for(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        waiter: Waiter,
+    ) {
+        if let Some(decided) = self.execute(partition, command, waiter) {
+            self.replies.push(decided);
+        }
+    }
+
+    fn execute(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        waiter: Waiter,
+    ) -> Option<(Waiter, Reply)> {
+        self.tally.writes += 1;
+        if let Some(error) = &self.refusing {
+            if *error == Error::Overloaded {
+                self.shared.stats.overloaded.add(1);
+            }
+            return Some((waiter, Reply::Error(error.clone())));
+        }
+        let Some(replica) = &mut self.replicas[usize::from(partition.0)] else {
+            return Some((waiter, Reply::Error(Error::NotLeader)));
+        };
+        let before = replica.in_flight_bytes();
+        let decided = replica.execute(self.now_ms, command, waiter);
+        self.in_flight_bytes += replica.in_flight_bytes() - before;
+        if self.in_flight_bytes >= self.max_in_flight_bytes {
+            self.refusing = Some(Error::Overloaded);
+        }
+        self.activate(partition);
+        decided
+    }
+
+    fn overloaded(&self) -> Reply {
+        self.shared.stats.overloaded.add(1);
+        Reply::Error(Error::Overloaded)
+    }
+
+    /// Puts the deletes of expired keys into the batches of this turn.
+    pub(super) fn expire(&mut self) {
+        self.more_expiries = false;
+        if self.refusing.is_some() {
+            return;
+        }
+        for index in 0..self.own.len() {
+            let partition = self.own[index];
+            let Some(replica) = &mut self.replicas[usize::from(partition.0)] else { continue };
+            if replica.next_expiry_ms().is_none_or(|due| due > self.now_ms) {
+                continue;
+            }
+            let before = replica.in_flight_bytes();
+            let count = replica.expire(self.now_ms, EXPIRIES_PER_TURN);
+            self.in_flight_bytes += replica.in_flight_bytes() - before;
+            self.more_expiries |= count == EXPIRIES_PER_TURN;
+            self.shared.stats.expired_keys.add(count as u64);
+            self.activate(partition);
+        }
+    }
+
+    pub(super) fn next_expiry_ms(&self) -> Option<UnixMillis> {
+        let replicas = self.replicas.iter().flatten();
+        replicas.filter_map(Replica::next_expiry_ms).min()
+    }
+
+    pub(super) fn tick(&mut self) {
+        for replica in self.replicas.iter_mut().flatten() {
+            replica.tick();
+        }
+        self.activate_all();
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        self.more_expiries || !self.replies.is_empty()
+    }
+
+    pub(super) fn activate(&mut self, partition: PartitionId) {
+        let flag = &mut self.is_active[usize::from(partition.0)];
+        if !*flag {
+            *flag = true;
+            self.active.push(partition);
+        }
+    }
+
+    pub(super) fn activate_all(&mut self) {
+        for index in 0..self.own.len() {
+            self.activate(self.own[index]);
+        }
+    }
+
+    pub(super) fn active(&self) -> &[PartitionId] {
+        &self.active
+    }
+
+    /// Takes the partitions that are active; give the vector back to `recycle`.
+    pub(super) fn take_active(&mut self) -> Vec<PartitionId> {
+        for partition in &self.active {
+            self.is_active[usize::from(partition.0)] = false;
+        }
+        std::mem::take(&mut self.active)
+    }
+
+    pub(super) fn recycle(&mut self, mut active: Vec<PartitionId>) {
+        if self.active.is_empty() {
+            active.clear();
+            self.active = active;
+        }
+    }
+
+    /// A replica of this worker, and where its replies go.
+    pub(super) fn replica(
+        &mut self,
+        partition: PartitionId,
+    ) -> Option<(&mut Replica<Waiter>, &mut Replies<Waiter>)> {
+        let replica = self.replicas[usize::from(partition.0)].as_mut()?;
+        Some((replica, &mut self.replies))
+    }
+
+    pub(super) fn own(&self) -> &[PartitionId] {
+        &self.own
+    }
+
+    /// Counts anew what is in flight, after a turn.
+    pub(super) fn recount(&mut self) {
+        self.in_flight_bytes =
+            self.replicas.iter().flatten().map(Replica::in_flight_bytes).sum();
+        if self.refusing == Some(Error::Overloaded)
+            && self.in_flight_bytes < self.max_in_flight_bytes / 2
+        {
+            self.refusing = None;
+        }
+    }
+
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn answer_later(&mut self, origin: Origin, reply: Reply) {
+        self.answers[usize::from(origin.worker)].push(Return::Reply(origin, reply));
+    }
+
+    pub(super) fn send_answers(&mut self) {
+        for (worker, answers) in self.answers.iter_mut().enumerate() {
+            if !answers.is_empty() {
+                self.shared.mailboxes[worker].answer_all(answers);
+            }
+        }
+    }
+
+    /// Whether every partition of this worker serves.
+    pub(super) fn all_serving(&self) -> bool {
+        let serving = |partition: &PartitionId| {
+            let view = &self.shared.views[usize::from(partition.0)];
+            view.serving.load(Ordering::Relaxed)
+        };
+        self.own.iter().all(serving)
+    }
+
+    /// The number of this worker.
+    pub(super) fn worker(&self) -> u16 {
+        self.id
+    }
+}

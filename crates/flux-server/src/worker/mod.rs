@@ -1,0 +1,437 @@
+//! A worker: one thread with one event loop, which owns connections and partitions.
+//!
+//! Each round it polls, serves the connections that are ready, looks at its mailbox, then takes one
+//! turn: everything that came in since the last one goes to the log with one write, and all replies
+//! that are due go out. Only fdatasync and snapshot files are left to threads of their own.
+//!
+//! ```text
+//! poll -> serve (parse, read, evaluate) -> mailbox -> expire -> turn (propose, write, apply)
+//!      -> deliver replies -> flush
+//! ```
+
+mod dispatch;
+mod node_commands;
+mod serve;
+mod snapshots;
+mod syncer;
+mod turn;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use flux_core::Reply;
+use flux_core::replica::Replica;
+use flux_log::Log;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+use crate::clock::{unix_ms, unix_us};
+use crate::connection::Connection;
+use crate::mailbox::{Mailbox, Message, Origin, Return, Waiter};
+use crate::shared::Shared;
+use dispatch::Dispatch;
+use snapshots::Snapshots;
+use syncer::Syncer;
+use turn::Turn;
+
+/// Token of the mailbox's waker.
+pub(crate) const WAKER: Token = Token(usize::MAX);
+/// Token of the listener, which the first worker has.
+const LISTENER: Token = Token(usize::MAX - 1);
+
+/// The period of Raft's clock.
+const TICK: Duration = Duration::from_millis(100);
+/// How often idle connections are looked for.
+const IDLE_SWEEP: Duration = Duration::from_secs(1);
+/// Bytes read from a socket at a time, and then it is another's turn.
+const READ_BYTES: usize = 64 * 1024;
+/// Messages taken from the mailbox in a round.
+const MESSAGES_PER_ROUND: usize = 1024;
+/// The shortest time between two refusals of the same kind in the log.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a worker is made of when the node starts.
+pub(crate) struct WorkerParts {
+    pub(crate) id: u16,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) poll: Poll,
+    pub(crate) mailbox: Receiver<Message>,
+    pub(crate) listener: Option<TcpListener>,
+    pub(crate) replicas: Vec<Replica<Waiter>>,
+    pub(crate) log: Log,
+    pub(crate) snapshot_disk: Arc<dyn flux_log::Disk>,
+    pub(crate) snapshot_indexes: BTreeMap<u16, u64>,
+    /// Told once the partitions of this worker serve.
+    pub(crate) started: Sender<()>,
+}
+
+pub(crate) struct Worker {
+    id: u16,
+    shared: Arc<Shared>,
+    own_mailbox: Arc<Mailbox>,
+    poll: Poll,
+    mailbox: Receiver<Message>,
+    listener: Option<TcpListener>,
+    connections: Slab<Connection>,
+    dispatch: Dispatch,
+    turn: Turn,
+    snapshots: Snapshots,
+    /// Connections to serve in this round.
+    listed: Vec<usize>,
+    /// Connections with output to send in this round.
+    unflushed: Vec<usize>,
+    /// Bytes read from a socket and parsed where they are.
+    scratch: Vec<u8>,
+    answers: Vec<Return>,
+    /// Connections that sleep: when their reply is due.
+    sleepers: Vec<(Instant, Origin)>,
+    /// State of the generator behind RANDOMKEY.
+    random: u64,
+    /// Told once this worker's partitions serve.
+    started: Option<Sender<()>>,
+    next_serial: u32,
+    next_worker: u16,
+    next_tick: Instant,
+    next_sweep: Instant,
+    /// Set when the worker is to stop: when it ends with whatever is unfinished.
+    stop_by: Option<Instant>,
+}
+
+impl Worker {
+    pub(crate) fn new(parts: WorkerParts) -> io::Result<Worker> {
+        let WorkerParts { id, shared, poll, mailbox, mut listener, replicas, log, .. } = parts;
+        if let Some(listener) = &mut listener {
+            poll.registry().register(listener, LISTENER, Interest::READABLE)?;
+        }
+        let own_mailbox = Arc::clone(&shared.mailboxes[usize::from(id)]);
+        let syncer = Syncer::start(id, Arc::clone(&own_mailbox))?;
+        let now = Instant::now();
+        Ok(Worker {
+            id,
+            own_mailbox: Arc::clone(&own_mailbox),
+            poll,
+            mailbox,
+            listener,
+            connections: Slab::new(),
+            dispatch: Dispatch::new(id, Arc::clone(&shared), replicas),
+            turn: Turn::new(log, syncer, &shared.settings, now),
+            snapshots: Snapshots::start(
+                id,
+                parts.snapshot_disk,
+                own_mailbox,
+                parts.snapshot_indexes,
+                &shared.settings,
+            )?,
+            shared,
+            listed: Vec::new(),
+            unflushed: Vec::new(),
+            scratch: vec![0; READ_BYTES],
+            answers: Vec::new(),
+            sleepers: Vec::new(),
+            random: u64::from(id),
+            started: Some(parts.started),
+            next_serial: 0,
+            next_worker: 0,
+            next_tick: now + TICK,
+            next_sweep: now + IDLE_SWEEP,
+            stop_by: None,
+        })
+    }
+
+    /// Runs until the node stops. The log is closed when it returns.
+    pub(crate) fn run(mut self) -> Result<(), flux_log::LogError> {
+        let mut events = Events::with_capacity(1024);
+        // The first turn elects the replicas that are alone in their groups.
+        self.dispatch.activate_all();
+        self.round();
+        loop {
+            self.sleep(&mut events);
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    LISTENER => self.accept(),
+                    Token(key) => self.ready(key, event),
+                }
+            }
+            self.round();
+            if self.finished() {
+                break;
+            }
+        }
+        self.turn.close()
+    }
+
+    /// Waits for the next event, or for the next thing that is due.
+    fn sleep(&mut self, events: &mut Events) {
+        self.own_mailbox.fall_asleep();
+        let timeout = if self.has_work() { Duration::ZERO } else { self.until_due() };
+        let polled = self.poll.poll(events, Some(timeout));
+        self.own_mailbox.awake();
+        if let Err(error) = polled
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            // epoll_wait fails only when its arguments are wrong.
+            panic!("worker {} cannot wait for events: {error}", self.id);
+        }
+    }
+
+    /// Whether the next round has something to do without any event. Looks at the mailbox too, since
+    /// what was sent before `fall_asleep` wakes nobody.
+    fn has_work(&mut self) -> bool {
+        if self.own_mailbox.has_answers() || !self.listed.is_empty() || self.dispatch.has_work() {
+            return true;
+        }
+        if let Ok(message) = self.mailbox.try_recv() {
+            self.receive(message);
+            return true;
+        }
+        self.turn.is_due(&self.dispatch) || self.snapshots.has_work()
+    }
+
+    fn until_due(&self) -> Duration {
+        let now = Instant::now();
+        let mut due = self.next_tick.min(self.next_sweep);
+        if let Some(wake) = self.sleepers.iter().map(|(wake, _)| *wake).min() {
+            due = due.min(wake);
+        }
+        if let Some(sync) = self.turn.next_sync() {
+            due = due.min(sync);
+        }
+        let mut wait = due.saturating_duration_since(now);
+        if let Some(expiry_ms) = self.dispatch.next_expiry_ms() {
+            wait = wait.min(Duration::from_millis(expiry_ms.saturating_sub(unix_ms())));
+        }
+        wait
+    }
+
+    fn round(&mut self) {
+        let now = Instant::now();
+        self.dispatch.set_time(unix_us());
+        for _ in 0..MESSAGES_PER_ROUND {
+            let Ok(message) = self.mailbox.try_recv() else { break };
+            self.receive(message);
+        }
+        self.serve_listed(now);
+        self.take_answers();
+        self.dispatch.expire();
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.dispatch.tick();
+        }
+        self.turn.take(&mut self.dispatch, now);
+        if self.dispatch.all_serving()
+            && let Some(started) = self.started.take()
+        {
+            // The node may have given up starting.
+            let _ = started.send(());
+        }
+        self.wake_sleepers(now);
+        self.snapshots.step(&mut self.dispatch, &mut self.turn);
+        self.deliver();
+        self.flush_all(now);
+        self.dispatch.publish_tally();
+        if now >= self.next_sweep {
+            self.next_sweep = now + IDLE_SWEEP;
+            self.close_idle(now);
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Command { partition, command, waiter } => {
+                self.dispatch.execute_for(partition, &command.borrowed(), waiter);
+            }
+            Message::Connection(stream) => self.adopt(stream),
+            Message::Kill(id) => self.kill(id),
+            Message::Stop => self.begin_stop(),
+        }
+    }
+
+    fn take_answers(&mut self) {
+        let mut answers = std::mem::take(&mut self.answers);
+        self.own_mailbox.take_answers(&mut answers);
+        for answer in answers.drain(..) {
+            match answer {
+                Return::Reply(origin, reply) => {
+                    self.dispatch.outstanding -= 1;
+                    self.complete(origin, reply);
+                }
+                Return::Synced(result) => self.turn.synced(result, &mut self.dispatch),
+                Return::Prepared(result) => self.turn.prepared(result),
+                Return::SnapshotWritten(result) => {
+                    self.snapshots.written(result, &mut self.dispatch, &mut self.turn);
+                }
+                Return::SnapshotRoom => self.snapshots.room(),
+            }
+        }
+        self.answers = answers;
+    }
+
+    /// Hands out the replies of this turn.
+    fn deliver(&mut self) {
+        let mut replies = std::mem::take(&mut self.dispatch.replies);
+        for (waiter, reply) in replies.drain(..) {
+            match waiter {
+                Waiter::Connection(origin) if origin.worker == self.id => {
+                    self.complete(origin, reply);
+                }
+                Waiter::Connection(origin) => self.dispatch.answer_later(origin, reply),
+                // The task may have given up at its deadline.
+                Waiter::Task(sender) => drop(sender.send(reply)),
+            }
+        }
+        self.dispatch.replies = replies;
+        self.dispatch.send_answers();
+    }
+
+    fn complete(&mut self, origin: Origin, reply: Reply) {
+        let key = origin.connection as usize;
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.serial != origin.serial {
+            return;
+        }
+        let Some(reply) = serve::continue_flush(connection, &mut self.dispatch, origin, reply)
+        else {
+            return;
+        };
+        connection.complete(origin.sequence, origin.part, reply);
+        if !connection.unflushed {
+            connection.unflushed = true;
+            self.unflushed.push(key);
+        }
+    }
+
+    fn wake_sleepers(&mut self, now: Instant) {
+        while let Some(at) = self.sleepers.iter().position(|(wake, _)| *wake <= now) {
+            let (_, origin) = self.sleepers.swap_remove(at);
+            self.complete(origin, Reply::Written { version: 0 });
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let target = self.next_worker;
+                    self.next_worker = (target + 1) % self.shared.mailboxes.len() as u16;
+                    let mailbox = &self.shared.mailboxes[usize::from(target)];
+                    if mailbox.send(Message::Connection(stream)).is_err() {
+                        self.shared.stats.connections_refused.add(1);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // Out of file descriptors, or the peer has already gone: the next tick tries again.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, mut stream: TcpStream) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let limit = self.shared.max_connections.load(Relaxed);
+        if self.stop_by.is_some() {
+            return;
+        }
+        if self.shared.connections.load(Relaxed) >= limit {
+            self.shared.stats.connections_refused.add(1);
+            // The socket's buffer is empty, so this is taken whole; a client that has gone misses it.
+            let _ = io::Write::write(&mut stream, b"-ERR max number of clients reached\r\n");
+            return;
+        }
+        // Replies are whole when they are written: waiting for more would only delay them.
+        let _ = stream.set_nodelay(true);
+        let key = self.connections.vacant_key();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut stream, Token(key), interest) {
+            tracing::warn!(%error, "cannot watch a connection");
+            return;
+        }
+        self.next_serial = self.next_serial.wrapping_add(1);
+        let id = self.shared.next_connection.fetch_add(1, Relaxed);
+        let mut connection = Connection::new(stream, id, self.next_serial, Instant::now());
+        connection.listed = true;
+        self.connections.insert(connection);
+        self.listed.push(key);
+        self.shared.connections.fetch_add(1, Relaxed);
+        self.shared.stats.connections_accepted.add(1);
+    }
+
+    fn ready(&mut self, key: usize, event: &mio::event::Event) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            connection.readable = true;
+            if !connection.listed {
+                connection.listed = true;
+                self.listed.push(key);
+            }
+        }
+        if event.is_writable() && connection.blocked {
+            connection.blocked = false;
+            if !connection.unflushed {
+                connection.unflushed = true;
+                self.unflushed.push(key);
+            }
+        }
+    }
+
+    fn close(&mut self, key: usize) {
+        use std::sync::atomic::Ordering::Relaxed;
+        if let Some(mut connection) = self.connections.try_remove(key) {
+            // Closing the descriptor takes it out of the poll in any case.
+            let _ = self.poll.registry().deregister(&mut connection.stream);
+            self.shared.connections.fetch_sub(1, Relaxed);
+            self.shared.clients.lock().remove(&connection.id);
+        }
+    }
+
+    fn close_idle(&mut self, now: Instant) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let timeout = Duration::from_secs(self.shared.idle_timeout_s.load(Relaxed));
+        if timeout.is_zero() {
+            return;
+        }
+        let idle = |connection: &Connection| {
+            connection.slots.is_empty() && now.duration_since(connection.last_active) >= timeout
+        };
+        let keys: Vec<usize> =
+            self.connections.iter().filter(|(_, one)| idle(one)).map(|(key, _)| key).collect();
+        self.shared.stats.idle_closes.add(keys.len() as u64);
+        for key in keys {
+            self.close(key);
+        }
+    }
+
+    fn begin_stop(&mut self) {
+        if self.stop_by.is_some() {
+            return;
+        }
+        let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
+        self.stop_by = Some(Instant::now() + timeout);
+        // Dropping the listener refuses new connections.
+        self.listener = None;
+        // What a client has sent and we have not read yet is still served, once.
+        for (key, connection) in &mut self.connections {
+            if !connection.listed {
+                connection.listed = true;
+                self.listed.push(key);
+            }
+        }
+    }
+
+    /// Whether the worker was told to stop and has nothing left to do, or no time.
+    fn finished(&mut self) -> bool {
+        let Some(stop_by) = self.stop_by else { return false };
+        let busy = self.turn.is_busy(&self.dispatch)
+            || self.connections.iter().any(|(_, one)| !one.slots.is_empty() || one.unsent() > 0);
+        !busy || Instant::now() >= stop_by
+    }
+}

@@ -1,0 +1,263 @@
+//! Commands of RESP that concern the node as a whole. They run when no earlier request of their
+//! connection is under way.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use flux_core::glob;
+use flux_core::store::Position;
+use flux_core::{Command, PartitionId};
+use parking_lot::Mutex;
+
+use super::Worker;
+use super::serve::FLUSH_STEP;
+use crate::connection::{Render, Slot};
+use crate::mailbox::{Message, Origin};
+use crate::resp::{self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session};
+use crate::scan;
+
+/// Bytes of keys that KEYS answers at the most: what waits for a reader is bounded.
+const MAX_KEYS_BYTES: usize = 48 * 1024 * 1024;
+
+impl Worker {
+    /// Runs a command whose connection has nothing under way.
+    pub(super) fn run_node_command(
+        &mut self,
+        key: usize,
+        command: NodeCommand<'_>,
+        session: &Arc<Mutex<Session>>,
+    ) {
+        let reply = match command {
+            NodeCommand::KeyCount => NodeReply::Integer(self.shared.keys() as i64),
+            NodeCommand::Keys { pattern } => self.keys(pattern),
+            NodeCommand::Scan { cursor, pattern, count } => self.scan(cursor, pattern, count),
+            NodeCommand::RandomKey => self.random_key(),
+            NodeCommand::Flush => return self.flush_keys(key),
+            NodeCommand::Info { sections } => {
+                NodeReply::Text(resp::info(sections, &self.node_info()))
+            }
+            NodeCommand::ClientList { ids } => self.client_list(ids.as_deref()),
+            NodeCommand::ClientKill { filter, reply_ok } => {
+                self.client_kill(key, &filter, reply_ok)
+            }
+            NodeCommand::Configure { timeout_s, max_clients } => {
+                self.configure(timeout_s, max_clients)
+            }
+            NodeCommand::ResetStats => {
+                self.shared.stats.reset();
+                NodeReply::Ok
+            }
+            NodeCommand::Sleep { milliseconds } => return self.sleep_connection(key, milliseconds),
+        };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        resp::render_node(&reply, &session.lock(), &mut connection.output);
+    }
+
+    fn keys(&self, pattern: &[u8]) -> NodeReply {
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        let mut cursor = ScanCursor::from_number(0);
+        while let Some(from) = cursor {
+            let walked = scan::walk(&self.shared, from, 4096, self.dispatch.now_ms, |entry| {
+                if glob::matches(pattern, entry.key) {
+                    bytes += entry.key.len();
+                    keys.push(entry.key.to_vec());
+                }
+            });
+            cursor = match walked {
+                Ok(next) => next,
+                Err(error) => return NodeReply::Failed(error),
+            };
+            if bytes > MAX_KEYS_BYTES {
+                let text = "ERR too many keys match; use SCAN, which answers them in pages";
+                return NodeReply::Error(text.to_owned());
+            }
+        }
+        NodeReply::Keys(keys)
+    }
+
+    fn scan(&self, cursor: ScanCursor, pattern: Option<&[u8]>, count: usize) -> NodeReply {
+        let mut keys = Vec::new();
+        // A page is one step of the loop: others wait for it.
+        let count = count.min(100_000);
+        let walked = scan::walk(&self.shared, cursor, count, self.dispatch.now_ms, |entry| {
+            if pattern.is_none_or(|pattern| glob::matches(pattern, entry.key)) {
+                keys.push(entry.key.to_vec());
+            }
+        });
+        match walked {
+            Ok(next) => NodeReply::Page { next, keys },
+            Err(error) => NodeReply::Failed(error),
+        }
+    }
+
+    /// Some key that is not expired. Partitions are tried from a place that changes with each call.
+    fn random_key(&mut self) -> NodeReply {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let seed = self.random;
+        let views = &self.shared.views;
+        let (total, now_ms) = (self.shared.keys(), self.dispatch.now_ms);
+        if total == 0 {
+            return NodeReply::Key(None);
+        }
+        // Each key has the same chance, whatever partition it is in.
+        let mut rank = (seed >> 33) as usize % total;
+        let first = views.iter().position(|view| {
+            let len = view.table.len();
+            let here = rank < len;
+            rank = rank.saturating_sub(len);
+            here
+        });
+        for step in 0..views.len() {
+            let view = &views[(first.unwrap_or(0) + step) % views.len()];
+            for attempt in 0..16 {
+                let mut found = None;
+                view.table.random(seed.rotate_left(attempt), |entry| {
+                    if !entry.is_expired(now_ms) {
+                        found = Some(entry.key.to_vec());
+                    }
+                });
+                if found.is_some() {
+                    return NodeReply::Key(found);
+                }
+            }
+            // Many of its keys are expired: take the first that is not.
+            let mut found = None;
+            let mut from = Some(Position(0));
+            while let (Some(position), None) = (from, &found) {
+                from = view.table.scan(position, 1024, |entry| {
+                    if found.is_none() && !entry.is_expired(now_ms) {
+                        found = Some(entry.key.to_vec());
+                    }
+                });
+            }
+            if found.is_some() {
+                return NodeReply::Key(found);
+            }
+        }
+        NodeReply::Key(None)
+    }
+
+    /// Deletes all keys, partition by partition, in steps; see `continue_flush`.
+    fn flush_keys(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        let partitions: Vec<PartitionId> = self.shared.partitions.iter().collect();
+        let origin = Origin {
+            worker: self.id,
+            part: 0,
+            connection: key as u32,
+            serial: connection.serial,
+            sequence: connection.next_sequence(),
+        };
+        connection.push(Slot::Flush { missing: partitions.len(), failed: None });
+        for partition in partitions {
+            let origin = Origin { part: u32::from(partition.0), ..origin };
+            let step = Command::Clear { limit: FLUSH_STEP };
+            if let Some(reply) = self.dispatch.write(partition, &step, origin) {
+                self.complete(origin, reply);
+            }
+        }
+    }
+
+    fn sleep_connection(&mut self, key: usize, milliseconds: u64) {
+        let connection = &mut self.connections[key];
+        let origin = Origin {
+            worker: self.id,
+            part: 0,
+            connection: key as u32,
+            serial: connection.serial,
+            sequence: connection.next_sequence(),
+        };
+        connection.push(Slot::Waiting(Render::Resp(Form::Written)));
+        self.sleepers.push((Instant::now() + Duration::from_millis(milliseconds), origin));
+    }
+
+    fn client_list(&self, ids: Option<&[u64]>) -> NodeReply {
+        let now_ms = self.dispatch.now_ms;
+        let clients: Vec<_> = {
+            let clients = self.shared.clients.lock();
+            let wanted = clients.iter().filter(|(id, _)| ids.is_none_or(|ids| ids.contains(id)));
+            wanted.map(|(_, client)| Arc::clone(&client.session)).collect()
+        };
+        let line = |session: &Arc<Mutex<Session>>| session.lock().line(now_ms, (0, 0));
+        NodeReply::Text(clients.iter().map(line).collect())
+    }
+
+    fn client_kill(&mut self, key: usize, filter: &ClientFilter<'_>, reply_ok: bool) -> NodeReply {
+        let asking = self.connections[key].id;
+        let targets: Vec<(u64, u16)> = {
+            let clients = self.shared.clients.lock();
+            let matches = clients.iter().filter(|(id, client)| {
+                let session = client.session.lock();
+                filter.matches(**id, &session.peer, &session.local, asking)
+            });
+            matches.map(|(id, client)| (*id, client.worker)).collect()
+        };
+        for &(id, worker) in &targets {
+            if id == asking {
+                self.connections[key].closing = true;
+            } else if self.shared.mailboxes[usize::from(worker)].send(Message::Kill(id)).is_err() {
+                return NodeReply::Failed(flux_core::Error::Overloaded);
+            }
+        }
+        match (reply_ok, targets.len()) {
+            (true, 0) => NodeReply::Error("ERR No such client".to_owned()),
+            (true, _) => NodeReply::Ok,
+            (false, count) => NodeReply::Integer(count as i64),
+        }
+    }
+
+    /// Closes a connection of this worker.
+    pub(super) fn kill(&mut self, id: u64) {
+        let found = self.connections.iter().find(|(_, connection)| connection.id == id);
+        if let Some(key) = found.map(|(key, _)| key) {
+            self.close(key);
+        }
+    }
+
+    fn configure(&mut self, timeout_s: Option<u64>, max_clients: Option<usize>) -> NodeReply {
+        if let Some(timeout_s) = timeout_s {
+            self.shared.idle_timeout_s.store(timeout_s, Ordering::Relaxed);
+        }
+        if let Some(max_clients) = max_clients {
+            self.shared.max_connections.store(max_clients, Ordering::Relaxed);
+        }
+        NodeReply::Ok
+    }
+
+    fn node_info(&self) -> NodeInfo {
+        let (shared, stats) = (&self.shared, &self.shared.stats);
+        let relaxed = Ordering::Relaxed;
+        let process = crate::process::usage();
+        NodeInfo {
+            node_id: shared.node_id.clone(),
+            tcp_port: shared.data_addr.port(),
+            uptime_s: shared.started.elapsed().as_secs(),
+            now_us: self.dispatch.now_us,
+            config_file: String::new(),
+            workers: shared.mailboxes.len(),
+            partitions: shared.views.len(),
+            connected_clients: shared.connections.load(relaxed),
+            max_clients: shared.max_connections.load(relaxed),
+            used_memory: shared.memory.used(),
+            resident_memory: process.resident_bytes,
+            max_memory: shared.memory.limit(),
+            fsync: shared.settings.fsync.name(),
+            log_bytes: shared.log_bytes.load(relaxed),
+            last_snapshot_s: shared.last_snapshot_s.load(relaxed),
+            write_failure: shared.failure.lock().clone().unwrap_or_default(),
+            connections_received: stats.connections_accepted.value(),
+            rejected_connections: stats.connections_refused.value(),
+            commands_processed: stats.commands.value(),
+            net_input_bytes: stats.input_bytes.value(),
+            net_output_bytes: stats.output_bytes.value(),
+            keyspace_hits: stats.read_hits.value(),
+            keyspace_misses: stats.read_misses.value(),
+            expired_keys: stats.expired_keys.value(),
+            overloaded: stats.overloaded.value(),
+            cpu_s: (process.system_s, process.user_s),
+            keys: shared.keys() as u64,
+            volatile_keys: shared.volatile_keys() as u64,
+        }
+    }
+}

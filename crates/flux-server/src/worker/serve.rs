@@ -1,0 +1,511 @@
+//! Serving a connection: read, parse, plan, and answer in the order of the requests.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use flux_core::{Command, PartitionId, Reply};
+use flux_proto::native as wire;
+use flux_proto::resp::{Limits, Parsed, RequestParser, write};
+use parking_lot::Mutex;
+
+use super::dispatch::Dispatch;
+use super::{READ_BYTES, Worker};
+use crate::connection::{Connection, Gathering, Part, Protocol, Render, Resp, Slot};
+use crate::mailbox::Origin;
+use crate::native;
+use crate::resp::{self, Form, NodeView, Plan, RunningSettings, Session};
+use crate::shared::{Client, Shared};
+
+/// Keys that one step of FLUSHALL deletes from a partition.
+pub(super) const FLUSH_STEP: usize = 4096;
+
+/// How far a connection's input was consumed.
+struct Consumed {
+    bytes: usize,
+    /// It cannot be gone on with: the connection ends when its output is sent.
+    end: bool,
+}
+
+impl Worker {
+    /// Serves every listed connection once. One that has more to do is listed again.
+    pub(super) fn serve_listed(&mut self, now: Instant) {
+        let mut listed = std::mem::take(&mut self.listed);
+        for key in listed.drain(..) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.listed = false;
+            if let Err(error) = self.serve(key, now) {
+                tracing::debug!(%error, "connection lost");
+                self.close(key);
+            }
+        }
+        // Connections that were listed meanwhile are for the next round.
+        listed.append(&mut self.listed);
+        self.listed = listed;
+    }
+
+    fn serve(&mut self, key: usize, now: Instant) -> io::Result<()> {
+        let connection = &mut self.connections[key];
+        if connection.paused() || connection.closing {
+            return Ok(());
+        }
+        connection.last_active = now;
+        let mut input = std::mem::take(&mut connection.input);
+        if !input.is_empty() {
+            let consumed = self.consume(key, &input);
+            input.drain(..consumed);
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self.receive_more(key, &mut input, &mut scratch);
+        self.scratch = scratch;
+        let connection = &mut self.connections[key];
+        connection.input = input;
+        if connection.input.is_empty() && connection.input.capacity() > READ_BYTES {
+            connection.input = Vec::new();
+        }
+        self.list_for_flush(key);
+        result
+    }
+
+    /// Reads once from the socket and consumes what came.
+    fn receive_more(
+        &mut self,
+        key: usize,
+        input: &mut Vec<u8>,
+        scratch: &mut [u8],
+    ) -> io::Result<()> {
+        let connection = &mut self.connections[key];
+        if !connection.readable || connection.paused() || connection.closing {
+            return Ok(());
+        }
+        let count = match connection.stream.read(scratch) {
+            Ok(0) => return self.end_of_input(key),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                connection.readable = false;
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        self.shared.stats.input_bytes.add(count as u64);
+        // A read that did not fill the buffer has emptied the socket; more will be announced.
+        if count < scratch.len() {
+            connection.readable = false;
+        } else {
+            self.list(key);
+        }
+        let received = &scratch[..count];
+        if input.is_empty() {
+            let consumed = self.consume(key, received);
+            input.extend_from_slice(&received[consumed..]);
+        } else {
+            input.extend_from_slice(received);
+            let consumed = self.consume(key, input);
+            input.drain(..consumed);
+        }
+        Ok(())
+    }
+
+    /// The client sends no more: what it has sent is still answered.
+    fn end_of_input(&mut self, key: usize) -> io::Result<()> {
+        let connection = &mut self.connections[key];
+        connection.readable = false;
+        connection.closing = true;
+        if connection.slots.is_empty() && connection.unsent() == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    pub(super) fn list(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        if !connection.listed {
+            connection.listed = true;
+            self.listed.push(key);
+        }
+    }
+
+    fn list_for_flush(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        if !connection.unflushed {
+            connection.unflushed = true;
+            self.unflushed.push(key);
+        }
+    }
+
+    /// Consumes whole requests; returns how many bytes they took.
+    fn consume(&mut self, key: usize, input: &[u8]) -> usize {
+        let mut start = 0;
+        if matches!(self.connections[key].protocol, Protocol::Unknown) {
+            match self.greet(key, input) {
+                Some(bytes) => start = bytes,
+                None => return 0,
+            }
+        }
+        let protocol = &mut self.connections[key].protocol;
+        let consumed = match std::mem::replace(protocol, Protocol::Unknown) {
+            Protocol::Resp(mut resp) => {
+                let consumed = self.consume_resp(key, &mut resp, &input[start..]);
+                self.connections[key].protocol = Protocol::Resp(resp);
+                consumed
+            }
+            Protocol::Native => {
+                self.connections[key].protocol = Protocol::Native;
+                self.consume_native(key, &input[start..])
+            }
+            Protocol::Unknown => Consumed { bytes: 0, end: true },
+        };
+        if consumed.end {
+            self.connections[key].closing = true;
+            return input.len();
+        }
+        start + consumed.bytes
+    }
+
+    /// Tells the protocol by the first byte. Returns the bytes of a preface; `None` while it is
+    /// incomplete, or when the connection ends.
+    fn greet(&mut self, key: usize, input: &[u8]) -> Option<usize> {
+        let connection = &mut self.connections[key];
+        if !wire::is_native(*input.first()?) {
+            let address = |address: io::Result<std::net::SocketAddr>| {
+                address.map_or_else(|_| "?:0".to_owned(), |address| address.to_string())
+            };
+            let (peer, local) =
+                (address(connection.stream.peer_addr()), address(connection.stream.local_addr()));
+            let session = Session::new(connection.id, peer, local, self.dispatch.now_ms);
+            let session = Arc::new(Mutex::new(session));
+            let client = Client { worker: self.id, session: Arc::clone(&session) };
+            self.shared.clients.lock().insert(connection.id, client);
+            let parser = RequestParser::new(Limits::default());
+            connection.protocol = Protocol::Resp(Box::new(Resp { parser, session }));
+            return Some(0);
+        }
+        match wire::decode_preface(input) {
+            Ok(None) => None,
+            Ok(Some((preface, bytes))) => {
+                connection.protocol = Protocol::Native;
+                if !native::accept(&preface, &self.shared, &mut connection.output) {
+                    connection.closing = true;
+                }
+                Some(bytes)
+            }
+            Err(error) => {
+                self.shared.stats.protocol_errors.add(1);
+                let message = error.to_string();
+                wire::encode_server_preface(
+                    &mut connection.output,
+                    &wire::ServerPreface::Refused {
+                        code: flux_proto::Code::Malformed.number(),
+                        message: &message,
+                    },
+                );
+                connection.closing = true;
+                None
+            }
+        }
+    }
+
+    fn consume_resp(&mut self, key: usize, resp: &mut Resp, input: &[u8]) -> Consumed {
+        let shared = &self.shared;
+        let view = NodeView {
+            partitions: shared.partitions,
+            now_us: self.dispatch.now_us,
+            settings: &|| running_settings(shared),
+        };
+        let mut consumed = Consumed { bytes: 0, end: false };
+        let mut commands = 0;
+        let mut session = resp.session.lock();
+        let connection = &mut self.connections[key];
+        while !consumed.end && consumed.bytes < input.len() && !connection.paused() {
+            let rest = &input[consumed.bytes..];
+            let bytes = match resp.parser.parse(rest) {
+                Ok(Parsed::Command { consumed }) => consumed,
+                Ok(Parsed::Incomplete { .. }) => break,
+                Err(error) => {
+                    self.shared.stats.protocol_errors.add(1);
+                    let mut text = Vec::new();
+                    write::error(&mut text, &format!("ERR {error}"));
+                    connection.answer(text);
+                    consumed.end = true;
+                    break;
+                }
+            };
+            let mut text = Vec::new();
+            let direct = connection.slots.is_empty();
+            let out = if direct { &mut connection.output } else { &mut text };
+            let plan = resp::plan(resp.parser.args(rest), &mut session, &view, out);
+            let mut request = Request { connection, dispatch: &mut self.dispatch, key };
+            match plan {
+                Plan::Done => request.connection.answer(text),
+                Plan::Close => {
+                    request.connection.answer(text);
+                    consumed.end = true;
+                }
+                Plan::One { partition, command, form } => {
+                    request.one(partition, &command, Render::Resp(form), Some(&mut session));
+                }
+                Plan::Transaction { partition, command, form } => {
+                    let command = command.borrowed();
+                    request.one(partition, &command, Render::Resp(form), Some(&mut session));
+                }
+                Plan::Many { parts, gather } => {
+                    request.many(&parts, Gathering::Resp(gather), Some(&mut session));
+                }
+                Plan::Node(command) if direct => {
+                    drop(session);
+                    self.shared.stats.commands.add(commands + 1);
+                    consumed.bytes += bytes;
+                    self.run_node_command(key, command, &resp.session);
+                    // It may have been long: the rest of the input has its turn in the next round.
+                    self.list(key);
+                    return consumed;
+                }
+                // It runs when the earlier requests are answered; until then it stays in the input.
+                Plan::Later | Plan::Node(_) => {
+                    connection.barrier = true;
+                    break;
+                }
+            }
+            commands += 1;
+            consumed.bytes += bytes;
+        }
+        drop(session);
+        self.shared.stats.commands.add(commands);
+        consumed
+    }
+
+    fn consume_native(&mut self, key: usize, input: &[u8]) -> Consumed {
+        let mut consumed = Consumed { bytes: 0, end: false };
+        let mut commands = 0;
+        let connection = &mut self.connections[key];
+        while consumed.bytes < input.len() && !connection.paused() {
+            let (frame, bytes) = match wire::decode_request(&input[consumed.bytes..]) {
+                Ok(Some(decoded)) => decoded,
+                Ok(None) => break,
+                Err(error) => {
+                    self.shared.stats.protocol_errors.add(1);
+                    let mut text = Vec::new();
+                    wire::encode_error(&mut text, 0, 0, error.code(), &error.to_string());
+                    connection.answer(text);
+                    consumed.end = true;
+                    break;
+                }
+            };
+            let mut text = Vec::new();
+            let direct = connection.slots.is_empty();
+            let out = if direct { &mut connection.output } else { &mut text };
+            let plan = native::plan(&frame, &self.shared, out);
+            let mut request = Request { connection, dispatch: &mut self.dispatch, key };
+            match plan {
+                native::Plan::Done => request.connection.answer(text),
+                native::Plan::One { partition, command, form } => {
+                    request.one(partition, &command, Render::Native(form), None);
+                }
+                native::Plan::Many { parts, gather } => {
+                    request.many(&parts, Gathering::Native(gather), None);
+                }
+                native::Plan::Scan(scan) if direct => {
+                    native::scan(&self.shared, &scan, &mut connection.output);
+                }
+                native::Plan::Scan(_) => {
+                    connection.barrier = true;
+                    break;
+                }
+            }
+            commands += 1;
+            consumed.bytes += bytes;
+        }
+        self.shared.stats.commands.add(commands);
+        consumed
+    }
+
+    /// Puts the replies that are due into the connection's output, in order, and sends it.
+    pub(super) fn flush_all(&mut self, now: Instant) {
+        let mut unflushed = std::mem::take(&mut self.unflushed);
+        for key in unflushed.drain(..) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.unflushed = false;
+            let was_paused = connection.paused();
+            connection.answer_due(&self.shared, self.dispatch.now_ms);
+            if connection.slots.is_empty() {
+                connection.barrier = false;
+            }
+            let sent = connection.flush();
+            let unsent = connection.unsent() as u64;
+            let ended = connection.closing && unsent == 0 && connection.slots.is_empty();
+            match sent {
+                Ok(bytes) if bytes > 0 => {
+                    connection.last_active = now;
+                    self.shared.stats.output_bytes.add(bytes as u64);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "connection lost");
+                    self.close(key);
+                    continue;
+                }
+            }
+            if unsent > self.shared.settings.output_buffer_limit {
+                tracing::warn!(unsent, "closing a client that does not read its replies");
+                self.shared.stats.output_limit_closes.add(1);
+                self.close(key);
+            } else if ended {
+                self.close(key);
+            } else if was_paused && !self.connections[key].paused() {
+                self.list(key);
+            }
+        }
+        unflushed.append(&mut self.unflushed);
+        self.unflushed = unflushed;
+    }
+}
+
+/// Settings under Redis's names.
+fn running_settings(shared: &Shared) -> Vec<(&'static str, String)> {
+    resp::redis_settings(&RunningSettings {
+        data_addr: shared.data_addr,
+        data_dir: &shared.settings.data_dir,
+        fsync: shared.settings.fsync.name(),
+        max_memory: shared.memory.limit(),
+        max_clients: shared.max_connections.load(Ordering::Relaxed),
+        timeout_s: shared.idle_timeout_s.load(Ordering::Relaxed),
+    })
+}
+
+/// A request on its way from a connection to its partitions.
+struct Request<'w> {
+    connection: &'w mut Connection,
+    dispatch: &'w mut Dispatch,
+    key: usize,
+}
+
+impl Request<'_> {
+    fn origin(&self, part: u32) -> Origin {
+        Origin {
+            worker: self.dispatch.worker(),
+            part,
+            connection: self.key as u32,
+            serial: self.connection.serial,
+            sequence: self.connection.next_sequence(),
+        }
+    }
+
+    /// A command of one partition. Reads are answered from the table at once, unless earlier requests
+    /// of the connection are still under way: a read never overtakes a write of its own connection.
+    fn one(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        render: Render,
+        session: Option<&mut Session>,
+    ) {
+        let reply = if command.is_write() {
+            self.dispatch.write(partition, command, self.origin(0))
+        } else if self.connection.slots.is_empty() {
+            if read_value(self, partition, command, &render, session.as_deref()) {
+                return;
+            }
+            Some(self.dispatch.read(partition, command))
+        } else {
+            self.connection.push(Slot::Read(partition, command.to_owned(), render));
+            return;
+        };
+        match reply {
+            Some(reply) if self.connection.slots.is_empty() => {
+                render.put(&reply, session, &mut self.connection.output);
+            }
+            Some(reply) => drop(self.connection.push(Slot::Done(reply, render))),
+            None => drop(self.connection.push(Slot::Waiting(render))),
+        }
+    }
+
+    /// Commands of several partitions with one reply.
+    fn many(
+        &mut self,
+        parts: &[(PartitionId, Command<&[u8]>)],
+        gather: Gathering,
+        session: Option<&mut Session>,
+    ) {
+        let first = self.connection.slots.is_empty();
+        let mut missing = 0;
+        let mut places = Vec::with_capacity(parts.len());
+        for (index, (partition, command)) in parts.iter().enumerate() {
+            places.push(if command.is_write() {
+                let origin = self.origin(index as u32);
+                match self.dispatch.write(*partition, command, origin) {
+                    Some(reply) => Part::Done(reply),
+                    None => {
+                        missing += 1;
+                        Part::Waiting
+                    }
+                }
+            } else if first {
+                Part::Done(self.dispatch.read(*partition, command))
+            } else {
+                Part::Read(*partition, command.to_owned())
+            });
+        }
+        let slot = Slot::Parts { parts: places, missing, gather };
+        if first && missing == 0 {
+            let now_ms = self.dispatch.now_ms;
+            slot.put(self.dispatch.shared(), now_ms, session, &mut self.connection.output);
+        } else {
+            self.connection.push(slot);
+        }
+    }
+}
+
+/// The shortest way for the most frequent read: from the table straight into the output.
+fn read_value(
+    request: &mut Request<'_>,
+    partition: PartitionId,
+    command: &Command<&[u8]>,
+    render: &Render,
+    session: Option<&Session>,
+) -> bool {
+    let (&Command::Get { key }, Render::Resp(Form::Value), Some(session)) =
+        (command, render, session)
+    else {
+        return false;
+    };
+    let now_ms = request.dispatch.now_ms;
+    let shared = request.dispatch.shared();
+    let view = &shared.views[usize::from(partition.0)];
+    if !view.serving.load(Ordering::Acquire) {
+        return false;
+    }
+    let output = &mut request.connection.output;
+    let hit = view.table.read(view.table.hash(key), key, |entry| match entry {
+        Some(entry) if !entry.is_expired(now_ms) => {
+            write::bulk(output, entry.value);
+            true
+        }
+        _ => {
+            write::null(output, session.version);
+            false
+        }
+    });
+    request.dispatch.count_read(hit);
+    true
+}
+
+/// Goes on with FLUSHALL where a partition has more keys than one step deletes. Gives the reply back
+/// when this partition is done, and any other reply.
+pub(super) fn continue_flush(
+    connection: &Connection,
+    dispatch: &mut Dispatch,
+    origin: Origin,
+    reply: Reply,
+) -> Option<Reply> {
+    if !connection.is_flushing(origin.sequence) {
+        return Some(reply);
+    }
+    let mut reply = reply;
+    while reply == Reply::Integer(FLUSH_STEP as i64) {
+        let step = Command::Clear { limit: FLUSH_STEP };
+        reply = dispatch.write(PartitionId(origin.part as u16), &step, origin)?;
+    }
+    Some(reply)
+}

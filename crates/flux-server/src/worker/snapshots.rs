@@ -1,0 +1,222 @@
+//! Takes snapshots of a worker's partitions, one at a time, when its log has grown too long.
+//!
+//! The worker walks the table in small chunks between its turns; a thread writes them to the disk. At
+//! most `WINDOW` chunks are between the two, so a slow disk slows the walk and nothing else.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use flux_core::PartitionId;
+use flux_core::store::Table;
+use flux_log::{Disk, LogError, SnapshotWriter};
+
+use super::dispatch::Dispatch;
+use super::turn::Turn;
+use crate::config::Settings;
+use crate::mailbox::{Mailbox, Return};
+
+/// Bytes of a chunk: what the walk adds to a turn.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks that the disk may be behind the walk.
+const WINDOW: usize = 4;
+/// Time until a snapshot is tried again after one failed.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What the thread is told.
+enum Job {
+    Start { partition: u16, index: u64, meta: Vec<u8> },
+    Chunk(Vec<u8>),
+    Finish,
+    Abort,
+}
+
+/// The walk that is under way.
+struct Walk {
+    partition: PartitionId,
+    index: u64,
+    table: Arc<Table>,
+    /// Whether the whole table has been walked, and only the disk is not done.
+    complete: bool,
+}
+
+pub(super) struct Snapshots {
+    sender: Option<SyncSender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    walk: Option<Walk>,
+    room: usize,
+    /// The index of each partition's newest snapshot.
+    indexes: BTreeMap<u16, u64>,
+    log_bytes: u64,
+    not_before: Option<Instant>,
+}
+
+impl Snapshots {
+    pub(super) fn start(
+        worker: u16,
+        disk: Arc<dyn Disk>,
+        mailbox: Arc<Mailbox>,
+        indexes: BTreeMap<u16, u64>,
+        settings: &Settings,
+    ) -> io::Result<Snapshots> {
+        // Start, the chunks of the window, and Finish or Abort: a send never waits.
+        let (sender, receiver) = sync_channel(WINDOW + 2);
+        let thread = std::thread::Builder::new()
+            .name(format!("flux-snapshot-{worker}"))
+            .spawn(move || write_snapshots(&receiver, &disk, &mailbox))?;
+        Ok(Snapshots {
+            sender: Some(sender),
+            thread: Some(thread),
+            walk: None,
+            room: WINDOW,
+            indexes,
+            log_bytes: settings.snapshot_log_bytes,
+            not_before: None,
+        })
+    }
+
+    /// Starts a snapshot if one is due, or walks one chunk of the one under way.
+    pub(super) fn step(&mut self, dispatch: &mut Dispatch, turn: &mut Turn) {
+        if self.walk.is_none() && !self.begin(dispatch, turn) {
+            return;
+        }
+        let Some(walk) = &mut self.walk else { return };
+        if walk.complete || self.room == 0 {
+            return;
+        }
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES + 4096);
+        let complete = walk.table.snapshot_chunk(CHUNK_BYTES, &mut chunk);
+        if !chunk.is_empty() {
+            self.room -= 1;
+            self.send(Job::Chunk(chunk));
+        }
+        if complete && let Some(walk) = &mut self.walk {
+            walk.table.end_snapshot();
+            walk.complete = true;
+            self.send(Job::Finish);
+        }
+    }
+
+    fn begin(&mut self, dispatch: &mut Dispatch, turn: &mut Turn) -> bool {
+        let log_bytes = turn.log().bytes();
+        if log_bytes < self.log_bytes || self.not_before.is_some_and(|time| Instant::now() < time) {
+            return false;
+        }
+        // A log as long as the data itself is no reason to write all the data again.
+        let own = dispatch.own().iter();
+        let views = &dispatch.shared().views;
+        let data: u64 = own.map(|one| views[usize::from(one.0)].table.memory_bytes()).sum();
+        if log_bytes < data {
+            return false;
+        }
+        let behind = |(partition, index): &&(u16, u64)| {
+            self.indexes.get(partition).is_none_or(|snapshot| snapshot < index)
+        };
+        let Some(&(partition, _)) = turn.log().oldest_segment().iter().find(behind) else {
+            return false;
+        };
+        let Some((replica, _)) = dispatch.replica(PartitionId(partition)) else { return false };
+        let meta = replica.snapshot_meta();
+        let table = Arc::clone(replica.table());
+        table.begin_snapshot();
+        let index = meta.position.index;
+        tracing::debug!(partition, index, "snapshot begins");
+        self.send(Job::Start { partition, index, meta: meta.encode() });
+        self.walk = Some(Walk { partition: PartitionId(partition), index, table, complete: false });
+        true
+    }
+
+    fn send(&self, job: Job) {
+        let sender = self.sender.as_ref().expect("there until the worker ends");
+        sender.try_send(job).expect("the channel holds a whole window");
+    }
+
+    /// The thread has written a chunk.
+    pub(super) fn room(&mut self) {
+        self.room += 1;
+    }
+
+    /// The thread has finished the snapshot, or could not.
+    pub(super) fn written(&mut self, result: Result<(), LogError>, dispatch: &mut Dispatch, turn: &mut Turn) {
+        let Some(walk) = self.walk.take() else { return };
+        match result {
+            Ok(()) => {
+                dispatch.shared().stats.snapshots.add(1);
+                self.indexes.insert(walk.partition.0, walk.index);
+                let indexes = &self.indexes;
+                let trimmed = turn.log().trim(&mut |partition| {
+                    indexes.get(&partition).copied().unwrap_or(0)
+                });
+                match trimmed {
+                    Ok(segments) => {
+                        tracing::debug!(partition = %walk.partition, index = walk.index, segments, "snapshot done");
+                    }
+                    Err(error) => tracing::warn!(%error, "old log segments cannot be removed"),
+                }
+            }
+            Err(error) => {
+                if !walk.complete {
+                    walk.table.end_snapshot();
+                    self.send(Job::Abort);
+                }
+                self.not_before = Some(Instant::now() + RETRY);
+                tracing::error!(
+                    partition = %walk.partition, %error,
+                    "a snapshot cannot be written; the log grows until one can"
+                );
+            }
+        }
+    }
+
+    /// Whether `step` has something to do though no event comes.
+    pub(super) fn has_work(&self) -> bool {
+        self.walk.as_ref().is_some_and(|walk| !walk.complete && self.room > 0)
+    }
+}
+
+impl Drop for Snapshots {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            // It ends when the sender is gone, and drops a snapshot that is not finished.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread: one snapshot after the other. After a failure it takes no chunks until the next start.
+fn write_snapshots(jobs: &Receiver<Job>, disk: &Arc<dyn Disk>, mailbox: &Mailbox) {
+    let mut writer: Option<SnapshotWriter> = None;
+    while let Ok(job) = jobs.recv() {
+        let result = match job {
+            Job::Start { partition, index, meta } => {
+                SnapshotWriter::create(Arc::clone(disk), partition, index, &meta)
+                    .map(|created| writer = Some(created))
+            }
+            Job::Chunk(chunk) => {
+                let result = writer.as_mut().map_or(Ok(()), |writer| writer.chunk(&chunk));
+                mailbox.answer(Return::SnapshotRoom);
+                result
+            }
+            Job::Finish => match writer.take().map(SnapshotWriter::finish) {
+                Some(Ok(_)) => {
+                    mailbox.answer(Return::SnapshotWritten(Ok(())));
+                    Ok(())
+                }
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            },
+            Job::Abort => {
+                writer = None;
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            writer = None;
+            mailbox.answer(Return::SnapshotWritten(Err(error)));
+        }
+    }
+}

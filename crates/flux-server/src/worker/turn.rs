@@ -1,0 +1,289 @@
+//! A worker's turn: what gathered since the last one becomes one write to the log.
+//!
+//! With `fsync = always` a batch is proposed only when no sync is under way; what comes in meanwhile
+//! gathers into the next one. With the other policies a batch is applied as soon as it is written.
+
+use std::time::{Duration, Instant};
+
+use flux_core::{Error, PartitionId};
+use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
+
+use super::LOG_INTERVAL;
+use super::dispatch::Dispatch;
+use super::syncer::Syncer;
+use crate::config::{Fsync, Settings};
+
+/// Room that a batch needs in the log besides its payload: for each entry, and for the batch.
+const RECORD_OVERHEAD: usize = 128;
+/// With `fsync = everysec`.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) struct Turn {
+    log: Log,
+    syncer: Syncer,
+    policy: Fsync,
+    overload_wait: Duration,
+    /// Set while a sync is under way.
+    syncing_since: Option<Instant>,
+    /// What the sync under way covers: partitions and the `Ready` numbers that it makes persistent.
+    syncing: Vec<(PartitionId, u64)>,
+    /// Written, and waiting for a sync to start.
+    written: Vec<(PartitionId, u64)>,
+    /// Written since the last sync, whoever waits for it.
+    unsynced: bool,
+    next_sync: Instant,
+    next_warning: Instant,
+}
+
+impl Turn {
+    pub(super) fn new(log: Log, syncer: Syncer, settings: &Settings, now: Instant) -> Turn {
+        Turn {
+            log,
+            syncer,
+            policy: settings.fsync,
+            overload_wait: Duration::from_millis(settings.overload_wait_ms),
+            syncing_since: None,
+            syncing: Vec::new(),
+            written: Vec::new(),
+            unsynced: false,
+            next_sync: now + SYNC_INTERVAL,
+            next_warning: now,
+        }
+    }
+
+    /// Proposes what has gathered, writes it, and applies what that commits.
+    pub(super) fn take(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        self.watch_delay(dispatch, now);
+        if dispatch.active().is_empty() {
+            self.sync_if_due(now);
+            return;
+        }
+        let active = dispatch.take_active();
+        let may_propose = self.syncing_since.is_none() && self.make_room(&active, dispatch, now);
+        if may_propose {
+            for &partition in &active {
+                if let Some((replica, replies)) = dispatch.replica(partition)
+                    && replica.has_open_batch()
+                {
+                    replica.propose(replies);
+                }
+            }
+        }
+        let result = self.write(&active, dispatch);
+        if !may_propose {
+            // Their batches are still open.
+            for &partition in &active {
+                let open = dispatch.replica(partition).is_some_and(|(one, _)| one.has_open_batch());
+                if open {
+                    dispatch.activate(partition);
+                }
+            }
+        }
+        dispatch.recycle(active);
+        match result {
+            Ok(()) => {
+                self.sync_if_due(now);
+                self.prepare_segment();
+            }
+            Err(error) => self.fail(&error, dispatch),
+        }
+        dispatch.recount();
+    }
+
+    /// Makes sure that the open batches fit on the disk. Where they do not, they are refused.
+    fn make_room(&mut self, active: &[PartitionId], dispatch: &mut Dispatch, now: Instant) -> bool {
+        let open = |partition: &PartitionId| {
+            let replica = dispatch.replica(*partition).map(|(replica, _)| replica);
+            replica.map_or(0, |replica| replica.open_bytes() + RECORD_OVERHEAD)
+        };
+        let bytes = RECORD_OVERHEAD + active.iter().map(open).sum::<usize>();
+        let error = match self.log.reserve(bytes) {
+            Ok(()) => {
+                if dispatch.refusing == Some(Error::DiskFull) {
+                    dispatch.refusing = None;
+                    tracing::info!("the disk has space again: writes are accepted");
+                }
+                return true;
+            }
+            Err(LogError::Full { .. }) => Error::DiskFull,
+            Err(error) => {
+                self.fail(&error, dispatch);
+                return false;
+            }
+        };
+        if now >= self.next_warning {
+            self.next_warning = now + LOG_INTERVAL;
+            tracing::error!(bytes, "the disk is full: writes are refused until there is space");
+        }
+        for &partition in active {
+            if let Some((replica, replies)) = dispatch.replica(partition) {
+                let before = replies.len();
+                replica.refuse_open(&error, replies);
+                let refused = replies.len() - before;
+                dispatch.shared().stats.disk_full.add(refused as u64);
+            }
+        }
+        false
+    }
+
+    /// Writes what the replicas ask for until they ask for nothing more.
+    fn write(
+        &mut self,
+        active: &[PartitionId],
+        dispatch: &mut Dispatch,
+    ) -> Result<(), LogError> {
+        loop {
+            let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
+            for &partition in active {
+                let Some((replica, replies)) = dispatch.replica(partition) else { continue };
+                while let Some(ready) = replica.ready(replies).unwrap_or_else(|error| {
+                    panic!("partition {partition} is broken, and so is this node: {error}")
+                }) {
+                    must_sync |= ready.state.is_some();
+                    append(&mut self.log, partition, &ready)?;
+                    self.written.push((partition, ready.number));
+                }
+            }
+            if self.written.len() == first {
+                return Ok(());
+            }
+            let bytes = self.log.batch_bytes() as u64;
+            self.log.write()?;
+            self.unsynced = true;
+            let stats = &dispatch.shared().stats;
+            stats.log_batches.add(1);
+            stats.log_bytes.add(bytes);
+            if must_sync || first > 0 {
+                return Ok(());
+            }
+            for (partition, number) in self.written.drain(..) {
+                if let Some((replica, _)) = dispatch.replica(partition) {
+                    replica.persisted(number);
+                }
+            }
+        }
+    }
+
+    /// Starts a sync if something waits for it, or a second has passed with `everysec`.
+    fn sync_if_due(&mut self, now: Instant) {
+        let elapsed = self.policy == Fsync::EverySec && self.unsynced && now >= self.next_sync;
+        if self.syncing_since.is_some() || (self.written.is_empty() && !elapsed) {
+            return;
+        }
+        std::mem::swap(&mut self.syncing, &mut self.written);
+        self.syncing_since = Some(now);
+        self.next_sync = now + SYNC_INTERVAL;
+        self.unsynced = false;
+        self.syncer.sync(self.log.sync_target());
+    }
+
+    /// Has the next segment made in advance, so that no turn waits for its allocation.
+    fn prepare_segment(&mut self) {
+        if let Some(target) = self.log.prepare_target() {
+            self.syncer.prepare(target);
+        }
+    }
+
+    /// The next segment is there, or could not be made.
+    pub(super) fn prepared(&mut self, result: Result<PreparedSegment, LogError>) {
+        self.log.prepared(result);
+    }
+
+    /// The sync thread has finished.
+    pub(super) fn synced(&mut self, result: Result<Lsn, std::io::Error>, dispatch: &mut Dispatch) {
+        let stats = &dispatch.shared().stats;
+        stats.log_syncs.add(1);
+        if let Some(since) = self.syncing_since.take() {
+            stats.log_sync_microseconds.add(since.elapsed().as_micros() as u64);
+        }
+        if let Err(error) = self.log.synced(result) {
+            self.fail(&error, dispatch);
+            return;
+        }
+        for (partition, number) in self.syncing.drain(..) {
+            if let Some((replica, _)) = dispatch.replica(partition) {
+                replica.persisted(number);
+                dispatch.activate(partition);
+            }
+        }
+    }
+
+    /// Refuses new writes while the oldest one has waited too long.
+    fn watch_delay(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        let waited = self.syncing_since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        if waited >= self.overload_wait && dispatch.refusing.is_none() {
+            dispatch.refusing = Some(Error::Overloaded);
+        }
+    }
+
+    /// The log is of no use any more: no write is acknowledged from here on.
+    fn fail(&mut self, error: &LogError, dispatch: &mut Dispatch) {
+        if matches!(dispatch.refusing, Some(Error::LogFailed(_))) {
+            return;
+        }
+        tracing::error!(
+            %error,
+            "the log failed: no more writes are accepted; mend the disk and restart the node"
+        );
+        dispatch.shared().fail(&error.to_string());
+        dispatch.refusing = Some(Error::LogFailed(error.to_string()));
+        for index in 0..dispatch.own().len() {
+            let partition = dispatch.own()[index];
+            if let Some((replica, replies)) = dispatch.replica(partition) {
+                replica.abandon(replies);
+            }
+        }
+        self.written.clear();
+        self.syncing.clear();
+        self.unsynced = false;
+    }
+
+    /// Whether `take` has something to do though no event comes.
+    pub(super) fn is_due(&self, dispatch: &Dispatch) -> bool {
+        self.syncing_since.is_none() && !dispatch.active().is_empty()
+    }
+
+    /// When the next sync is due, with `everysec`.
+    pub(super) fn next_sync(&self) -> Option<Instant> {
+        let wanted = self.policy == Fsync::EverySec && self.unsynced;
+        (wanted && self.syncing_since.is_none()).then_some(self.next_sync)
+    }
+
+    /// Whether something is under way that a stopping worker should wait for.
+    pub(super) fn is_busy(&self, dispatch: &Dispatch) -> bool {
+        self.syncing_since.is_some() || !self.written.is_empty() || dispatch.in_flight_bytes() > 0
+    }
+
+    pub(super) fn log(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    /// Syncs and closes the log.
+    pub(super) fn close(self) -> Result<(), LogError> {
+        drop(self.syncer);
+        self.log.close()
+    }
+}
+
+fn append(
+    log: &mut Log,
+    partition: PartitionId,
+    ready: &flux_core::replica::Ready,
+) -> Result<(), LogError> {
+    let (partition, commit) = (partition.0, ready.commit);
+    if let Some(state) = &ready.state {
+        let (term, vote) = (state.term, state.vote);
+        log.append(&Record::State(State { partition, term, vote, commit }))?;
+    }
+    for entry in &ready.entries {
+        log.append(&Record::Entry(Entry {
+            partition,
+            entry_type: entry.entry_type as u8,
+            term: entry.term,
+            index: entry.index,
+            commit,
+            payload: &entry.data,
+        }))?;
+    }
+    Ok(())
+}
