@@ -1,0 +1,210 @@
+//! The command line: subcommands, and one flag for each row of the settings table.
+
+use std::{env, path::PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Parser, Subcommand};
+use flux_server::config::{ConfigError, Configuration, Form, Inputs, SETTINGS};
+
+use crate::{bench, cli};
+
+const DEFAULT_FILE: &str = "flux.toml";
+
+const SETTINGS_HELP: &str = "\
+Settings come from, in rising priority: the defaults, a TOML file (--config, else FLUX_CONFIG, else
+./flux.toml if there is one), FLUX_* variables (FLUX_DATA_ADDR for --data-addr), and flags. What is
+unknown or not allowed stops the start. `flux config` shows what is in force and where it was set.";
+
+/// Flux-KV: key-value data in memory, durable and in order on disk, over RESP, gRPC and HTTP
+#[derive(Debug, Parser)]
+#[command(
+    name = "flux",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a node and its HTTP gateway in one process
+    #[command(after_help = SETTINGS_HELP)]
+    Up(SettingArgs),
+    /// Start a node
+    #[command(after_help = SETTINGS_HELP)]
+    Server(SettingArgs),
+    /// Start an HTTP gateway to nodes that run elsewhere
+    #[command(after_help = SETTINGS_HELP)]
+    Gateway(SettingArgs),
+    /// Send commands to a node: at a prompt, from arguments or from standard input
+    Cli(cli::Args),
+    /// Put a node under load and measure it
+    Bench(bench::Args),
+    /// Print the settings that are in force, and where each was set
+    #[command(after_help = SETTINGS_HELP)]
+    Config(ConfigArgs),
+    /// Print the version
+    Version,
+}
+
+/// The arguments of `flux config`.
+#[derive(Debug, clap::Args)]
+pub struct ConfigArgs {
+    /// Print the documentation's table of settings instead
+    #[arg(long)]
+    pub markdown: bool,
+
+    /// The settings to print.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+}
+
+/// Everything that settings can come from on the command line.
+#[derive(Debug, clap::Args)]
+pub struct SettingArgs {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    flags: SettingFlags,
+}
+
+impl SettingArgs {
+    /// The settings from all sources.
+    pub fn load(&self) -> Result<Configuration, ConfigError> {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        };
+        Configuration::load(&Inputs {
+            file: self.config.clone(),
+            default_file: Some(PathBuf::from(DEFAULT_FILE)),
+            environment: env::vars_os().map(text).collect(),
+            flags: self.flags.0.clone(),
+        })
+    }
+}
+
+/// The flags that were given, by the setting's name. Values are looked at when all sources are.
+#[derive(Clone, Debug, Default)]
+struct SettingFlags(Vec<(String, String)>);
+
+impl clap::Args for SettingFlags {
+    fn augment_args(mut command: clap::Command) -> clap::Command {
+        for setting in SETTINGS {
+            let help = format!("{} [default: {}]", setting.meaning, setting.default);
+            let mut arg = Arg::new(setting.name)
+                .long(setting.flag())
+                .help(help.replace('`', ""))
+                .help_heading("Settings")
+                .value_name(setting.unit.replace(' ', "-").to_uppercase())
+                .action(ArgAction::Set)
+                .allow_hyphen_values(true);
+            if setting.form == Form::Switch {
+                arg = arg
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true");
+            }
+            command = command.arg(arg);
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<SettingFlags, clap::Error> {
+        let mut flags = SettingFlags::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let given = SETTINGS.iter().filter_map(|setting| {
+            let value = matches.get_one::<String>(setting.name)?;
+            Some((setting.name.to_owned(), value.clone()))
+        });
+        self.0.extend(given);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn flags(words: &[&str]) -> Result<Vec<(String, String)>, String> {
+        let args = Args::try_parse_from(words).map_err(|error| error.to_string())?;
+        match args.command {
+            Command::Up(settings) | Command::Server(settings) | Command::Gateway(settings) => {
+                Ok(settings.flags.0)
+            }
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_of_up_server_and_gateway() {
+        for command in ["up", "server", "gateway"] {
+            for setting in SETTINGS {
+                let flag = format!("--{}", setting.flag());
+                let words = ["flux", command, &format!("{flag}={}", setting.default)];
+                let expected = (setting.name.to_owned(), setting.default.to_owned());
+                assert_eq!(flags(&words).unwrap(), [expected]);
+            }
+        }
+    }
+
+    #[test]
+    fn switches_need_no_value() {
+        let insecure = |value: &str| vec![("insecure".to_owned(), value.to_owned())];
+        assert_eq!(
+            flags(&["flux", "up", "--insecure"]).unwrap(),
+            insecure("true")
+        );
+        assert_eq!(
+            flags(&["flux", "up", "--insecure=false"]).unwrap(),
+            insecure("false")
+        );
+        assert_eq!(
+            flags(&["flux", "up", "--workers", "-1"]).unwrap()[0].1,
+            "-1"
+        );
+    }
+
+    #[test]
+    fn an_unknown_flag_names_itself_and_the_like() {
+        let error = flags(&["flux", "server", "--data-adr", "x"]).unwrap_err();
+        assert!(
+            error.contains("'--data-adr'") && error.contains("--data-addr"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn commands_of_the_command_line_may_have_hyphens() {
+        let args =
+            Args::try_parse_from(["flux", "cli", "--addr", "h:1", "getrange", "k", "0", "-1"]);
+        assert!(matches!(args.unwrap().command, Command::Cli(_)));
+        let args = Args::try_parse_from(["flux", "cli", "set", "k", "--addr"]);
+        assert!(matches!(args.unwrap().command, Command::Cli(_)));
+    }
+}

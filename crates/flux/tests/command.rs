@@ -1,0 +1,139 @@
+//! The `flux` command as a user meets it: what it prints, where, and its exit codes.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+/// Runs the command in a folder, with nothing in its environment but these variables.
+fn flux(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flux"))
+        .current_dir(folder)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .args(arguments)
+        .output()
+        .expect("the command can be run")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("the command prints text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("the command prints text")
+}
+
+#[test]
+fn config_shows_what_is_in_force_and_where_it_was_set() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(
+        folder.path().join("flux.toml"),
+        "fsync = \"no\"\nworkers = 3\n",
+    )
+    .unwrap();
+    let output = flux(
+        folder.path(),
+        &[("FLUX_WORKERS", "2")],
+        &["config", "--partitions", "8"],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let line = |start: &str| {
+        text.lines()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_default()
+    };
+    assert!(line("fsync = \"no\" ").ends_with("# flux.toml:1"), "{text}");
+    assert!(
+        line("workers = 2 ").ends_with("# environment variable FLUX_WORKERS"),
+        "{text}"
+    );
+    assert!(
+        line("partitions = 8 ").ends_with("# flag --partitions"),
+        "{text}"
+    );
+    assert!(
+        line("data_dir = \"./flux-data\" ").ends_with("# default"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_bad_setting_stops_the_start_and_leaves_nothing() {
+    for (variables, arguments, complaint) in [
+        (
+            &[("FLUX_FSYNK", "no")][..],
+            &["up"][..],
+            "variable FLUX_FSYNK: there is no setting `fsynk`",
+        ),
+        (
+            &[],
+            &["server", "--fsync", "maybe"],
+            "flag --fsync: `fsync` is \"maybe\"",
+        ),
+        (
+            &[],
+            &["up", "--data-addr", "0.0.0.0:0"],
+            "flag --data-addr: `data_addr` is 0.0.0.0:0",
+        ),
+        (
+            &[("FLUX_HTTP_ADDR", "[::]:0")],
+            &["gateway"],
+            "FLUX_HTTP_ADDR: `http_addr` is [::]:0",
+        ),
+        (
+            &[],
+            &["config", "--config", "none.toml"],
+            "cannot read the configuration file none.toml",
+        ),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let output = flux(folder.path(), variables, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(
+            stderr(&output).contains(complaint),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_flag_is_a_usage_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = flux(folder.path(), &[], &["up", "--fsynk", "no"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("'--fsynk'"), "{}", stderr(&output));
+}
+
+#[test]
+fn version_names_the_version() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = flux(folder.path(), &[], &["version"]);
+    let expected = format!("flux {} (", env!("CARGO_PKG_VERSION"));
+    assert!(
+        stdout(&output).starts_with(&expected),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn the_command_line_says_that_nobody_answers() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound listener").to_string();
+    drop(listener);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = flux(folder.path(), &[], &["cli", "--addr", &address, "get", "k"]);
+    assert_eq!(output.status.code(), Some(2));
+    let complaint = format!("cannot connect to {address}");
+    assert!(stderr(&output).contains(&complaint), "{}", stderr(&output));
+}
