@@ -288,6 +288,7 @@ def test_slow_reader_is_cut_and_memory_stays_bounded(start_flux):
     with node.connect() as bystander, node.connect() as slow:
         bystander.call("SET", "k", value)
         bystander.call("GET", "k")
+        slow.call("PING")
         before = node.rss_bytes()
         peak = [before]
         stop = threading.Event()

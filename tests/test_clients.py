@@ -203,6 +203,14 @@ def test_info_and_client_list_fields(flux):
         assert any(line.startswith(f"id={identity} ") for line in listed)
 
 
+def test_expired_keys_leave_by_themselves(flux):
+    with flux.connect() as connection:
+        commands = [("SET", f"k{number}", "v", "PX", 1 + number % 50) for number in range(1000)]
+        assert set(connection.pipeline(commands)) == {b"OK"}
+        connection.call("SET", "stays", "v", "EX", 1000)
+        servers.wait_until(lambda: connection.call("DBSIZE") == 1, "expired keys are removed", 10)
+
+
 def test_client_kill(flux):
     with flux.connect() as connection, flux.connect() as victim:
         identity = victim.call("CLIENT", "ID")

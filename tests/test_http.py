@@ -1,5 +1,7 @@
 """The gateway's HTTP API for keys and values, good and bad requests."""
 
+import http.client
+import json
 import time
 import urllib.parse
 
@@ -154,11 +156,16 @@ def test_wrong_content_type(flux, api, content_type):
 
 
 @pytest.mark.parametrize("query", ["", "?other=x", "?key=", "?key=%ff", "?key=%zz", "?key=%f", "?key=a&key=b"])
-def test_bad_queries(flux, api, query):
+def test_bad_queries(flux, query):
     for method in ["GET", "DELETE"]:
-        answer = requests.request(method, api + query, timeout=10)
-        assert answer.status_code == 400, (method, query, answer.status_code, answer.text)
-        assert answer.json().get("error")
+        # Not by requests: it mends what is wrong with an address before it sends it.
+        connection = http.client.HTTPConnection("127.0.0.1", flux.http_port, timeout=10)
+        connection.request(method, "/api/v1/kv" + query)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert answer.status == 400, (method, query, answer.status, body)
+        assert json.loads(body).get("error")
 
 
 def test_limits(flux, api):

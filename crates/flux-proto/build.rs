@@ -10,15 +10,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler.open_files(["flux/kv/v1/kv.proto"])?;
 
     // The generated code takes comments from the source positions; reflection has no use for those.
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(compiler.file_descriptor_set())?;
 
     compiler.include_source_info(false);
     let output = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
-    fs::write(
-        output.join("descriptors.bin"),
-        compiler.encode_file_descriptor_set(),
-    )?;
+    fs::write(output.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     Ok(())
 }

@@ -29,17 +29,14 @@ impl RetryBudget {
         let current = self.hundredths.load(Ordering::Relaxed);
         if current < self.capacity {
             // A race may overfill by one deposit per thread, which harms nothing.
-            self.hundredths
-                .fetch_add(self.per_request, Ordering::Relaxed);
+            self.hundredths.fetch_add(self.per_request, Ordering::Relaxed);
         }
     }
 
     /// Takes one retry, if there is one.
     pub(crate) fn withdraw(&self) -> bool {
         let take = |current: u64| current.checked_sub(RETRY);
-        self.hundredths
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .is_ok()
+        self.hundredths.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 }
 

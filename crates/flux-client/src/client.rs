@@ -69,34 +69,18 @@ impl Client {
         let budget = RetryBudget::new(config.retry.budget_percent, config.retry.reserve);
         let timeout = config.request_timeout;
         let tasks = Mutex::new(tasks);
-        let shared = Shared {
-            config,
-            links,
-            next_link: AtomicUsize::new(0),
-            budget,
-            tasks,
-        };
-        Ok(Client {
-            shared: Arc::new(shared),
-            timeout,
-            stale_reads: false,
-        })
+        let shared = Shared { config, links, next_link: AtomicUsize::new(0), budget, tasks };
+        Ok(Client { shared: Arc::new(shared), timeout, stale_reads: false })
     }
 
     /// The same client with another request timeout.
     pub fn with_timeout(&self, timeout: Duration) -> Client {
-        Client {
-            timeout,
-            ..self.clone()
-        }
+        Client { timeout, ..self.clone() }
     }
 
     /// The same client, whose reads any replica may answer from what it has applied.
     pub fn with_stale_reads(&self) -> Client {
-        Client {
-            stale_reads: true,
-            ..self.clone()
-        }
+        Client { stale_reads: true, ..self.clone() }
     }
 
     /// Closes all connections, also those of clones. Calls under way end as if the connection had
@@ -123,18 +107,8 @@ impl Client {
         value: &[u8],
         options: SetOptions,
     ) -> Result<SetReply, Error> {
-        let SetOptions {
-            expiry,
-            condition,
-            return_previous,
-        } = options;
-        let request = Request::Set {
-            key,
-            value,
-            expiry,
-            condition,
-            return_previous,
-        };
+        let SetOptions { expiry, condition, return_previous } = options;
+        let request = Request::Set { key, value, expiry, condition, return_previous };
         self.call(&request, |frame, response| match response {
             Response::Set(reply) => Some(SetReply::new(frame, &reply)),
             _ => None,
@@ -144,60 +118,43 @@ impl Client {
 
     /// Removes a key.
     pub async fn delete(&self, key: &[u8], condition: Condition) -> Result<DeleteReply, Error> {
-        self.call(
-            &Request::Delete { key, condition },
-            |_, response| match response {
-                Response::Deleted(reply) => Some(reply),
-                _ => None,
-            },
-        )
+        self.call(&Request::Delete { key, condition }, |_, response| match response {
+            Response::Deleted(reply) => Some(reply),
+            _ => None,
+        })
         .await
     }
 
     /// Adds to a number in decimal text; an absent key counts as 0.
     pub async fn increment(&self, key: &[u8], delta: i64) -> Result<Counter, Error> {
-        self.call(
-            &Request::Increment { key, delta },
-            |_, response| match response {
-                Response::Counter { value, version } => Some(Counter { value, version }),
-                _ => None,
-            },
-        )
+        self.call(&Request::Increment { key, delta }, |_, response| match response {
+            Response::Counter { value, version } => Some(Counter { value, version }),
+            _ => None,
+        })
         .await
     }
 
     /// Sets when a key expires, with `Expiry::In` or `Expiry::At`; false where there is no key.
     pub async fn expire(&self, key: &[u8], expiry: Expiry) -> Result<bool, Error> {
-        self.call(&Request::Expire { key, expiry }, |_, response| {
-            changed(&response)
-        })
-        .await
+        self.call(&Request::Expire { key, expiry }, |_, response| changed(&response)).await
     }
 
     /// Removes a key's expiry; false where there was none.
     pub async fn persist(&self, key: &[u8]) -> Result<bool, Error> {
-        self.call(&Request::Persist { key }, |_, response| changed(&response))
-            .await
+        self.call(&Request::Persist { key }, |_, response| changed(&response)).await
     }
 
     /// The values of keys of any partitions, in the order asked. Keys of one partition are read at
     /// one moment.
     pub async fn batch_get(&self, keys: &[&[u8]]) -> Result<Vec<Option<Value>>, Error> {
         let expected = keys.len();
-        self.call(
-            &Request::BatchGet {
-                keys: keys.to_vec(),
-            },
-            move |frame, response| {
-                let Response::Values(values) = response else {
-                    return None;
-                };
-                let values = values
-                    .iter()
-                    .map(|v| v.as_ref().map(|v| Value::new(frame, v)));
-                (values.len() == expected).then(|| values.collect())
-            },
-        )
+        self.call(&Request::BatchGet { keys: keys.to_vec() }, move |frame, response| {
+            let Response::Values(values) = response else {
+                return None;
+            };
+            let values = values.iter().map(|v| v.as_ref().map(|v| Value::new(frame, v)));
+            (values.len() == expected).then(|| values.collect())
+        })
         .await
     }
 
@@ -208,10 +165,7 @@ impl Client {
         guards: &[Guard<'_>],
         writes: &[Write<'_>],
     ) -> Result<BatchReply, Error> {
-        let request = Request::BatchWrite {
-            guards: guards.to_vec(),
-            writes: writes.to_vec(),
-        };
+        let request = Request::BatchWrite { guards: guards.to_vec(), writes: writes.to_vec() };
         self.call(&request, |_, response| match response {
             Response::Batch(reply) => Some(reply),
             _ => None,
@@ -236,13 +190,10 @@ impl Client {
 
     /// Makes sure that a node answers.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.call(
-            &Request::Ping { payload: b"" },
-            |_, response| match response {
-                Response::Pong { .. } => Some(()),
-                _ => None,
-            },
-        )
+        self.call(&Request::Ping { payload: b"" }, |_, response| match response {
+            Response::Pong { .. } => Some(()),
+            _ => None,
+        })
         .await
     }
 
@@ -332,14 +283,9 @@ impl Client {
                 }
             }
             let Some(link) = connecting else {
-                return Err(Error::Unavailable(
-                    down.map_or_else(String::new, |r| r.to_string()),
-                ));
+                return Err(Error::Unavailable(down.map_or_else(String::new, |r| r.to_string())));
             };
-            if tokio::time::timeout_at(deadline, link.settled())
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout_at(deadline, link.settled()).await.is_err() {
                 return Err(Error::Unavailable("no connection in time".to_owned()));
             }
         }
@@ -360,16 +306,10 @@ fn understand<T>(
     accept: impl Fn(&Bytes, Response<'_>) -> Option<T>,
 ) -> Result<T, Error> {
     let strange = |text: String| {
-        if is_write {
-            Error::OutcomeUnknown(text)
-        } else {
-            Error::Protocol(text)
-        }
+        if is_write { Error::OutcomeUnknown(text) } else { Error::Protocol(text) }
     };
     let decoded = match decode_response(frame) {
-        Ok(Some((decoded, _))) => decoded
-            .response()
-            .map_err(|error| strange(error.to_string()))?,
+        Ok(Some((decoded, _))) => decoded.response().map_err(|error| strange(error.to_string()))?,
         Ok(None) => return Err(strange("half a frame".to_owned())),
         Err(error) => return Err(strange(error.to_string())),
     };
@@ -379,10 +319,9 @@ fn understand<T>(
         Err(failure) if is_write && failure.code().outcome_is_unknown() => {
             Err(Error::OutcomeUnknown(failure.message.to_owned()))
         }
-        Err(failure) => Err(Error::Refused {
-            code: failure.code(),
-            message: failure.message.to_owned(),
-        }),
+        Err(failure) => {
+            Err(Error::Refused { code: failure.code(), message: failure.message.to_owned() })
+        }
     }
 }
 
@@ -391,10 +330,9 @@ fn understand<T>(
 fn is_repeatable(error: &Error) -> bool {
     match error {
         Error::Unavailable(_) | Error::ConnectionLost(_) => true,
-        Error::Refused { code, .. } => matches!(
-            code,
-            Code::Overloaded | Code::Unavailable | Code::NotLeader | Code::Stopping
-        ),
+        Error::Refused { code, .. } => {
+            matches!(code, Code::Overloaded | Code::Unavailable | Code::NotLeader | Code::Stopping)
+        }
         _ => false,
     }
 }

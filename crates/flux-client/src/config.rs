@@ -56,9 +56,7 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("user", &self.user)
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
     }
 }
 
@@ -95,10 +93,7 @@ impl Config {
     /// The defaults with these endpoints.
     pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Config {
         let endpoints = endpoints.into_iter().map(Into::into).collect();
-        Config {
-            endpoints,
-            ..Config::default()
-        }
+        Config { endpoints, ..Config::default() }
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -148,24 +143,15 @@ mod tests {
         assert!(wrong(Config::new(["localhost"])).contains("`localhost`"));
         assert!(wrong(Config::new([":7379"])).contains("`:7379`"));
         assert!(wrong(Config::new(["a:1", "b:0"])).contains("`b:0`"));
-        let none = Config {
-            max_in_flight: 0,
-            ..Config::default()
-        };
+        let none = Config { max_in_flight: 0, ..Config::default() };
         assert!(wrong(none).contains("max_in_flight"));
-        let at_once = Config {
-            request_timeout: Duration::ZERO,
-            ..Config::default()
-        };
+        let at_once = Config { request_timeout: Duration::ZERO, ..Config::default() };
         assert!(wrong(at_once).contains("request_timeout"));
     }
 
     #[test]
     fn a_password_is_not_printed() {
-        let credentials = Credentials {
-            user: "u".to_owned(),
-            password: "hunter2".to_owned(),
-        };
+        let credentials = Credentials { user: "u".to_owned(), password: "hunter2".to_owned() };
         assert!(!format!("{credentials:?}").contains("hunter2"));
     }
 }

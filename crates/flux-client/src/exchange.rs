@@ -92,10 +92,7 @@ pub(crate) async fn run(
     for waiting in pending.waiting.into_values() {
         let _ = waiting.reply.send(Err(reason.clone()));
     }
-    End {
-        reason,
-        answered: pending.answered,
-    }
+    End { reason, answered: pending.answered }
 }
 
 async fn write(
@@ -182,17 +179,12 @@ async fn read(
 /// How many bytes the frame at the start of the buffer lacks. `decode_response` has checked that its
 /// length is within the limit.
 fn missing_bytes(buffer: &[u8]) -> usize {
-    let length = buffer
-        .first_chunk::<4>()
-        .map_or(0, |&length| u32::from_le_bytes(length));
+    let length = buffer.first_chunk::<4>().map_or(0, |&length| u32::from_le_bytes(length));
     (length as usize + 4).saturating_sub(buffer.len())
 }
 
 fn is_stalled(pending: &Mutex<Pending>, stall_timeout: Duration) -> bool {
-    lock(pending)
-        .waiting
-        .values()
-        .any(|waiting| waiting.since.elapsed() >= stall_timeout)
+    lock(pending).waiting.values().any(|waiting| waiting.since.elapsed() >= stall_timeout)
 }
 
 /// A response with id 0 concerns the connection and is its last. Where its code says that nothing

@@ -53,12 +53,7 @@ impl Link {
         let (state_sender, state) = watch::channel(State::Connecting);
         let room = Arc::new(Semaphore::new(config.max_in_flight));
         let max_in_flight = config.max_in_flight;
-        let link = Link {
-            queue: queue_sender,
-            state,
-            room,
-            max_in_flight,
-        };
+        let link = Link { queue: queue_sender, state, room, max_in_flight };
         (link, run(endpoint, config, queue, state_sender))
     }
 
@@ -75,9 +70,7 @@ impl Link {
     pub(crate) async fn settled(&self) {
         let mut state = self.state.clone();
         // An error means that the task is gone; sending tells.
-        let _ = state
-            .wait_for(|state| !matches!(state, State::Connecting))
-            .await;
+        let _ = state.wait_for(|state| !matches!(state, State::Connecting)).await;
     }
 
     /// Sends a frame and waits for the whole response frame. `None`: the deadline passed after the
@@ -97,12 +90,7 @@ impl Link {
         };
         let claimed = Arc::new(AtomicBool::new(false));
         let (reply, answer) = oneshot::channel();
-        let submission = Submission {
-            frame,
-            claimed: Arc::clone(&claimed),
-            reply,
-            permit,
-        };
+        let submission = Submission { frame, claimed: Arc::clone(&claimed), reply, permit };
         // Every submission in the queue holds a permit, so that there is always a place.
         if self.queue.try_send(submission).is_err() {
             return not_sent("the client is closed");
@@ -142,11 +130,7 @@ async fn run(
                 let (reader, writer) = connection.stream.into_split();
                 let (received, stall) = (connection.received, config.stall_timeout);
                 let end = exchange::run(reader, writer, received, &mut queue, stall).await;
-                failures = if end.answered {
-                    0
-                } else {
-                    failures.saturating_add(1)
-                };
+                failures = if end.answered { 0 } else { failures.saturating_add(1) };
                 match end.reason {
                     Lost::NotSent(text) | Lost::Broken(text) | Lost::Refused(_, text) => text,
                 }
@@ -206,10 +190,7 @@ async fn handshake(endpoint: &str, config: &Config) -> Result<Connection, String
     native::encode_preface(&mut hello, &Preface::default());
     if let Some(credentials) = &config.credentials {
         let password = credentials.password.as_bytes();
-        let auth = Request::Auth {
-            user: &credentials.user,
-            password,
-        };
+        let auth = Request::Auth { user: &credentials.user, password };
         let header = RequestHeader::new(AUTH_ID, Opcode::Auth);
         native::encode_request(&mut hello, &header, &auth).map_err(|error| error.to_string())?;
     }
@@ -221,10 +202,7 @@ async fn handshake(endpoint: &str, config: &Config) -> Result<Connection, String
             Some((ServerPreface::Refused { message, .. }, _)) => return Err(message.to_owned()),
             Some((ServerPreface::Accepted(accepted), taken)) => {
                 if accepted.version != native::VERSION {
-                    return Err(format!(
-                        "the node chose protocol version {}",
-                        accepted.version
-                    ));
+                    return Err(format!("the node chose protocol version {}", accepted.version));
                 }
                 let limit = (accepted.max_frame_bytes as usize).min(MAX_FRAME_BYTES);
                 let _ = received.split_to(taken);
@@ -236,11 +214,7 @@ async fn handshake(endpoint: &str, config: &Config) -> Result<Connection, String
     if config.credentials.is_some() {
         authenticated(&mut stream, &mut received).await?;
     }
-    Ok(Connection {
-        stream,
-        received,
-        max_frame_bytes,
-    })
+    Ok(Connection { stream, received, max_frame_bytes })
 }
 
 /// Waits for the answer to the authentication that was sent with the preface.

@@ -101,30 +101,15 @@ pub struct Member {
 impl Value {
     /// `frame` is what `value` was decoded from.
     pub(crate) fn new(frame: &Bytes, value: &native::Value<'_>) -> Value {
-        let native::Value {
-            bytes,
-            version,
-            expires_at_ms,
-        } = *value;
-        Value {
-            bytes: frame.slice_ref(bytes),
-            version,
-            expires_at_ms,
-        }
+        let native::Value { bytes, version, expires_at_ms } = *value;
+        Value { bytes: frame.slice_ref(bytes), version, expires_at_ms }
     }
 }
 
 impl SetReply {
     pub(crate) fn new(frame: &Bytes, reply: &native::SetReply<'_>) -> SetReply {
-        let previous = reply
-            .previous
-            .as_ref()
-            .map(|value| Value::new(frame, value));
-        SetReply {
-            written: reply.written,
-            version: reply.version,
-            previous,
-        }
+        let previous = reply.previous.as_ref().map(|value| Value::new(frame, value));
+        SetReply { written: reply.written, version: reply.version, previous }
     }
 }
 
@@ -135,10 +120,7 @@ impl Page {
             value: Value::new(frame, &item.value),
         });
         let cursor = (!page.cursor.is_empty()).then(|| frame.slice_ref(page.cursor));
-        Page {
-            items: items.collect(),
-            cursor,
-        }
+        Page { items: items.collect(), cursor }
     }
 }
 

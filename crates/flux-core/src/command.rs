@@ -28,19 +28,10 @@ pub enum Command<B> {
 
     /// Writes a value. `Reply::Written`, `Reply::NotWritten`, or with `return_previous`
     /// `Reply::Previous`.
-    Set {
-        key: B,
-        value: B,
-        expiry: Expiry,
-        condition: Condition,
-        return_previous: bool,
-    },
+    Set { key: B, value: B, expiry: Expiry, condition: Condition, return_previous: bool },
     /// Writes several values as one. `Reply::Written`; with `if_none_exists`, `Reply::NotWritten`
     /// when one of the keys exists.
-    SetMany {
-        pairs: Vec<(B, B)>,
-        if_none_exists: bool,
-    },
+    SetMany { pairs: Vec<(B, B)>, if_none_exists: bool },
     /// Removes keys. `Reply::Integer`: how many there were.
     Delete { keys: Vec<B> },
     /// Removes a key if the condition holds. `Reply::Integer` (0 or 1) or `Reply::NotWritten`.
@@ -58,11 +49,7 @@ pub enum Command<B> {
     /// Adds to a floating point number in decimal text. `Reply::Bytes`: the new text.
     IncrementFloat { key: B, delta: B },
     /// Sets when a key expires; `at` must be `Expiry::In` or `Expiry::At`. `Reply::Integer`: 1 if set.
-    Expire {
-        key: B,
-        at: Expiry,
-        condition: ExpireCondition,
-    },
+    Expire { key: B, at: Expiry, condition: ExpireCondition },
     /// Removes a key's expiry. `Reply::Integer`: 1 if there was one.
     Persist { key: B },
     /// Renames a key. `Reply::Integer`: 1, or 0 when `if_absent` and the new name exists.
@@ -76,11 +63,7 @@ pub enum Command<B> {
 
     /// When all guards hold, runs the commands as one atomic write. `Reply::Many` with a reply for
     /// each command, or `Reply::Aborted` when a guard does not hold.
-    Transaction {
-        guards: Vec<Guard<B>>,
-        commands: Vec<Command<B>>,
-        mode: TransactionMode,
-    },
+    Transaction { guards: Vec<Guard<B>>, commands: Vec<Command<B>>, mode: TransactionMode },
 }
 
 /// What a transaction does when one of its commands fails.
@@ -156,120 +139,40 @@ impl<B> Command<B> {
         use Command as X;
         match self {
             X::Get { key } => X::Get { key: f(key) },
-            X::GetMany { keys } => X::GetMany {
-                keys: keys.iter().map(f).collect(),
-            },
-            &X::GetRange {
-                ref key,
-                start,
-                end,
-            } => X::GetRange {
-                key: f(key),
-                start,
-                end,
-            },
+            X::GetMany { keys } => X::GetMany { keys: keys.iter().map(f).collect() },
+            &X::GetRange { ref key, start, end } => X::GetRange { key: f(key), start, end },
             X::Length { key } => X::Length { key: f(key) },
-            X::Exists { keys } => X::Exists {
-                keys: keys.iter().map(f).collect(),
-            },
-            X::Lcs { left, right } => X::Lcs {
-                left: f(left),
-                right: f(right),
-            },
+            X::Exists { keys } => X::Exists { keys: keys.iter().map(f).collect() },
+            X::Lcs { left, right } => X::Lcs { left: f(left), right: f(right) },
             X::Describe { key } => X::Describe { key: f(key) },
-            &X::Set {
-                ref key,
-                ref value,
-                expiry,
-                condition,
-                return_previous,
-            } => X::Set {
-                key: f(key),
-                value: f(value),
-                expiry,
-                condition,
-                return_previous,
-            },
-            &X::SetMany {
-                ref pairs,
-                if_none_exists,
-            } => X::SetMany {
-                pairs: pairs
-                    .iter()
-                    .map(|(key, value)| (f(key), f(value)))
-                    .collect(),
+            &X::Set { ref key, ref value, expiry, condition, return_previous } => {
+                X::Set { key: f(key), value: f(value), expiry, condition, return_previous }
+            }
+            &X::SetMany { ref pairs, if_none_exists } => X::SetMany {
+                pairs: pairs.iter().map(|(key, value)| (f(key), f(value))).collect(),
                 if_none_exists,
             },
-            X::Delete { keys } => X::Delete {
-                keys: keys.iter().map(f).collect(),
-            },
-            &X::DeleteIf { ref key, condition } => X::DeleteIf {
-                key: f(key),
-                condition,
-            },
+            X::Delete { keys } => X::Delete { keys: keys.iter().map(f).collect() },
+            &X::DeleteIf { ref key, condition } => X::DeleteIf { key: f(key), condition },
             X::GetDelete { key } => X::GetDelete { key: f(key) },
-            &X::GetExpire { ref key, expiry } => X::GetExpire {
-                key: f(key),
-                expiry,
-            },
-            X::Append { key, suffix } => X::Append {
-                key: f(key),
-                suffix: f(suffix),
-            },
-            &X::SetRange {
-                ref key,
-                offset,
-                ref value,
-            } => X::SetRange {
-                key: f(key),
-                offset,
-                value: f(value),
-            },
+            &X::GetExpire { ref key, expiry } => X::GetExpire { key: f(key), expiry },
+            X::Append { key, suffix } => X::Append { key: f(key), suffix: f(suffix) },
+            &X::SetRange { ref key, offset, ref value } => {
+                X::SetRange { key: f(key), offset, value: f(value) }
+            }
             &X::Increment { ref key, delta } => X::Increment { key: f(key), delta },
-            X::IncrementFloat { key, delta } => X::IncrementFloat {
-                key: f(key),
-                delta: f(delta),
-            },
-            &X::Expire {
-                ref key,
-                at,
-                condition,
-            } => X::Expire {
-                key: f(key),
-                at,
-                condition,
-            },
+            X::IncrementFloat { key, delta } => X::IncrementFloat { key: f(key), delta: f(delta) },
+            &X::Expire { ref key, at, condition } => X::Expire { key: f(key), at, condition },
             X::Persist { key } => X::Persist { key: f(key) },
-            &X::Rename {
-                ref from,
-                ref to,
-                if_absent,
-            } => X::Rename {
-                from: f(from),
-                to: f(to),
-                if_absent,
-            },
-            &X::Copy {
-                ref from,
-                ref to,
-                replace,
-            } => X::Copy {
-                from: f(from),
-                to: f(to),
-                replace,
-            },
+            &X::Rename { ref from, ref to, if_absent } => {
+                X::Rename { from: f(from), to: f(to), if_absent }
+            }
+            &X::Copy { ref from, ref to, replace } => X::Copy { from: f(from), to: f(to), replace },
             &X::Clear { limit } => X::Clear { limit },
-            &X::Transaction {
-                ref guards,
-                ref commands,
-                mode,
-            } => X::Transaction {
+            &X::Transaction { ref guards, ref commands, mode } => X::Transaction {
                 guards: guards
                     .iter()
-                    .map(|guard| Guard {
-                        key: f(&guard.key),
-                        version: guard.version,
-                    })
+                    .map(|guard| Guard { key: f(&guard.key), version: guard.version })
                     .collect(),
                 commands: commands.iter().map(|command| command.map(f)).collect(),
                 mode,

@@ -23,6 +23,12 @@ use in_flight::{Found, Old};
 /// command or transaction can write, however it multiplies the bytes it was sent with.
 pub const MAX_BATCH_BYTES: usize = 48 * 1024 * 1024;
 
+/// A table of so many entries is in the processor's cache, more or less.
+const CACHED_ENTRIES: usize = 4096;
+
+/// How many effects of a batch are looked up together, so that their cache misses overlap.
+const TOUCHED_AHEAD: usize = 32;
+
 /// How many entries a scan of the table looks at between two returns.
 const SCAN_ENTRIES: usize = 1024;
 
@@ -50,12 +56,7 @@ impl<'a> Draft<'a> {
         memory: &'a Memory,
         now_ms: UnixMillis,
     ) -> Draft<'a> {
-        Draft {
-            table,
-            in_flight,
-            memory,
-            now_ms,
-        }
+        Draft { table, in_flight, memory, now_ms }
     }
 
     /// The time at which everything here happens.
@@ -74,8 +75,7 @@ impl<'a> Draft<'a> {
     pub fn put(&mut self, key: &[u8], value: &[u8], expires_at_ms: Option<UnixMillis>) -> Revision {
         let hash = self.table.hash(key);
         self.remove_expired(hash, key);
-        self.in_flight
-            .put(self.now_ms, (hash, key), value, expires_at_ms)
+        self.in_flight.put(self.now_ms, (hash, key), value, expires_at_ms)
     }
 
     /// Gives `target` a value that is made of pieces of the one of `source`, which must not be absent
@@ -90,46 +90,28 @@ impl<'a> Draft<'a> {
     ) -> Revision {
         let hash = self.table.hash(target);
         self.remove_expired(hash, target);
-        let Draft {
-            table,
-            in_flight,
-            now_ms,
-            ..
-        } = self;
-        let source_hash = if source == target {
-            hash
-        } else {
-            table.hash(source)
-        };
+        let Draft { table, in_flight, now_ms, .. } = self;
+        let source_hash = if source == target { hash } else { table.hash(source) };
         let put = |in_flight: &mut InFlight, old: Old<'_>| {
             in_flight.put_pieces(*now_ms, (hash, target), old, pieces, expires_at_ms)
         };
         match in_flight.find(source_hash, source) {
             Some(revision) => put(in_flight, Old::InFlight(revision)),
             None => table.read(source_hash, source, |entry| {
-                put(
-                    in_flight,
-                    Old::Value(entry.map_or(&[], |entry| entry.value)),
-                )
+                put(in_flight, Old::Value(entry.map_or(&[], |entry| entry.value)))
             }),
         }
     }
 
     /// Deletes a key, which should be there: a delete of an absent key takes a revision too.
     pub fn delete(&mut self, key: &[u8], reason: Reason) -> Revision {
-        self.in_flight
-            .delete(self.now_ms, (self.table.hash(key), key), reason)
+        self.in_flight.delete(self.now_ms, (self.table.hash(key), key), reason)
     }
 
     /// Deletes what is expired of the table's keys at this position, and returns how many that were.
     /// A key that is written in flight is left alone: what it is then has a time of its own.
     pub fn expire_at(&mut self, position: Position) -> usize {
-        let Draft {
-            table,
-            in_flight,
-            now_ms,
-            ..
-        } = self;
+        let Draft { table, in_flight, now_ms, .. } = self;
         let before = in_flight.next_revision();
         table.at_position(position, |entry| {
             let hash = table.hash(entry.key);
@@ -145,12 +127,7 @@ impl<'a> Draft<'a> {
     pub fn clear(&mut self, limit: usize) -> usize {
         let before = self.in_flight.next_revision();
         self.clear_in_flight(limit);
-        let Draft {
-            table,
-            in_flight,
-            now_ms,
-            ..
-        } = self;
+        let Draft { table, in_flight, now_ms, .. } = self;
         let mut position = Some(Position(0));
         let full = |in_flight: &InFlight| {
             let removed = (in_flight.next_revision() - before) as usize;
@@ -216,8 +193,7 @@ impl<'a> Draft<'a> {
         }
         let is_expired = |entry: Entry<'_>| entry.is_expired(self.now_ms);
         if self.newest(hash, key, |entry| entry.is_some_and(is_expired)) {
-            self.in_flight
-                .delete(self.now_ms, (hash, key), Reason::Expired);
+            self.in_flight.delete(self.now_ms, (hash, key), Reason::Expired);
         }
     }
 
@@ -245,21 +221,13 @@ impl<'a> Draft<'a> {
 }
 
 fn reason_to_delete(entry: &Entry<'_>, now_ms: UnixMillis) -> Reason {
-    if entry.is_expired(now_ms) {
-        Reason::Expired
-    } else {
-        Reason::Explicit
-    }
+    if entry.is_expired(now_ms) { Reason::Expired } else { Reason::Explicit }
 }
 
 /// The entry that an effect leaves behind.
 fn entry_of<'a>(found: &Found<'a>) -> Option<Entry<'a>> {
     match found.effect {
-        Effect::Put {
-            key,
-            value,
-            expires_at_ms,
-        } => Some(Entry {
+        Effect::Put { key, value, expires_at_ms } => Some(Entry {
             key,
             value,
             version: found.revision,
@@ -287,34 +255,32 @@ pub fn apply(
         return Err(EffectError::Revision { expected, found });
     }
     let written_at_s = unix_seconds(effects.committed_at_ms());
+    let ahead = if table.len() > CACHED_ENTRIES { TOUCHED_AHEAD } else { 1 };
     let mut applied = last;
-    for item in effects {
-        let (revision, effect) = item?;
-        let hash = table.hash(effect.key());
-        match effect {
-            Effect::Put {
-                key,
-                value,
-                expires_at_ms,
-            } => {
-                let version = revision;
-                table.put(
-                    hash,
-                    Entry {
-                        key,
-                        value,
-                        version,
-                        expires_at_ms,
-                        written_at_s,
-                    },
-                );
-            }
-            Effect::Delete { key, .. } => {
-                table.remove(hash, key);
-            }
+    let mut effects = effects.peekable();
+    let (mut group, mut hashes) = (Vec::with_capacity(ahead), Vec::with_capacity(ahead));
+    while effects.peek().is_some() {
+        for item in effects.by_ref().take(ahead) {
+            let (revision, effect) = item?;
+            hashes.push(table.hash(effect.key()));
+            group.push((revision, effect));
         }
-        on_effect(revision, hash, &effect);
-        applied = revision;
+        if group.len() > 1 {
+            std::hint::black_box(table.touch(&hashes));
+        }
+        for ((revision, effect), hash) in group.drain(..).zip(hashes.drain(..)) {
+            match effect {
+                Effect::Put { key, value, expires_at_ms } => {
+                    let version = revision;
+                    table.put(hash, Entry { key, value, version, expires_at_ms, written_at_s });
+                }
+                Effect::Delete { key, .. } => {
+                    table.remove(hash, key);
+                }
+            }
+            on_effect(revision, hash, &effect);
+            applied = revision;
+        }
     }
     Ok(applied)
 }

@@ -139,10 +139,8 @@ impl BatchWriter {
     pub fn start(&mut self, committed_at_ms: UnixMillis, first_revision: Revision) {
         debug_assert!(self.payload.is_empty());
         self.payload.push(FORMAT);
-        self.payload
-            .extend_from_slice(&committed_at_ms.to_le_bytes());
-        self.payload
-            .extend_from_slice(&first_revision.to_le_bytes());
+        self.payload.extend_from_slice(&committed_at_ms.to_le_bytes());
+        self.payload.extend_from_slice(&first_revision.to_le_bytes());
     }
 
     /// Adds a put and returns the offset at which it starts.
@@ -164,13 +162,8 @@ impl BatchWriter {
         debug_assert!(!key.is_empty() && key.len() <= MAX_KEY_BYTES);
         debug_assert!(value_bytes <= MAX_VALUE_BYTES);
         let offset = self.payload.len();
-        self.payload
-            .reserve(EFFECT_OVERHEAD_BYTES + key.len() + value_bytes);
-        self.payload.push(if expires_at_ms.is_some() {
-            PUT_EXPIRING
-        } else {
-            PUT
-        });
+        self.payload.reserve(EFFECT_OVERHEAD_BYTES + key.len() + value_bytes);
+        self.payload.push(if expires_at_ms.is_some() { PUT_EXPIRING } else { PUT });
         write_varint(&mut self.payload, key.len());
         write_varint(&mut self.payload, value_bytes);
         if let Some(at) = expires_at_ms {
@@ -179,11 +172,7 @@ impl BatchWriter {
         self.payload.extend_from_slice(key);
         let value_at = self.payload.len();
         build(&mut self.payload);
-        assert_eq!(
-            self.payload.len(),
-            value_at + value_bytes,
-            "a value of the announced length"
-        );
+        assert_eq!(self.payload.len(), value_at + value_bytes, "a value of the announced length");
         offset
     }
 
@@ -273,10 +262,7 @@ impl<'a> Iterator for Effects<'a> {
                 // Only a forged batch comes near the end of the revisions.
                 let Some(next) = revision.checked_add(1) else {
                     self.offset = self.payload.len();
-                    return Some(Err(EffectError::Revision {
-                        expected: 0,
-                        found: revision,
-                    }));
+                    return Some(Err(EffectError::Revision { expected: 0, found: revision }));
                 };
                 self.next_revision = next;
                 self.offset = end;
@@ -304,11 +290,7 @@ pub(crate) fn decode_at(payload: &[u8], offset: usize) -> Result<(Effect<'_>, us
     }
     if kind == DELETE_EXPLICIT || kind == DELETE_EXPIRED {
         let (key, rest) = rest.split_at_checked(key_bytes).ok_or(truncated)?;
-        let reason = if kind == DELETE_EXPIRED {
-            Reason::Expired
-        } else {
-            Reason::Explicit
-        };
+        let reason = if kind == DELETE_EXPIRED { Reason::Expired } else { Reason::Explicit };
         return Ok((Effect::Delete { key, reason }, payload.len() - rest.len()));
     }
     let (value_bytes, mut rest) = read_varint(rest, offset)?;
@@ -323,14 +305,7 @@ pub(crate) fn decode_at(payload: &[u8], offset: usize) -> Result<(Effect<'_>, us
     }
     let (key, rest) = rest.split_at_checked(key_bytes).ok_or(truncated.clone())?;
     let (value, rest) = rest.split_at_checked(value_bytes).ok_or(truncated)?;
-    Ok((
-        Effect::Put {
-            key,
-            value,
-            expires_at_ms,
-        },
-        payload.len() - rest.len(),
-    ))
+    Ok((Effect::Put { key, value, expires_at_ms }, payload.len() - rest.len()))
 }
 
 fn write_varint(payload: &mut Vec<u8>, mut number: usize) {
@@ -384,42 +359,13 @@ mod tests {
         assert_eq!(last, expected.len() - 3);
 
         let effects = Effects::new(writer.payload()).expect("a valid header");
-        assert_eq!(
-            (effects.committed_at_ms(), effects.next_revision()),
-            (0x0102, 7)
-        );
+        assert_eq!((effects.committed_at_ms(), effects.next_revision()), (0x0102, 7));
         let effects: Result<Vec<_>, _> = effects.collect();
         let expected = vec![
-            (
-                7,
-                Effect::Put {
-                    key: b"k",
-                    value: b"vv",
-                    expires_at_ms: None,
-                },
-            ),
-            (
-                8,
-                Effect::Put {
-                    key: b"k",
-                    value: b"",
-                    expires_at_ms: Some(0x0304),
-                },
-            ),
-            (
-                9,
-                Effect::Delete {
-                    key: b"key",
-                    reason: Reason::Explicit,
-                },
-            ),
-            (
-                10,
-                Effect::Delete {
-                    key: b"k",
-                    reason: Reason::Expired,
-                },
-            ),
+            (7, Effect::Put { key: b"k", value: b"vv", expires_at_ms: None }),
+            (8, Effect::Put { key: b"k", value: b"", expires_at_ms: Some(0x0304) }),
+            (9, Effect::Delete { key: b"key", reason: Reason::Explicit }),
+            (10, Effect::Delete { key: b"k", reason: Reason::Expired }),
         ];
         assert_eq!(effects, Ok(expected));
     }
@@ -436,14 +382,8 @@ mod tests {
             })
         };
         assert_eq!(decode(&[3, 1, b'k']), Ok(()));
-        assert_eq!(
-            Effects::new(&[]).err(),
-            Some(EffectError::Truncated { offset: 0 })
-        );
-        assert_eq!(
-            Effects::new(&header[..16]).err(),
-            Some(EffectError::Truncated { offset: 0 })
-        );
+        assert_eq!(Effects::new(&[]).err(), Some(EffectError::Truncated { offset: 0 }));
+        assert_eq!(Effects::new(&header[..16]).err(), Some(EffectError::Truncated { offset: 0 }));
         assert_eq!(Effects::new(&[2; 17]).err(), Some(EffectError::Format(2)));
         let truncated = Err(EffectError::Truncated { offset: 17 });
         assert_eq!(decode(&[3]), truncated);
@@ -452,20 +392,13 @@ mod tests {
         assert_eq!(decode(&[1, 1, 1, b'k']), truncated);
         assert_eq!(decode(&[2, 1, 1, 0, 0, b'k', b'v']), truncated);
         for kind in [0, 5, 0x80, 0xff] {
-            assert_eq!(
-                decode(&[kind, 1, b'k']),
-                Err(EffectError::Kind { kind, offset: 17 })
-            );
+            assert_eq!(decode(&[kind, 1, b'k']), Err(EffectError::Kind { kind, offset: 17 }));
         }
         let length = Err(EffectError::Length { offset: 17 });
         assert_eq!(decode(&[3, 0]), length, "an empty key");
         assert_eq!(decode(&[3, 0x81, 0, b'k']), length, "not the shortest form");
         assert_eq!(decode(&[3, 0x81, 0x80, 4]), length, "a key over the limit");
-        assert_eq!(
-            decode(&[1, 1, 0x81, 0x80, 0x80, 8]),
-            length,
-            "a value over the limit"
-        );
+        assert_eq!(decode(&[1, 1, 0x81, 0x80, 0x80, 8]), length, "a value over the limit");
         assert_eq!(decode(&[3, 0xff, 0xff, 0xff, 0xff, 0x7f]), length);
     }
 

@@ -42,10 +42,7 @@ impl Partitions {
     /// `count` partitions, or `None` unless it is a power of two from 1 to 16384.
     pub fn new(count: u16) -> Option<Partitions> {
         let valid = count.is_power_of_two() && count <= SLOTS;
-        valid.then(|| Partitions {
-            count,
-            shift: SLOTS.trailing_zeros() - count.trailing_zeros(),
-        })
+        valid.then(|| Partitions { count, shift: SLOTS.trailing_zeros() - count.trailing_zeros() })
     }
 
     /// The number of partitions.
@@ -86,9 +83,7 @@ fn hash_tag(key: &[u8]) -> &[u8] {
 }
 
 fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, &byte| {
-        (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)]
-    })
+    bytes.iter().fold(0, |crc, &byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
 }
 
 /// CRC16/XMODEM: polynomial 0x1021, initial value 0.
@@ -99,11 +94,7 @@ const CRC16: [u16; 256] = {
         let mut crc = (index as u16) << 8;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 0x8000 != 0 {
-                (crc << 1) ^ 0x1021
-            } else {
-                crc << 1
-            };
+            crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
             bit += 1;
         }
         table[index] = crc;

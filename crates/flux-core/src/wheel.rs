@@ -53,11 +53,7 @@ struct Timer {
 
 impl Timer {
     fn new(tick: u64, position: Position) -> Timer {
-        Timer {
-            tick_low: tick as u32,
-            tick_high: (tick >> 32) as u32,
-            position,
-        }
+        Timer { tick_low: tick as u32, tick_high: (tick >> 32) as u32, position }
     }
 
     fn tick(self) -> u64 {
@@ -68,10 +64,7 @@ impl Timer {
 impl Wheel {
     /// An empty wheel at `now_ms`.
     pub fn new(now_ms: UnixMillis) -> Wheel {
-        let level = || Level {
-            used: 0,
-            slots: std::array::from_fn(|_| Vec::new()),
-        };
+        let level = || Level { used: 0, slots: std::array::from_fn(|_| Vec::new()) };
         Wheel {
             current: now_ms >> TICK_BITS,
             levels: std::iter::repeat_with(level).take(LEVELS).collect(),
@@ -144,12 +137,8 @@ impl Wheel {
     /// The next slot in use: its level, its number there and its first tick.
     fn next_slot(&self) -> Option<(usize, usize, u64)> {
         // Entries of a level share all higher digits with the current tick, so lower levels come first.
-        let (level, used) = self
-            .levels
-            .iter()
-            .map(|level| level.used)
-            .enumerate()
-            .find(|&(_, used)| used != 0)?;
+        let (level, used) =
+            self.levels.iter().map(|level| level.used).enumerate().find(|&(_, used)| used != 0)?;
         let slot = used.trailing_zeros() as usize;
         let shift = level as u32 * SLOT_BITS;
         let above = self.current >> shift >> SLOT_BITS << SLOT_BITS;
@@ -185,9 +174,7 @@ impl Wheel {
 impl fmt::Debug for Wheel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Wheel");
-        debug
-            .field("len", &self.len)
-            .field("next_due_ms", &self.next_due_ms());
+        debug.field("len", &self.len).field("next_due_ms", &self.next_due_ms());
         debug.finish_non_exhaustive()
     }
 }

@@ -30,20 +30,12 @@ impl ApiError {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> ApiError {
         let status = StatusCode::from_u16(code.http());
         let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        ApiError {
-            status,
-            code,
-            message: message.into(),
-        }
+        ApiError { status, code, message: message.into() }
     }
 
     /// An error of HTTP itself, which has a closer status than the table.
     pub(crate) fn http(status: StatusCode, code: Code, message: impl Into<String>) -> ApiError {
-        ApiError {
-            status,
-            code,
-            message: message.into(),
-        }
+        ApiError { status, code, message: message.into() }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> ApiError {
@@ -82,20 +74,12 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let error = Inner {
-            code: self.code.name(),
-            message: &self.message,
-        };
+        let error = Inner { code: self.code.name(), message: &self.message };
         let mut response = (self.status, Json(Shape { error })).into_response();
-        let may_pass = [
-            StatusCode::SERVICE_UNAVAILABLE,
-            StatusCode::TOO_MANY_REQUESTS,
-        ]
-        .contains(&self.status);
+        let may_pass =
+            [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status);
         if may_pass && self.code.is_retryable() {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }

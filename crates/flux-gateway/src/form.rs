@@ -11,16 +11,13 @@ use crate::error::ApiError;
 pub(crate) fn fields(
     text: &[u8],
 ) -> impl Iterator<Item = Result<(Cow<'_, str>, Cow<'_, str>), ApiError>> {
-    text.split(|&byte| byte == b'&')
-        .filter(|field| !field.is_empty())
-        .map(|field| {
-            let mut halves = field.splitn(2, |&byte| byte == b'=');
-            let (name, value) = (halves.next().unwrap_or(b""), halves.next().unwrap_or(b""));
-            let name = decode(name).map_err(|fault| fault.of("a field name"))?;
-            let value =
-                decode(value).map_err(|fault| fault.of(&format!("`{}`", shorten(&name))))?;
-            Ok((name, value))
-        })
+    text.split(|&byte| byte == b'&').filter(|field| !field.is_empty()).map(|field| {
+        let mut halves = field.splitn(2, |&byte| byte == b'=');
+        let (name, value) = (halves.next().unwrap_or(b""), halves.next().unwrap_or(b""));
+        let name = decode(name).map_err(|fault| fault.of("a field name"))?;
+        let value = decode(value).map_err(|fault| fault.of(&format!("`{}`", shorten(&name))))?;
+        Ok((name, value))
+    })
 }
 
 /// A name as an error message may show it.
@@ -47,9 +44,7 @@ impl Fault {
 
 fn decode(text: &[u8]) -> Result<Cow<'_, str>, Fault> {
     if !text.iter().any(|byte| matches!(byte, b'%' | b'+')) {
-        return std::str::from_utf8(text)
-            .map(Cow::Borrowed)
-            .map_err(|_| Fault::Utf8);
+        return std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_| Fault::Utf8);
     }
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -65,9 +60,7 @@ fn decode(text: &[u8]) -> Result<Cow<'_, str>, Fault> {
             _ => decoded.push(byte),
         }
     }
-    String::from_utf8(decoded)
-        .map(Cow::Owned)
-        .map_err(|_| Fault::Utf8)
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| Fault::Utf8)
 }
 
 fn digit(byte: u8) -> Result<u8, Fault> {
@@ -86,17 +79,11 @@ mod tests {
     fn all(text: &str) -> Vec<(String, String)> {
         let owned =
             |(name, value): (Cow<'_, str>, Cow<'_, str>)| (name.into_owned(), value.into_owned());
-        fields(text.as_bytes())
-            .map(|field| owned(field.unwrap()))
-            .collect()
+        fields(text.as_bytes()).map(|field| owned(field.unwrap())).collect()
     }
 
     fn fault(text: &[u8]) -> String {
-        fields(text)
-            .find_map(Result::err)
-            .expect("a fault")
-            .message()
-            .to_owned()
+        fields(text).find_map(Result::err).expect("a fault").message().to_owned()
     }
 
     #[test]
@@ -104,12 +91,7 @@ mod tests {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(
             all("a=1&b=x+y%2Bz%3d&&c&d="),
-            [
-                pair("a", "1"),
-                pair("b", "x y+z="),
-                pair("c", ""),
-                pair("d", ""),
-            ]
+            [pair("a", "1"), pair("b", "x y+z="), pair("c", ""), pair("d", ""),]
         );
         assert_eq!(all("k%65y=%c3%A4=b"), [pair("key", "ä=b")]);
         assert_eq!(all(""), []);

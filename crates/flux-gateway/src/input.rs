@@ -57,10 +57,7 @@ impl SetInput {
                 format!("`value` of {length} bytes is over the limit of {MAX_VALUE_BYTES}"),
             ));
         }
-        if self
-            .ttl_s
-            .is_some_and(|ttl_s| !(1..=MAX_TTL_SECONDS).contains(&ttl_s))
-        {
+        if self.ttl_s.is_some_and(|ttl_s| !(1..=MAX_TTL_SECONDS).contains(&ttl_s)) {
             return Err(ttl_out_of_range());
         }
         Ok(self)
@@ -83,15 +80,9 @@ fn form_fields<const N: usize>(
     let mut found = [const { None }; N];
     for field in form::fields(text) {
         let (name, value) = field?;
-        let place = names
-            .iter()
-            .zip(&mut found)
-            .find(|(known, _)| **known == name);
+        let place = names.iter().zip(&mut found).find(|(known, _)| **known == name);
         let Some((_, place)) = place else {
-            return Err(ApiError::invalid(format!(
-                "unknown field `{}`",
-                shorten(&name)
-            )));
+            return Err(ApiError::invalid(format!("unknown field `{}`", shorten(&name))));
         };
         if place.is_some() {
             return Err(ApiError::invalid(format!("duplicate field `{name}`")));
@@ -117,9 +108,7 @@ fn missing(field: &str) -> ApiError {
 }
 
 fn ttl_out_of_range() -> ApiError {
-    ApiError::invalid(format!(
-        "`ttl` must be a whole number of seconds, 1 to {MAX_TTL_SECONDS}"
-    ))
+    ApiError::invalid(format!("`ttl` must be a whole number of seconds, 1 to {MAX_TTL_SECONDS}"))
 }
 
 fn key_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -167,9 +156,7 @@ impl Visitor<'_> for Seconds {
     }
 
     fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<u64, E> {
-        Err(E::custom(format!(
-            "`ttl` must be 1 to {MAX_TTL_SECONDS} seconds"
-        )))
+        Err(E::custom(format!("`ttl` must be 1 to {MAX_TTL_SECONDS} seconds")))
     }
 }
 
@@ -178,49 +165,28 @@ mod tests {
     use super::*;
 
     fn input(ttl_s: Option<u64>) -> SetInput {
-        SetInput {
-            key: "k".to_owned(),
-            value: "v".to_owned(),
-            ttl_s,
-        }
+        SetInput { key: "k".to_owned(), value: "v".to_owned(), ttl_s }
     }
 
     fn json_fault(body: &str) -> String {
-        SetInput::from_json(body.as_bytes())
-            .unwrap_err()
-            .message()
-            .to_owned()
+        SetInput::from_json(body.as_bytes()).unwrap_err().message().to_owned()
     }
 
     fn form_fault(body: &str) -> String {
-        SetInput::from_form(body.as_bytes())
-            .unwrap_err()
-            .message()
-            .to_owned()
+        SetInput::from_form(body.as_bytes()).unwrap_err().message().to_owned()
     }
 
     #[test]
     fn both_forms_give_the_same() {
-        assert_eq!(
-            SetInput::from_json(br#" {"value":"v","key":"k"}"#),
-            Ok(input(None))
-        );
+        assert_eq!(SetInput::from_json(br#" {"value":"v","key":"k"}"#), Ok(input(None)));
         assert_eq!(SetInput::from_form(b"value=v&key=k"), Ok(input(None)));
         assert_eq!(
             SetInput::from_json(br#"{"key":"k","value":"v","ttl":60}"#),
             Ok(input(Some(60)))
         );
-        assert_eq!(
-            SetInput::from_form(b"key=k&value=v&ttl=60"),
-            Ok(input(Some(60)))
-        );
+        assert_eq!(SetInput::from_form(b"key=k&value=v&ttl=60"), Ok(input(Some(60))));
         assert_eq!(SetInput::from_form(b"key=k&value=").unwrap().value, "");
-        assert_eq!(
-            SetInput::from_json(br#"{"key":"\u00e4","value":""}"#)
-                .unwrap()
-                .key,
-            "ä"
-        );
+        assert_eq!(SetInput::from_json(br#"{"key":"\u00e4","value":""}"#).unwrap().key, "ä");
     }
 
     #[test]
@@ -232,10 +198,7 @@ mod tests {
             ("{\"key\":\"k\"", "EOF"),
             (r#"{"key":"k"}"#, "missing field `value`"),
             (r#"{"value":"v"}"#, "missing field `key`"),
-            (
-                r#"{"key":"k","value":"v","key":"x"}"#,
-                "duplicate field `key`",
-            ),
+            (r#"{"key":"k","value":"v","key":"x"}"#, "duplicate field `key`"),
             (r#"{"key":"k","value":"v","tll":1}"#, "unknown field `tll`"),
             (r#"{"key":5,"value":"v"}"#, "a string for `key`"),
             (r#"{"key":"k","value":null}"#, "a string for `value`"),
@@ -253,30 +216,13 @@ mod tests {
 
     #[test]
     fn times_to_live_out_of_range() {
-        for ttl in [
-            "0",
-            "-1",
-            "9223372037",
-            "18446744073709551616",
-            "1e3",
-            "1.5",
-            "\"60\"",
-            "null",
-        ] {
+        for ttl in ["0", "-1", "9223372037", "18446744073709551616", "1e3", "1.5", "\"60\"", "null"]
+        {
             let message = json_fault(&format!(r#"{{"key":"k","value":"v","ttl":{ttl}}}"#));
             assert!(message.contains("`ttl`"), "{ttl}: {message}");
         }
-        for ttl in [
-            "0",
-            "-1",
-            "9223372037",
-            "18446744073709551616",
-            "1e3",
-            "1.5",
-            "",
-            "x",
-            "%31x",
-        ] {
+        for ttl in ["0", "-1", "9223372037", "18446744073709551616", "1e3", "1.5", "", "x", "%31x"]
+        {
             let message = form_fault(&format!("key=k&value=v&ttl={ttl}"));
             assert!(message.contains("`ttl`"), "{ttl}: {message}");
         }
@@ -302,12 +248,7 @@ mod tests {
     fn keys_and_values_have_limits() {
         let long = "k".repeat(MAX_KEY_BYTES + 1);
         assert!(key_of_query(Some(&format!("key={}", &long[1..]))).is_ok());
-        assert!(
-            key_of_query(Some(&format!("key={long}")))
-                .unwrap_err()
-                .message()
-                .contains("key")
-        );
+        assert!(key_of_query(Some(&format!("key={long}"))).unwrap_err().message().contains("key"));
         let large = "v".repeat(MAX_VALUE_BYTES + 1);
         assert!(SetInput::from_form(format!("key=k&value={}", &large[1..]).as_bytes()).is_ok());
         assert!(form_fault(&format!("key=k&value={large}")).contains("`value` of 16777217 bytes"));

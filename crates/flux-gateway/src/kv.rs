@@ -41,9 +41,7 @@ pub(crate) async fn set(
     request: Request,
 ) -> Result<Json<Done>, ApiError> {
     if query.is_some_and(|query| !query.is_empty()) {
-        return Err(ApiError::invalid(
-            "the fields belong in the body, not in the query string",
-        ));
+        return Err(ApiError::invalid("the fields belong in the body, not in the query string"));
     }
     let (parts, body) = request.into_parts();
     let format = BodyFormat::of(&parts.headers)?;
@@ -54,16 +52,9 @@ pub(crate) async fn set(
         BodyFormat::Form => SetInput::from_form(&bytes),
     }?;
     drop(bytes);
-    let expiry = input
-        .ttl_s
-        .map_or(Expiry::Never, |ttl_s| Expiry::In(ttl_s * 1000));
-    let options = SetOptions {
-        expiry,
-        ..SetOptions::default()
-    };
-    api.client
-        .set(input.key.as_bytes(), input.value.as_bytes(), options)
-        .await?;
+    let expiry = input.ttl_s.map_or(Expiry::Never, |ttl_s| Expiry::In(ttl_s * 1000));
+    let options = SetOptions { expiry, ..SetOptions::default() };
+    api.client.set(input.key.as_bytes(), input.value.as_bytes(), options).await?;
     Ok(Json(Done { success: true }))
 }
 
@@ -74,36 +65,20 @@ pub(crate) async fn get(
 ) -> Result<Response, ApiError> {
     let key = key_of_query(query.as_deref())?;
     let Some(value) = api.client.get(key.as_bytes()).await? else {
-        let absent = Lookup {
-            value: "",
-            found: false,
-            encoding: None,
-        };
+        let absent = Lookup { value: "", found: false, encoding: None };
         return Ok((StatusCode::NOT_FOUND, Json(absent)).into_response());
     };
     // Other protocols may have written any bytes.
     let json = match std::str::from_utf8(&value.bytes) {
-        Ok(value) => serde_json::to_vec(&Lookup {
-            value,
-            found: true,
-            encoding: None,
-        }),
+        Ok(value) => serde_json::to_vec(&Lookup { value, found: true, encoding: None }),
         Err(_) => {
             let value = &STANDARD.encode(&value.bytes);
-            serde_json::to_vec(&Lookup {
-                value,
-                found: true,
-                encoding: Some("base64"),
-            })
+            serde_json::to_vec(&Lookup { value, found: true, encoding: Some("base64") })
         }
     };
     let json = json.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
     let kind = HeaderValue::from_static("application/json");
-    Ok((
-        [(header::CONTENT_TYPE, kind)],
-        Body::from(api.memory.hold(json)?),
-    )
-        .into_response())
+    Ok(([(header::CONTENT_TYPE, kind)], Body::from(api.memory.hold(json)?)).into_response())
 }
 
 /// `DELETE /api/v1/kv?key=`
@@ -126,18 +101,12 @@ enum BodyFormat {
 impl BodyFormat {
     fn of(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
         let unsupported = |message: &str| {
-            Err(ApiError::http(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                Code::Unsupported,
-                message,
-            ))
+            Err(ApiError::http(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::Unsupported, message))
         };
         if headers.contains_key(header::CONTENT_ENCODING) {
             return unsupported("a body with a Content-Encoding is not taken");
         }
-        let text = headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
+        let text = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let mut pieces = text.unwrap_or("").split(';').map(str::trim);
         let format = match pieces.next().unwrap_or("").to_ascii_lowercase().as_str() {
             "application/json" => BodyFormat::Json,
@@ -150,9 +119,7 @@ impl BodyFormat {
         };
         for parameter in pieces {
             let parameter = parameter.to_ascii_lowercase();
-            let charset = parameter
-                .strip_prefix("charset=")
-                .map(|name| name.trim_matches('"'));
+            let charset = parameter.strip_prefix("charset=").map(|name| name.trim_matches('"'));
             if charset.is_some_and(|name| name != "utf-8") {
                 return unsupported("the charset must be utf-8");
             }

@@ -46,34 +46,22 @@ impl AsRef<[u8]> for Held {
 impl Memory {
     pub(crate) fn new(bytes: usize, timeout: Duration) -> Memory {
         let pieces = (bytes / PIECE_BYTES).min(Semaphore::MAX_PERMITS);
-        Memory {
-            pieces: Arc::new(Semaphore::new(pieces)),
-            timeout,
-        }
+        Memory { pieces: Arc::new(Semaphore::new(pieces)), timeout }
     }
 
     /// Makes the body of an answer. It holds its share until the last byte is written, however slow
     /// the client reads.
     pub(crate) fn hold(&self, bytes: Vec<u8>) -> Result<Bytes, ApiError> {
         let share = self.take(bytes.len().div_ceil(PIECE_BYTES), None)?;
-        Ok(Bytes::from_owner(Held {
-            bytes,
-            _share: share,
-        }))
+        Ok(Bytes::from_owner(Held { bytes, _share: share }))
     }
 
     /// Reads a whole body; gives it with its share, none where it is empty.
     pub(crate) async fn receive(&self, body: Body) -> Result<(Vec<u8>, Option<Share>), ApiError> {
-        timeout(self.timeout, self.collect(body))
-            .await
-            .unwrap_or_else(|_| {
-                let message = format!("the body did not arrive within {:?}", self.timeout);
-                Err(ApiError::http(
-                    StatusCode::REQUEST_TIMEOUT,
-                    Code::DeadlineExceeded,
-                    message,
-                ))
-            })
+        timeout(self.timeout, self.collect(body)).await.unwrap_or_else(|_| {
+            let message = format!("the body did not arrive within {:?}", self.timeout);
+            Err(ApiError::http(StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, message))
+        })
     }
 
     async fn collect(&self, mut body: Body) -> Result<(Vec<u8>, Option<Share>), ApiError> {
@@ -91,10 +79,7 @@ impl Memory {
             if bytes.len() + chunk.len() > MAX_BODY_BYTES {
                 return Err(too_large());
             }
-            let more = self.take(
-                (bytes.len() + chunk.len()).div_ceil(PIECE_BYTES),
-                share.as_ref(),
-            );
+            let more = self.take((bytes.len() + chunk.len()).div_ceil(PIECE_BYTES), share.as_ref());
             match (&mut share, more?) {
                 (Some(share), Some(more)) => share.merge(more),
                 (share @ None, more) => *share = more,
@@ -119,10 +104,7 @@ impl Memory {
 }
 
 fn too_large() -> ApiError {
-    ApiError::new(
-        Code::TooLarge,
-        format!("the body is over the limit of {MAX_BODY_BYTES} bytes"),
-    )
+    ApiError::new(Code::TooLarge, format!("the body is over the limit of {MAX_BODY_BYTES} bytes"))
 }
 
 #[cfg(test)]
@@ -142,10 +124,7 @@ mod tests {
         let answer = memory.hold(vec![0; 6 * PIECE_BYTES]).unwrap();
         let part = answer.slice(1..2);
         drop(answer);
-        assert!(
-            memory.receive(body()).await.is_err(),
-            "a part is still to be written"
-        );
+        assert!(memory.receive(body()).await.is_err(), "a part is still to be written");
         drop(part);
         assert!(memory.receive(body()).await.is_ok());
     }

@@ -46,9 +46,7 @@ struct Health {
 }
 
 async fn health() -> Json<Health> {
-    let time = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     Json(Health { status: "ok", time })
 }
 
@@ -62,9 +60,6 @@ async fn unknown_route(request: Request) -> ApiError {
 }
 
 async fn wrong_method(request: Request) -> ApiError {
-    let message = format!(
-        "{} is not allowed here; see the Allow header",
-        request.method()
-    );
+    let message = format!("{} is not allowed here; see the Allow header", request.method());
     ApiError::http(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
 }

@@ -90,10 +90,7 @@ pub async fn serve(
     let _ = timeout(options.drain_timeout, all_ended).await;
     let cut_off = connections.len();
     connections.shutdown().await;
-    Ok(Drained {
-        finished: open - cut_off,
-        cut_off,
-    })
+    Ok(Drained { finished: open - cut_off, cut_off })
 }
 
 /// Serves one connection until it ends, or after its request under way once draining starts.

@@ -19,12 +19,7 @@ pub(crate) struct StallGuard<S> {
 
 impl<S> StallGuard<S> {
     pub(crate) fn new(stream: S, timeout: Duration) -> StallGuard<S> {
-        StallGuard {
-            stream,
-            timeout,
-            timer: Box::pin(sleep(timeout)),
-            waiting: false,
-        }
+        StallGuard { stream, timeout, timer: Box::pin(sleep(timeout)), waiting: false }
     }
 
     fn watch(
@@ -41,10 +36,7 @@ impl<S> StallGuard<S> {
             self.timer.as_mut().reset(Instant::now() + self.timeout);
         }
         ready!(self.timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the client reads nothing",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
     }
 }
 

@@ -19,9 +19,7 @@ fn grpc_name(code: Code) -> String {
 #[test]
 fn the_documented_table_is_the_code() {
     let section = API.split_once("\n## Error codes\n").expect("the section").1;
-    let rows = section
-        .lines()
-        .filter(|line| line.starts_with("| ") && line.contains('`'));
+    let rows = section.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
     let rows: Vec<&str> = rows.collect();
     assert_eq!(rows.len(), Code::ALL.len());
     for (row, &code) in rows.iter().zip(Code::ALL) {
@@ -35,9 +33,6 @@ fn the_documented_table_is_the_code() {
         );
         let meaning = row.strip_prefix(&expected);
         let explained = meaning.is_some_and(|text| text.len() > " |".len());
-        assert!(
-            explained,
-            "docs/API.md has\n{row}\nwhere code.rs says\n{expected}"
-        );
+        assert!(explained, "docs/API.md has\n{row}\nwhere code.rs says\n{expected}");
     }
 }

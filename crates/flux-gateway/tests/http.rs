@@ -25,13 +25,8 @@ async fn gateway() -> Gateway {
 }
 
 async fn with_fake(fake: Fake) -> Gateway {
-    let client = Client::connect(Config::new([fake.addr.to_string()]))
-        .await
-        .unwrap();
-    Gateway {
-        fake,
-        router: router(client, &Options::default()),
-    }
+    let client = Client::connect(Config::new([fake.addr.to_string()])).await.unwrap();
+    Gateway { fake, router: router(client, &Options::default()) }
 }
 
 impl Gateway {
@@ -40,11 +35,7 @@ impl Gateway {
     }
 
     async fn ask(&self, method: Method, uri: &str) -> (StatusCode, Value) {
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .body(Body::empty())
-            .unwrap();
+        let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
         read(self.send(request).await).await
     }
 
@@ -71,10 +62,7 @@ fn fault((status, body): (StatusCode, Value), words: &str) -> (u16, String) {
     let message = body["error"]["message"].as_str().unwrap();
     assert!(message.contains(words), "{words:?} is not in {message:?}");
     assert_eq!(body.as_object().unwrap().len(), 1);
-    (
-        status.as_u16(),
-        body["error"]["code"].as_str().unwrap().to_owned(),
-    )
+    (status.as_u16(), body["error"]["code"].as_str().unwrap().to_owned())
 }
 
 fn invalid() -> (u16, String) {
@@ -90,24 +78,15 @@ async fn set_get_delete() {
         (StatusCode::NOT_FOUND, json!({"value": "", "found": false})),
     );
     let done = (StatusCode::OK, json!({"success": true}));
-    assert_eq!(
-        gateway.post(FORM, "key=hello+w%C3%B6rld&value=a%26b").await,
-        done
-    );
+    assert_eq!(gateway.post(FORM, "key=hello+w%C3%B6rld&value=a%26b").await, done);
     assert_eq!(
         gateway.ask(Method::GET, uri).await,
         (StatusCode::OK, json!({"value": "a&b", "found": true})),
     );
     let body = json!({"key": "hello wörld", "value": "\u{0}\"", "ttl": 60}).to_string();
-    assert_eq!(
-        gateway.post("application/json; charset=UTF-8", body).await,
-        done
-    );
+    assert_eq!(gateway.post("application/json; charset=UTF-8", body).await, done);
     let entry = gateway.fake.entry("hello wörld".as_bytes()).unwrap();
-    assert_eq!(
-        (entry.value.as_slice(), entry.expiry),
-        (&b"\0\""[..], Expiry::In(60_000))
-    );
+    assert_eq!((entry.value.as_slice(), entry.expiry), (&b"\0\""[..], Expiry::In(60_000)));
     assert_eq!(gateway.ask(Method::DELETE, uri).await, done);
     assert_eq!(gateway.ask(Method::DELETE, uri).await, done);
     assert_eq!(gateway.fake.len(), 0);
@@ -148,17 +127,10 @@ async fn bad_input_is_named_and_nothing_is_stored() {
         (JSON, b"{\"key\":\"k\",\"value\":\"v\",\"ttl\":-1}", "`ttl`"),
         (JSON, b"{\"key\":\"k\",\"value\":\"v\"", "EOF"),
     ] {
-        assert_eq!(
-            fault(gateway.post(kind, body.to_vec()).await, words),
-            invalid(),
-            "{words}"
-        );
+        assert_eq!(fault(gateway.post(kind, body.to_vec()).await, words), invalid(), "{words}");
     }
     let deep = format!("{{\"a\":{}", "[".repeat(1_000_000));
-    assert_eq!(
-        fault(gateway.post(JSON, deep).await, "unknown field `a`"),
-        invalid()
-    );
+    assert_eq!(fault(gateway.post(JSON, deep).await, "unknown field `a`"), invalid());
     for (uri, words) in [
         ("/api/v1/kv", "missing field `key`"),
         ("/api/v1/kv?key=", "`key` is empty"),
@@ -167,17 +139,11 @@ async fn bad_input_is_named_and_nothing_is_stored() {
         ("/api/v1/kv?key=a&x=1", "unknown field `x`"),
     ] {
         for method in [Method::GET, Method::DELETE] {
-            assert_eq!(
-                fault(gateway.ask(method, uri).await, words),
-                invalid(),
-                "{uri}"
-            );
+            assert_eq!(fault(gateway.ask(method, uri).await, words), invalid(), "{uri}");
         }
     }
     let twice = Request::post("/api/v1/kv?key=a").header(header::CONTENT_TYPE, FORM);
-    let twice = gateway
-        .send(twice.body(Body::from("key=k&value=v")).unwrap())
-        .await;
+    let twice = gateway.send(twice.body(Body::from("key=k&value=v")).unwrap()).await;
     assert_eq!(fault(read(twice).await, "query string"), invalid());
     assert_eq!((gateway.fake.len(), gateway.fake.requests()), (0, 0));
 }
@@ -201,40 +167,25 @@ async fn what_is_too_large_is_refused() {
 async fn the_largest_value_fits_with_every_byte_escaped() {
     let gateway = gateway().await;
     let escaped = "\\u0001".repeat(16 * 1024 * 1024);
-    let (status, _) = gateway
-        .post(JSON, format!("{{\"key\":\"k\",\"value\":\"{escaped}\"}}"))
-        .await;
+    let (status, _) =
+        gateway.post(JSON, format!("{{\"key\":\"k\",\"value\":\"{escaped}\"}}")).await;
     assert_eq!(status, StatusCode::OK);
-    assert_eq!(
-        gateway.fake.entry(b"k").unwrap().value,
-        vec![1; 16 * 1024 * 1024]
-    );
+    assert_eq!(gateway.fake.entry(b"k").unwrap().value, vec![1; 16 * 1024 * 1024]);
 }
 
 #[tokio::test]
 async fn what_http_itself_refuses() {
     let gateway = gateway().await;
     let (status, body) = gateway.ask(Method::GET, "/api/v2/kv").await;
-    assert_eq!(
-        fault((status, body), "/api/v2/kv"),
-        (404, "NOT_FOUND".to_owned())
-    );
+    assert_eq!(fault((status, body), "/api/v2/kv"), (404, "NOT_FOUND".to_owned()));
 
-    let put = Request::put("/api/v1/kv?key=a")
-        .body(Body::empty())
-        .unwrap();
+    let put = Request::put("/api/v1/kv?key=a").body(Body::empty()).unwrap();
     let response = gateway.send(put).await;
-    let allow = response.headers()[header::ALLOW]
-        .to_str()
-        .unwrap()
-        .to_owned();
+    let allow = response.headers()[header::ALLOW].to_str().unwrap().to_owned();
     for method in ["GET", "POST", "DELETE"] {
         assert!(allow.contains(method), "{allow}");
     }
-    assert_eq!(
-        fault(read(response).await, "PUT"),
-        (405, "UNSUPPORTED".to_owned())
-    );
+    assert_eq!(fault(read(response).await, "PUT"), (405, "UNSUPPORTED".to_owned()));
     let answer = gateway.ask(Method::POST, "/health").await;
     assert_eq!(fault(answer, "POST").0, 405);
 
@@ -246,13 +197,8 @@ async fn what_http_itself_refuses() {
     let answer = gateway.post("application/json; charset=latin1", "{}").await;
     assert_eq!(fault(answer, "charset"), unsupported);
     let mut packed = post(JSON, "{}");
-    packed
-        .headers_mut()
-        .insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
-    assert_eq!(
-        fault(read(gateway.send(packed).await).await, "Encoding"),
-        unsupported
-    );
+    packed.headers_mut().insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
+    assert_eq!(fault(read(gateway.send(packed).await).await, "Encoding"), unsupported);
 }
 
 #[tokio::test]
@@ -278,10 +224,7 @@ async fn a_refusal_of_the_node_has_the_status_of_its_code() {
 async fn an_outcome_that_is_not_known_is_not_called_failure() {
     let gateway = with_fake(Fake::with_script(|_, _| Act::Break).await).await;
     let answer = gateway.post(FORM, "key=k&value=v").await;
-    assert_eq!(
-        fault(answer, "may or may not"),
-        (504, "OUTCOME_UNKNOWN".to_owned())
-    );
+    assert_eq!(fault(answer, "may or may not"), (504, "OUTCOME_UNKNOWN".to_owned()));
     assert!(gateway.fake.entry(b"k").is_some());
 }
 
@@ -290,26 +233,14 @@ async fn without_a_node() {
     let Gateway { fake, router } = gateway().await;
     let addr = fake.stop().await;
     let answer = loop {
-        let request = Request::get("/api/v1/kv?key=a")
-            .body(Body::empty())
-            .unwrap();
+        let request = Request::get("/api/v1/kv?key=a").body(Body::empty()).unwrap();
         let answer = read(router.clone().oneshot(request).await.unwrap()).await;
-        if answer.1["error"]["message"]
-            .as_str()
-            .unwrap()
-            .contains("no node")
-        {
+        if answer.1["error"]["message"].as_str().unwrap().contains("no node") {
             break answer;
         }
     };
-    assert!(
-        !answer.1.to_string().contains(&addr.to_string()),
-        "addresses are not shown"
-    );
+    assert!(!answer.1.to_string().contains(&addr.to_string()), "addresses are not shown");
     assert_eq!(fault(answer, "no node"), (503, "UNAVAILABLE".to_owned()));
     let health = Request::get("/health").body(Body::empty()).unwrap();
-    assert_eq!(
-        router.oneshot(health).await.unwrap().status(),
-        StatusCode::OK
-    );
+    assert_eq!(router.oneshot(health).await.unwrap().status(), StatusCode::OK);
 }

@@ -23,9 +23,7 @@ struct Server {
 }
 
 async fn server(fake: Fake, options: Options) -> Server {
-    let client = Client::connect(Config::new([fake.addr.to_string()]))
-        .await
-        .unwrap();
+    let client = Client::connect(Config::new([fake.addr.to_string()])).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
@@ -33,12 +31,7 @@ async fn server(fake: Fake, options: Options) -> Server {
         let _ = stopped.await;
     };
     let served = tokio::spawn(serve(listener, client, options, shutdown));
-    Server {
-        fake,
-        addr,
-        stop,
-        served,
-    }
+    Server { fake, addr, stop, served }
 }
 
 impl Server {
@@ -60,18 +53,12 @@ async fn response(stream: &mut TcpStream) -> String {
     loop {
         let read = String::from_utf8_lossy(&text).into_owned();
         if let Some((head, body)) = read.split_once("\r\n\r\n") {
-            let length = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length: "));
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
             if length.is_some_and(|length| length.parse() == Ok(body.len())) {
                 return read;
             }
         }
-        assert_ne!(
-            stream.read_buf(&mut text).await.unwrap(),
-            0,
-            "closed after {read:?}"
-        );
+        assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0, "closed after {read:?}");
     }
 }
 
@@ -100,15 +87,10 @@ async fn requests_follow_each_other_on_a_connection() {
 
 #[tokio::test]
 async fn a_head_that_does_not_end_and_an_idle_connection_are_closed() {
-    let options = Options {
-        header_timeout: Duration::from_millis(100),
-        ..Options::default()
-    };
+    let options = Options { header_timeout: Duration::from_millis(100), ..Options::default() };
     let server = server(Fake::start().await, options).await;
     let mut slow = server.connect().await;
-    slow.write_all(b"GET /health HTTP/1.1\r\nHost:")
-        .await
-        .unwrap();
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost:").await.unwrap();
     assert!(!rest(&mut slow).await.contains("200 OK"));
     let mut silent = server.connect().await;
     assert_eq!(rest(&mut silent).await, "");
@@ -120,10 +102,7 @@ async fn a_head_that_does_not_end_and_an_idle_connection_are_closed() {
 
 #[tokio::test]
 async fn a_body_that_does_not_end_is_answered() {
-    let options = Options {
-        body_timeout: Duration::from_millis(100),
-        ..Options::default()
-    };
+    let options = Options { body_timeout: Duration::from_millis(100), ..Options::default() };
     let server = server(Fake::start().await, options).await;
     let mut slow = server.connect().await;
     let head = "POST /api/v1/kv HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\
@@ -141,23 +120,14 @@ async fn a_body_that_does_not_end_is_answered() {
 
 #[tokio::test]
 async fn connections_over_the_limit_are_told_so() {
-    let options = Options {
-        max_connections: 1,
-        ..Options::default()
-    };
+    let options = Options { max_connections: 1, ..Options::default() };
     let server = server(Fake::start().await, options).await;
     let mut first = server.connect().await;
     first.write_all(GET).await.unwrap();
     response(&mut first).await;
     let text = response(&mut server.connect().await).await;
-    assert!(
-        text.starts_with("HTTP/1.1 503 Service Unavailable"),
-        "{text}"
-    );
-    assert!(
-        text.contains(r#"{"error":{"code":"TOO_MANY_CLIENTS","#),
-        "{text}"
-    );
+    assert!(text.starts_with("HTTP/1.1 503 Service Unavailable"), "{text}");
+    assert!(text.contains(r#"{"error":{"code":"TOO_MANY_CLIENTS","#), "{text}");
     drop(first);
     let served = async {
         loop {
@@ -170,9 +140,7 @@ async fn connections_over_the_limit_are_told_so() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), served)
-        .await
-        .expect("there is room again");
+    tokio::time::timeout(Duration::from_secs(10), served).await.expect("there is room again");
 }
 
 #[tokio::test]
@@ -183,32 +151,16 @@ async fn requests_over_the_limit_are_refused_and_health_is_not() {
         Act::Hang
     })
     .await;
-    let server = server(
-        fake,
-        Options {
-            max_requests: 1,
-            ..Options::default()
-        },
-    )
-    .await;
+    let server = server(fake, Options { max_requests: 1, ..Options::default() }).await;
     let mut first = server.connect().await;
     first.write_all(GET).await.unwrap();
     was_seen.recv().await.unwrap();
     let mut second = server.connect().await;
     second.write_all(GET).await.unwrap();
     let text = response(&mut second).await;
-    assert!(
-        text.starts_with("HTTP/1.1 503 Service Unavailable"),
-        "{text}"
-    );
-    assert!(
-        text.contains("retry-after: 1") && text.contains("OVERLOADED"),
-        "{text}"
-    );
-    second
-        .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        .await
-        .unwrap();
+    assert!(text.starts_with("HTTP/1.1 503 Service Unavailable"), "{text}");
+    assert!(text.contains("retry-after: 1") && text.contains("OVERLOADED"), "{text}");
+    second.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert!(response(&mut second).await.starts_with("HTTP/1.1 200 OK"));
 }
 
@@ -244,10 +196,7 @@ async fn shutdown_finishes_what_is_under_way() {
         if number == 0 { Act::Serve } else { Act::Hang }
     })
     .await;
-    let options = Options {
-        drain_timeout: Duration::from_millis(300),
-        ..Options::default()
-    };
+    let options = Options { drain_timeout: Duration::from_millis(300), ..Options::default() };
     let server = server(fake, options).await;
     let mut idle = server.connect().await;
     idle.write_all(GET).await.unwrap();
@@ -260,12 +209,6 @@ async fn shutdown_finishes_what_is_under_way() {
     server.stop.send(()).unwrap();
     assert_eq!(rest(&mut idle).await, "");
     let drained = server.served.await.unwrap().unwrap();
-    assert_eq!(
-        drained,
-        Drained {
-            finished: 1,
-            cut_off: 1
-        }
-    );
+    assert_eq!(drained, Drained { finished: 1, cut_off: 1 });
     assert!(TcpStream::connect(server.addr).await.is_err());
 }

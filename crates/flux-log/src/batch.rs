@@ -54,10 +54,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub fn new() -> Batch {
-        Batch {
-            bytes: vec![0; BATCH_HEADER_BYTES],
-            records: 0,
-        }
+        Batch { bytes: vec![0; BATCH_HEADER_BYTES], records: 0 }
     }
 
     /// A batch whose header may or may not fit `body`, for fuzzing: the first byte is the number of
@@ -140,13 +137,7 @@ impl BatchHeader {
         let body_bytes = fields.u32()? as usize;
         let records = fields.u32()?;
         let kind = BatchKind::from_code(fields.u8()?)?;
-        Some(BatchHeader {
-            kind,
-            synced,
-            body_bytes,
-            records,
-            body_crc,
-        })
+        Some(BatchHeader { kind, synced, body_bytes, records, body_crc })
     }
 
     pub fn matches(&self, body: &[u8], seed: u32) -> bool {

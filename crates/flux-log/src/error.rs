@@ -74,33 +74,19 @@ impl LogError {
     pub(crate) fn disk(action: &'static str, file: &str, source: io::Error) -> LogError {
         let file = file.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LogError::Full {
-                action,
-                file,
-                source,
-            },
-            _ => LogError::Io {
-                action,
-                file,
-                source,
-            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                LogError::Full { action, file, source }
+            }
+            _ => LogError::Io { action, file, source },
         }
     }
 
     /// Wraps what the disk said when the log is poisoned by it, whatever the cause: never `Full`.
     pub(crate) fn io(action: &'static str, file: &str, source: io::Error) -> LogError {
-        LogError::Io {
-            action,
-            file: file.to_owned(),
-            source,
-        }
+        LogError::Io { action, file: file.to_owned(), source }
     }
 
     pub(crate) fn damaged(file: &str, offset: u64, reason: &'static str) -> LogError {
-        LogError::Damaged {
-            file: file.to_owned(),
-            offset,
-            reason,
-        }
+        LogError::Damaged { file: file.to_owned(), offset, reason }
     }
 }

@@ -48,11 +48,7 @@ impl FileDisk {
             fs::TryLockError::Error(error) => error,
         })?;
         let directory = fs::File::open(&path)?;
-        Ok(FileDisk {
-            path,
-            directory,
-            _lock: lock,
-        })
+        Ok(FileDisk { path, directory, _lock: lock })
     }
 
     /// The directory.
@@ -100,10 +96,7 @@ impl Disk for FileDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.path.join(name))?;
+        let file = fs::OpenOptions::new().read(true).write(true).open(self.path.join(name))?;
         Ok(Arc::new(RealFile { file }))
     }
 
@@ -160,10 +153,7 @@ impl File for RealFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self
-                .file
-                .read_at(&mut buffer[filled..], offset + filled as u64)
-            {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

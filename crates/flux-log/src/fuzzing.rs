@@ -17,17 +17,10 @@ pub fn recover(bytes: &[u8]) {
 fn open(file: Vec<u8>) {
     let disk = SimDisk::new(0);
     disk.put(&segment::file_name(0), file);
-    let options = LogOptions {
-        segment_bytes: SEGMENT_BYTES,
-        ..LogOptions::new(1)
-    };
+    let options = LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::new(1) };
     let mut first = 0_u64;
-    let opened = Log::open(
-        Arc::new(disk.clone()),
-        options.clone(),
-        &mut |_| first += 1,
-        &mut |_| {},
-    );
+    let opened =
+        Log::open(Arc::new(disk.clone()), options.clone(), &mut |_| first += 1, &mut |_| {});
     if opened.is_ok() {
         let mut second = 0_u64;
         Log::open(Arc::new(disk), options, &mut |_| second += 1, &mut |_| {})

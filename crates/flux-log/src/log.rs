@@ -36,10 +36,7 @@ pub struct LogOptions {
 impl LogOptions {
     /// The defaults: segments of 64 MiB.
     pub fn new(salt: u64) -> LogOptions {
-        LogOptions {
-            segment_bytes: 64 << 20,
-            salt,
-        }
+        LogOptions { segment_bytes: 64 << 20, salt }
     }
 }
 
@@ -83,12 +80,8 @@ impl Log {
         visit: &mut dyn FnMut(Record<'_>),
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Log, RecoveryReport), LogError> {
-        let Recovered {
-            sealed,
-            last,
-            states,
-            report,
-        } = recovery::recover(&*disk, visit, progress)?;
+        let Recovered { sealed, last, states, report } =
+            recovery::recover(&*disk, visit, progress)?;
         let gate = Arc::new(SyncGate::default());
         let (active, end) = match last {
             Some((mut active, end)) => {
@@ -130,10 +123,7 @@ impl Log {
         self.check()?;
         self.batch
             .push(record)
-            .map_err(|bytes| LogError::TooLarge {
-                bytes,
-                limit: crate::MAX_BATCH_BYTES as u64,
-            })?;
+            .map_err(|bytes| LogError::TooLarge { bytes, limit: crate::MAX_BATCH_BYTES as u64 })?;
         match record {
             Record::State(state) => self.batch_states.push(*state),
             Record::Entry(entry) => match self.batch_highest.last_mut() {
@@ -148,11 +138,7 @@ impl Log {
 
     /// Bytes that writing the batch takes; 0 if it is empty.
     pub fn batch_bytes(&self) -> usize {
-        if self.batch.is_empty() {
-            0
-        } else {
-            self.batch.len()
-        }
+        if self.batch.is_empty() { 0 } else { self.batch.len() }
     }
 
     /// Makes sure that a batch of `bytes` bytes, as [`batch_bytes`](Log::batch_bytes) counts them,
@@ -180,16 +166,8 @@ impl Log {
             return Ok(self.written);
         }
         self.reserve(self.batch.len())?;
-        let ActiveSegment {
-            name,
-            header,
-            file,
-            highest,
-            ..
-        } = &mut self.active;
-        let bytes = self
-            .batch
-            .seal(BatchKind::Records, header.seed(), self.written, self.synced);
+        let ActiveSegment { name, header, file, highest, .. } = &mut self.active;
+        let bytes = self.batch.seal(BatchKind::Records, header.seed(), self.written, self.synced);
         let length = bytes.len() as u64;
         if let Err(error) = file.write_at(bytes, self.written - header.base) {
             let error = LogError::io("write", name, error);
@@ -280,11 +258,7 @@ impl Log {
         }
         self.preparing = true;
         let name = self.temporary_name();
-        Some(PrepareTarget {
-            disk: self.disk.clone(),
-            name,
-            size: self.options.segment_bytes,
-        })
+        Some(PrepareTarget { disk: self.disk.clone(), name, size: self.options.segment_bytes })
     }
 
     /// Takes what [`PrepareTarget::run`] returned. A failure is not one of the log: allocation is
@@ -294,10 +268,7 @@ impl Log {
         match result {
             Ok(segment) => self.prepared = Some(segment),
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "segment not prepared"
-                );
+                tracing::debug!(error = &error as &dyn std::error::Error, "segment not prepared");
             }
         }
     }
@@ -313,15 +284,10 @@ impl Log {
         self.check()?;
         let mut dropped = 0;
         while let Some(oldest) = self.sealed.front()
-            && oldest
-                .highest
-                .iter()
-                .all(|(partition, index)| *index <= snapshot_index(*partition))
+            && oldest.highest.iter().all(|(partition, index)| *index <= snapshot_index(*partition))
         {
             let name = segment::file_name(oldest.base);
-            self.disk
-                .remove(&name)
-                .map_err(|error| LogError::disk("remove", &name, error))?;
+            self.disk.remove(&name).map_err(|error| LogError::disk("remove", &name, error))?;
             // One at a time: were a later removal to survive a power cut without an earlier one,
             // the log would have a hole.
             if let Err(error) = self.disk.sync_dir() {
@@ -337,10 +303,7 @@ impl Log {
     /// The partitions with entries in the oldest segment that could be trimmed, and the highest index
     /// of each there: those to take snapshots of first. Empty while there is only one segment.
     pub fn oldest_segment(&self) -> &[(u16, u64)] {
-        self.sealed
-            .front()
-            .map(|oldest| &*oldest.highest)
-            .unwrap_or_default()
+        self.sealed.front().map(|oldest| &*oldest.highest).unwrap_or_default()
     }
 
     /// Bytes of disk that the log's segments take.
@@ -370,9 +333,7 @@ impl Log {
 
     fn check(&self) -> Result<(), LogError> {
         match &self.poison {
-            Some(cause) => Err(LogError::Poisoned {
-                cause: cause.clone(),
-            }),
+            Some(cause) => Err(LogError::Poisoned { cause: cause.clone() }),
             None => Ok(()),
         }
     }
@@ -394,9 +355,7 @@ impl Log {
 
     /// Writes a mark after what is written and synced.
     fn mark(&mut self) -> Result<(), LogError> {
-        let ActiveSegment {
-            name, header, file, ..
-        } = &self.active;
+        let ActiveSegment { name, header, file, .. } = &self.active;
         let mut mark = Batch::new();
         let bytes = mark.seal(BatchKind::Mark, header.seed(), self.written, self.synced);
         if let Err(error) = file.write_at(bytes, self.written - header.base) {

@@ -44,17 +44,8 @@ pub(crate) struct Tail {
 impl Reader {
     /// Reads `file` using `buffer`, whose contents do not matter.
     pub fn new(file: Arc<dyn File>, name: &str, buffer: Vec<u8>) -> Result<Reader, LogError> {
-        let size = file
-            .size()
-            .map_err(|error| LogError::disk("read", name, error))?;
-        Ok(Reader {
-            file,
-            name: name.to_owned(),
-            size,
-            buffer,
-            start: 0,
-            filled: 0,
-        })
+        let size = file.size().map_err(|error| LogError::disk("read", name, error))?;
+        Ok(Reader { file, name: name.to_owned(), size, buffer, start: 0, filled: 0 })
     }
 
     pub fn size(&self) -> u64 {
@@ -69,8 +60,7 @@ impl Reader {
     pub fn at(&mut self, offset: u64, count: usize) -> Result<&[u8], LogError> {
         let count = self.size.saturating_sub(offset).min(count as u64) as usize;
         let inside = offset.checked_sub(self.start).filter(|skip| {
-            skip.checked_add(count as u64)
-                .is_some_and(|end| end <= self.filled as u64)
+            skip.checked_add(count as u64).is_some_and(|end| end <= self.filled as u64)
         });
         let skip = match inside {
             Some(skip) => skip as usize,
@@ -79,17 +69,11 @@ impl Reader {
                 0
             }
         };
-        Ok(self
-            .buffer
-            .get(skip..self.filled.min(skip + count))
-            .unwrap_or_default())
+        Ok(self.buffer.get(skip..self.filled.min(skip + count)).unwrap_or_default())
     }
 
     fn fill(&mut self, offset: u64, count: usize) -> Result<(), LogError> {
-        let want = self
-            .size
-            .saturating_sub(offset)
-            .min(WINDOW_BYTES.max(count as u64)) as usize;
+        let want = self.size.saturating_sub(offset).min(WINDOW_BYTES.max(count as u64)) as usize;
         if self.buffer.len() < want {
             self.buffer.resize(want, 0);
         }
@@ -112,19 +96,12 @@ impl Reader {
             return Ok(Found::Invalid);
         };
         let body = self.at(offset + BATCH_HEADER_BYTES as u64, header.body_bytes)?;
-        Ok(if header.matches(body, seed) {
-            Found::Batch(header, body)
-        } else {
-            Found::Invalid
-        })
+        Ok(if header.matches(body, seed) { Found::Batch(header, body) } else { Found::Invalid })
     }
 
     /// Goes through all from `offset` to the end of the file, which holds no batch at `offset`.
     pub fn tail(&mut self, base: u64, seed: u32, offset: u64) -> Result<Tail, LogError> {
-        let mut tail = Tail {
-            end: offset,
-            had_been_synced: false,
-        };
+        let mut tail = Tail { end: offset, had_been_synced: false };
         let mut block = offset;
         while block < self.size {
             let bytes = self.at(block, BLOCK_BYTES as usize)?;

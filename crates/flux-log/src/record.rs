@@ -57,10 +57,7 @@ impl Record<'_> {
     pub fn encoded_len(&self) -> usize {
         match self {
             Record::Entry(entry) => {
-                HEADER_BYTES
-                    .saturating_add(entry.payload.len())
-                    .saturating_add(7)
-                    & !7
+                HEADER_BYTES.saturating_add(entry.payload.len()).saturating_add(7) & !7
             }
             Record::State(_) => HEADER_BYTES,
         }
@@ -69,22 +66,12 @@ impl Record<'_> {
     /// Appends the record's bytes. The caller has checked `encoded_len` against `MAX_BATCH_BYTES`.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let (kind, entry_type, partition, term, index, commit, payload) = match *self {
-            Record::Entry(Entry {
-                partition,
-                entry_type,
-                term,
-                index,
-                commit,
-                payload,
-            }) => (
-                KIND_ENTRY, entry_type, partition, term, index, commit, payload,
-            ),
-            Record::State(State {
-                partition,
-                term,
-                vote,
-                commit,
-            }) => (KIND_STATE, 0, partition, term, vote, commit, &[][..]),
+            Record::Entry(Entry { partition, entry_type, term, index, commit, payload }) => {
+                (KIND_ENTRY, entry_type, partition, term, index, commit, payload)
+            }
+            Record::State(State { partition, term, vote, commit }) => {
+                (KIND_STATE, 0, partition, term, vote, commit, &[][..])
+            }
         };
         let mut header = [0; HEADER_BYTES];
         header[0..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -112,20 +99,12 @@ pub(crate) fn decode<'a>(body: &mut Fields<'a>) -> Option<Record<'a>> {
     let payload = body.bytes(payload_bytes)?;
     body.bytes(payload_bytes.wrapping_neg() & 7)?;
     match kind {
-        KIND_ENTRY => Some(Record::Entry(Entry {
-            partition,
-            entry_type,
-            term,
-            index,
-            commit,
-            payload,
-        })),
-        KIND_STATE if payload.is_empty() => Some(Record::State(State {
-            partition,
-            term,
-            vote: index,
-            commit,
-        })),
+        KIND_ENTRY => {
+            Some(Record::Entry(Entry { partition, entry_type, term, index, commit, payload }))
+        }
+        KIND_STATE if payload.is_empty() => {
+            Some(Record::State(State { partition, term, vote: index, commit }))
+        }
         _ => None,
     }
 }

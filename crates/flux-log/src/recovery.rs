@@ -93,12 +93,8 @@ pub(crate) fn recover(
     let mut files = Vec::with_capacity(bases.len());
     for base in &bases {
         let name = segment::file_name(*base);
-        let file = disk
-            .open(&name)
-            .map_err(|error| LogError::disk("open", &name, error))?;
-        total += file
-            .size()
-            .map_err(|error| LogError::disk("read", &name, error))?;
+        let file = disk.open(&name).map_err(|error| LogError::disk("open", &name, error))?;
+        total += file.size().map_err(|error| LogError::disk("read", &name, error))?;
         files.push((name, *base, file));
     }
     let mut recovery = Recovery {
@@ -109,10 +105,7 @@ pub(crate) fn recover(
         states: BTreeMap::new(),
         highest: BTreeMap::new(),
         synced: 0,
-        report: RecoveryReport {
-            segments: files.len(),
-            ..RecoveryReport::default()
-        },
+        report: RecoveryReport { segments: files.len(), ..RecoveryReport::default() },
         buffer: Vec::new(),
     };
     let mut sealed = Vec::new();
@@ -125,19 +118,12 @@ pub(crate) fn recover(
     }
     recovery.show(total);
     let Recovery { states, report, .. } = recovery;
-    Ok(Recovered {
-        sealed,
-        last,
-        states,
-        report,
-    })
+    Ok(Recovered { sealed, last, states, report })
 }
 
 /// The bases of all segments in order. Segments that a crash kept from being finished are removed.
 fn list_segments(disk: &dyn Disk) -> Result<Vec<u64>, LogError> {
-    let names = disk
-        .list()
-        .map_err(|error| LogError::disk("list", "the directory", error))?;
+    let names = disk.list().map_err(|error| LogError::disk("list", "the directory", error))?;
     let mut bases = Vec::new();
     for name in names {
         if segment::is_temporary(&name) {
@@ -149,11 +135,7 @@ fn list_segments(disk: &dyn Disk) -> Result<Vec<u64>, LogError> {
             }
         } else if let Some(base) = segment::base_of(&name) {
             if base > MAX_BASE {
-                return Err(LogError::damaged(
-                    &name,
-                    0,
-                    "no log gets as long as its name says",
-                ));
+                return Err(LogError::damaged(&name, 0, "no log gets as long as its name says"));
             }
             bases.push(base);
         }
@@ -188,11 +170,7 @@ impl Recovery<'_> {
         self.finish(reader);
         self.report.bytes += offset;
         let highest = std::mem::take(&mut self.highest).into_iter().collect();
-        Ok(SealedSegment {
-            base,
-            size,
-            highest,
-        })
+        Ok(SealedSegment { base, size, highest })
     }
 
     /// Reads the segment that the log ends in, and cuts a torn tail off it.
@@ -218,11 +196,7 @@ impl Recovery<'_> {
         self.report.bytes += offset;
         if tail.end > offset {
             self.report.clean = false;
-            self.report.cut = Some(Cut {
-                file: name.clone(),
-                offset,
-                bytes: tail.end - offset,
-            });
+            self.report.cut = Some(Cut { file: name.clone(), offset, bytes: tail.end - offset });
             erase(&*file, offset, tail.end).map_err(|e| LogError::disk("write", &name, e))?;
         }
         let unproven = self.synced.max(base) - base;
@@ -231,16 +205,7 @@ impl Recovery<'_> {
             .and_then(|()| self.disk.sync_dir())
             .map_err(|error| LogError::disk("write", &name, error))?;
         let highest = std::mem::take(&mut self.highest);
-        Ok((
-            ActiveSegment {
-                name,
-                header,
-                file,
-                capacity,
-                highest,
-            },
-            offset,
-        ))
+        Ok((ActiveSegment { name, header, file, capacity, highest }, offset))
     }
 
     fn open(
@@ -255,11 +220,7 @@ impl Recovery<'_> {
             Err(HeaderError::Invalid(reason)) => return Err(LogError::damaged(name, 0, reason)),
             Err(HeaderError::Version(found)) => {
                 let (file, supported) = (name.to_owned(), FORMAT_VERSION);
-                return Err(LogError::UnknownVersion {
-                    file,
-                    found,
-                    supported,
-                });
+                return Err(LogError::UnknownVersion { file, found, supported });
             }
         };
         if header.base != base {
@@ -269,18 +230,8 @@ impl Recovery<'_> {
         // The head was synced before the file got its name, so it cannot be torn.
         let head = SEGMENT_HEADER_BYTES as u64;
         match reader.batch(base, header.seed(), head)? {
-            Found::Batch(
-                BatchHeader {
-                    kind: BatchKind::Head,
-                    ..
-                },
-                _,
-            ) => Ok((reader, header)),
-            _ => Err(LogError::damaged(
-                name,
-                head,
-                "the first batch of the segment is not valid",
-            )),
+            Found::Batch(BatchHeader { kind: BatchKind::Head, .. }, _) => Ok((reader, header)),
+            _ => Err(LogError::damaged(name, head, "the first batch of the segment is not valid")),
         }
     }
 
@@ -309,11 +260,7 @@ impl Recovery<'_> {
         for _ in 0..header.records {
             let at = offset + (BATCH_HEADER_BYTES + body.len() - fields.0.len()) as u64;
             let Some(record) = record::decode(&mut fields) else {
-                return Err(LogError::damaged(
-                    name,
-                    at,
-                    "a record of a valid batch is not valid",
-                ));
+                return Err(LogError::damaged(name, at, "a record of a valid batch is not valid"));
             };
             self.record(record, visible);
         }
@@ -350,10 +297,7 @@ impl Recovery<'_> {
 
     fn show(&mut self, done: u64) {
         let total = self.shown.total;
-        (self.progress)(Progress {
-            done: done.min(total),
-            total,
-        });
+        (self.progress)(Progress { done: done.min(total), total });
     }
 
     /// Writes what is there once more: if a sync failed before the restart, the kernel may hold bytes

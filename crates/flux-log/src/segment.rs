@@ -77,13 +77,7 @@ impl SegmentHeader {
             return Err(short);
         };
         let mut fields = Fields(bytes);
-        let parsed = (
-            fields.array::<8>(),
-            fields.u32(),
-            fields.u32(),
-            fields.u64(),
-            fields.u64(),
-        );
+        let parsed = (fields.array::<8>(), fields.u32(), fields.u32(), fields.u64(), fields.u64());
         let (Some(magic), Some(version), Some(crc), Some(base), Some(salt)) = parsed else {
             return Err(short);
         };
@@ -93,9 +87,7 @@ impl SegmentHeader {
         let mut covered = *bytes;
         covered[12..16].fill(0);
         if crc32c::crc32c(&covered) != crc {
-            return Err(HeaderError::Invalid(
-                "the checksum of the segment header is wrong",
-            ));
+            return Err(HeaderError::Invalid("the checksum of the segment header is wrong"));
         }
         // After the checksum: else a flipped bit would look like a version from the future.
         if version != FORMAT_VERSION {
@@ -106,10 +98,7 @@ impl SegmentHeader {
 
     /// Where all checksums of this segment start from.
     pub fn seed(&self) -> u32 {
-        crc32c::crc32c_append(
-            crc32c::crc32c(&self.salt.to_le_bytes()),
-            &self.base.to_le_bytes(),
-        )
+        crc32c::crc32c_append(crc32c::crc32c(&self.salt.to_le_bytes()), &self.base.to_le_bytes())
     }
 }
 
@@ -172,9 +161,7 @@ impl ActiveSegment {
 
 /// Makes a file with `size` bytes of its own under a temporary name. On an error it is gone again.
 pub(crate) fn allocate(disk: &dyn Disk, name: &str, size: u64) -> Result<Arc<dyn File>, LogError> {
-    let file = disk
-        .create(name)
-        .map_err(|error| LogError::disk("create", name, error))?;
+    let file = disk.create(name).map_err(|error| LogError::disk("create", name, error))?;
     if let Err(error) = file.allocate(size) {
         // Left behind it would only take up space until the next start.
         let _ = disk.remove(name);
@@ -200,11 +187,7 @@ pub(crate) fn own_blocks(
     segment_bytes: u64,
 ) -> Result<u64, LogError> {
     let size = active.capacity.max(segment_bytes);
-    match active
-        .file
-        .allocate(size)
-        .and_then(|()| active.file.sync_data())
-    {
+    match active.file.allocate(size).and_then(|()| active.file.sync_data()) {
         Ok(()) => Ok(size),
         Err(error) => match LogError::disk("allocate", &active.name, error) {
             LogError::Full { .. } => Ok(end),
@@ -218,10 +201,7 @@ pub(crate) fn create_first(
     options: &LogOptions,
     gate: &SyncGate,
 ) -> Result<(ActiveSegment, u64), LogError> {
-    let header = SegmentHeader {
-        base: 0,
-        salt: salt_of(options.salt, 0),
-    };
+    let header = SegmentHeader { base: 0, salt: salt_of(options.salt, 0) };
     let head = head(header, &BTreeMap::new());
     let size = options.segment_bytes.max((head.len() + MARK_BYTES) as u64);
     let name = temporary_name(0);
@@ -240,18 +220,13 @@ pub(crate) fn install(
     header: SegmentHeader,
     head: &[u8],
 ) -> Result<ActiveSegment, LogError> {
-    let PreparedSegment {
-        file,
-        name: temporary,
-        size,
-    } = next;
+    let PreparedSegment { file, name: temporary, size } = next;
     let name = file_name(header.base);
     let written = file
         .write_at(head, 0)
         .map_err(|error| LogError::disk("write", &temporary, error))
         .and_then(|()| {
-            gate.sync(&temporary, &*file)
-                .map_err(|error| LogError::io("sync", &temporary, error))
+            gate.sync(&temporary, &*file).map_err(|error| LogError::io("sync", &temporary, error))
         })
         .and_then(|()| {
             disk.rename(&temporary, &name)
@@ -262,14 +237,7 @@ pub(crate) fn install(
         let _ = disk.remove(&temporary);
         return Err(error);
     }
-    disk.sync_dir()
-        .map_err(|error| LogError::io("sync the directory of", &name, error))?;
+    disk.sync_dir().map_err(|error| LogError::io("sync the directory of", &name, error))?;
     let highest = BTreeMap::new();
-    Ok(ActiveSegment {
-        name,
-        header,
-        file,
-        capacity: size,
-        highest,
-    })
+    Ok(ActiveSegment { name, header, file, capacity: size, highest })
 }

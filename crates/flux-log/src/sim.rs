@@ -74,9 +74,7 @@ impl SimDisk {
             faults: Faults::default(),
             write_calls: 0,
         };
-        SimDisk {
-            state: Arc::new(Mutex::new(state)),
-        }
+        SimDisk { state: Arc::new(Mutex::new(state)) }
     }
 
     /// Turns the power off, and returns the disk as it is after a restart, without faults. Everything
@@ -91,9 +89,7 @@ impl SimDisk {
         after.lose_unsynced();
         after.powered = true;
         after.faults = Faults::default();
-        SimDisk {
-            state: Arc::new(Mutex::new(after)),
-        }
+        SimDisk { state: Arc::new(Mutex::new(after)) }
     }
 
     /// Lets `count` writes succeed and then fails one, of which a part is done.
@@ -147,11 +143,7 @@ impl SimDisk {
     pub fn put(&self, name: &str, bytes: Vec<u8>) {
         let mut state = self.lock();
         let number = state.inodes.len();
-        let inode = Inode {
-            durable: bytes.clone(),
-            live: bytes,
-            dirty: BTreeMap::new(),
-        };
+        let inode = Inode { durable: bytes.clone(), live: bytes, dirty: BTreeMap::new() };
         state.inodes.push(inode);
         state.names.insert(name.to_owned(), number);
         state.durable_names.insert(name.to_owned(), number);
@@ -166,9 +158,7 @@ impl SimDisk {
 
     /// A separate disk that is as this one is now, synced or not.
     pub fn duplicate(&self) -> SimDisk {
-        SimDisk {
-            state: Arc::new(Mutex::new(self.lock().clone())),
-        }
+        SimDisk { state: Arc::new(Mutex::new(self.lock().clone())) }
     }
 
     /// Number of calls of [`File::write_at`] so far.
@@ -182,11 +172,7 @@ impl SimDisk {
 
     fn powered(&self) -> io::Result<MutexGuard<'_, SimState>> {
         let state = self.lock();
-        if state.powered {
-            Ok(state)
-        } else {
-            Err(io::Error::other("the power is off"))
-        }
+        if state.powered { Ok(state) } else { Err(io::Error::other("the power is off")) }
     }
 
     /// For everything that changes the disk.
@@ -200,10 +186,7 @@ impl SimDisk {
     }
 
     fn handle(&self, inode: usize) -> Arc<dyn File> {
-        Arc::new(SimFile {
-            disk: self.clone(),
-            inode,
-        })
+        Arc::new(SimFile { disk: self.clone(), inode })
     }
 }
 
@@ -225,16 +208,11 @@ impl SimState {
         let mut seen: Vec<usize> = self.names.values().copied().collect();
         seen.sort_unstable();
         seen.dedup();
-        seen.iter()
-            .map(|inode| self.inodes[*inode].live.len() as u64)
-            .sum()
+        seen.iter().map(|inode| self.inodes[*inode].live.len() as u64).sum()
     }
 
     fn lookup(&self, name: &str) -> io::Result<usize> {
-        self.names
-            .get(name)
-            .copied()
-            .ok_or_else(|| ErrorKind::NotFound.into())
+        self.names.get(name).copied().ok_or_else(|| ErrorKind::NotFound.into())
     }
 
     fn make_room(&self, inode: usize, size: usize) -> io::Result<()> {
@@ -257,11 +235,7 @@ impl SimState {
             // Half of the cuts treat all sectors of a file alike: nothing or all of it was written.
             let mode = self.below(4);
             let mut inode = std::mem::take(&mut self.inodes[number]);
-            let size = if self.below(2) == 0 {
-                inode.durable.len()
-            } else {
-                inode.live.len()
-            };
+            let size = if self.below(2) == 0 { inode.durable.len() } else { inode.live.len() };
             let mut kept = inode.durable.clone();
             kept.resize(kept.len().max(inode.live.len()), 0);
             for (sector, versions) in std::mem::take(&mut inode.dirty) {
@@ -273,10 +247,9 @@ impl SimState {
                 // 0 is the synced version, which `kept` has already.
                 let version = match choice.checked_sub(1) {
                     None => continue,
-                    Some(place) => versions
-                        .get(place)
-                        .copied()
-                        .unwrap_or_else(|| inode.sector(sector)),
+                    Some(place) => {
+                        versions.get(place).copied().unwrap_or_else(|| inode.sector(sector))
+                    }
                 };
                 let start = sector * SECTOR;
                 let end = kept.len().min(start + SECTOR);
@@ -297,11 +270,7 @@ impl SimState {
         let in_order = self.below(2) == 0;
         let keep = self.below(changes.len() + 1);
         for (place, change) in changes.into_iter().enumerate() {
-            let kept = if in_order {
-                place < keep
-            } else {
-                self.below(2) == 0
-            };
+            let kept = if in_order { place < keep } else { self.below(2) == 0 };
             if !kept {
                 continue;
             }
@@ -393,9 +362,7 @@ impl Disk for SimDisk {
         let inode = state.inodes.len();
         state.inodes.push(Inode::default());
         state.names.insert(name.to_owned(), inode);
-        state
-            .name_changes
-            .push(NameChange::Create(name.to_owned(), inode));
+        state.name_changes.push(NameChange::Create(name.to_owned(), inode));
         Ok(self.handle(inode))
     }
 
@@ -409,9 +376,7 @@ impl Disk for SimDisk {
         let inode = state.lookup(from)?;
         state.names.remove(from);
         state.names.insert(to.to_owned(), inode);
-        state
-            .name_changes
-            .push(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
+        state.name_changes.push(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
         Ok(())
     }
 
@@ -419,9 +384,7 @@ impl Disk for SimDisk {
         let mut state = self.changing()?;
         let inode = state.lookup(name)?;
         state.names.remove(name);
-        state
-            .name_changes
-            .push(NameChange::Remove(name.to_owned(), inode));
+        state.name_changes.push(NameChange::Remove(name.to_owned(), inode));
         Ok(())
     }
 

@@ -55,10 +55,7 @@ impl SnapshotId {
         if !digits(partition, 5) || !digits(index, 20) {
             return None;
         }
-        Some(SnapshotId {
-            partition: partition.parse().ok()?,
-            index: index.parse().ok()?,
-        })
+        Some(SnapshotId { partition: partition.parse().ok()?, index: index.parse().ok()? })
     }
 
     /// Where the checksums of its chunks start from, so that a chunk of another file is not valid.
@@ -104,9 +101,7 @@ impl SnapshotWriter {
             }
             _ => {}
         }
-        let file = disk
-            .create(&name)
-            .map_err(|error| LogError::disk("create", &name, error))?;
+        let file = disk.create(&name).map_err(|error| LogError::disk("create", &name, error))?;
         let mut writer = SnapshotWriter {
             disk,
             file,
@@ -129,20 +124,10 @@ impl SnapshotWriter {
     /// [`LogError::Full`], [`LogError::TooLarge`], and what else the disk says. Drop the writer then.
     pub fn chunk(&mut self, bytes: &[u8]) -> Result<(), LogError> {
         check_length(bytes)?;
-        push_chunk(
-            &mut self.buffer,
-            self.id,
-            bytes.len() as u32,
-            self.chunks,
-            bytes,
-        );
+        push_chunk(&mut self.buffer, self.id, bytes.len() as u32, self.chunks, bytes);
         self.chunks += 1;
         self.chunk_bytes += bytes.len() as u64;
-        if self.buffer.len() >= WRITE_BYTES {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Bytes of the file so far.
@@ -280,11 +265,7 @@ impl Snapshot {
     /// What the disk says.
     pub fn list(disk: &dyn Disk) -> Result<Vec<SnapshotId>, LogError> {
         for name in names(disk)? {
-            if name
-                .strip_suffix(".tmp")
-                .and_then(SnapshotId::parse)
-                .is_some()
-            {
+            if name.strip_suffix(".tmp").and_then(SnapshotId::parse).is_some() {
                 remove(disk, &name)?;
             }
         }
@@ -303,22 +284,11 @@ impl Snapshot {
     /// [`LogError::Damaged`], [`LogError::UnknownVersion`], and what the disk says.
     pub fn open(disk: &dyn Disk, id: SnapshotId) -> Result<Snapshot, LogError> {
         let name = id.file_name();
-        let file = disk
-            .open(&name)
-            .map_err(|error| LogError::disk("open", &name, error))?;
+        let file = disk.open(&name).map_err(|error| LogError::disk("open", &name, error))?;
         let mut reader = Reader::new(file, &name, Vec::new())?;
         let meta = read_header(&mut reader, &name, id)?;
         let offset = (HEADER_BYTES + meta.len()).next_multiple_of(8) as u64;
-        Ok(Snapshot {
-            id,
-            meta,
-            reader,
-            name,
-            offset,
-            chunks: 0,
-            chunk_bytes: 0,
-            complete: false,
-        })
+        Ok(Snapshot { id, meta, reader, name, offset, chunks: 0, chunk_bytes: 0, complete: false })
     }
 
     /// Which snapshot this is.
@@ -358,11 +328,7 @@ impl Snapshot {
             return Err(damaged("the snapshot ends before its footer"));
         };
         let footer = length == FOOTER;
-        let body = if footer {
-            FOOTER_BYTES - CHUNK_HEADER_BYTES
-        } else {
-            length as usize
-        };
+        let body = if footer { FOOTER_BYTES - CHUNK_HEADER_BYTES } else { length as usize };
         let whole = (CHUNK_HEADER_BYTES + body).next_multiple_of(8);
         if body > MAX_CHUNK_BYTES || whole as u64 > self.reader.size().saturating_sub(at) {
             return Err(damaged("a chunk of the snapshot is longer than the file"));
@@ -370,22 +336,16 @@ impl Snapshot {
         let size = self.reader.size();
         let bytes = self.reader.at(at, whole)?;
         let valid = bytes.len() == whole
-            && bytes
-                .get(4..)
-                .map(|covered| crc32c::crc32c_append(self.id.seed(), covered))
+            && bytes.get(4..).map(|covered| crc32c::crc32c_append(self.id.seed(), covered))
                 == Some(crc);
         if !valid || number != self.chunks {
             return Err(damaged("the checksum of a chunk of the snapshot is wrong"));
         }
-        let body = bytes
-            .get(CHUNK_HEADER_BYTES..CHUNK_HEADER_BYTES + body)
-            .unwrap_or_default();
+        let body = bytes.get(CHUNK_HEADER_BYTES..CHUNK_HEADER_BYTES + body).unwrap_or_default();
         self.offset += whole as u64;
         if footer {
             if Fields(body).u64() != Some(self.chunk_bytes) || self.offset != size {
-                return Err(damaged(
-                    "the footer of the snapshot does not fit its contents",
-                ));
+                return Err(damaged("the footer of the snapshot does not fit its contents"));
             }
             self.complete = true;
             return Ok(None);
@@ -401,13 +361,7 @@ fn read_header(reader: &mut Reader, name: &str, id: SnapshotId) -> Result<Vec<u8
     let damaged = |reason| LogError::damaged(name, 0, reason);
     let size = reader.size();
     let mut fields = Fields(reader.at(0, HEADER_BYTES)?);
-    let parsed = (
-        fields.array::<8>(),
-        fields.u32(),
-        fields.u32(),
-        fields.u64(),
-        fields.u16(),
-    );
+    let parsed = (fields.array::<8>(), fields.u32(), fields.u32(), fields.u64(), fields.u16());
     let (Some(magic), Some(version), Some(crc), Some(index), Some(partition)) = parsed else {
         return Err(damaged("the file is too short for a snapshot"));
     };
@@ -420,9 +374,7 @@ fn read_header(reader: &mut Reader, name: &str, id: SnapshotId) -> Result<Vec<u8
     let meta_bytes = meta_bytes as usize;
     let whole = (HEADER_BYTES + meta_bytes).next_multiple_of(8);
     if meta_bytes > MAX_CHUNK_BYTES || whole as u64 > size {
-        return Err(damaged(
-            "the file is too short for the header of the snapshot",
-        ));
+        return Err(damaged("the file is too short for the header of the snapshot"));
     }
     let mut bytes = reader.at(0, whole)?.to_vec();
     if let Some(field) = bytes.get_mut(12..16) {
@@ -433,41 +385,26 @@ fn read_header(reader: &mut Reader, name: &str, id: SnapshotId) -> Result<Vec<u8
     }
     if version != FORMAT_VERSION {
         let (file, supported) = (name.to_owned(), FORMAT_VERSION);
-        return Err(LogError::UnknownVersion {
-            file,
-            found: version,
-            supported,
-        });
+        return Err(LogError::UnknownVersion { file, found: version, supported });
     }
     if (SnapshotId { partition, index }) != id {
-        return Err(damaged(
-            "the header is that of another snapshot; the file was renamed",
-        ));
+        return Err(damaged("the header is that of another snapshot; the file was renamed"));
     }
-    Ok(bytes
-        .get(HEADER_BYTES..HEADER_BYTES + meta_bytes)
-        .unwrap_or_default()
-        .to_vec())
+    Ok(bytes.get(HEADER_BYTES..HEADER_BYTES + meta_bytes).unwrap_or_default().to_vec())
 }
 
 fn names(disk: &dyn Disk) -> Result<Vec<String>, LogError> {
-    disk.list()
-        .map_err(|error| LogError::disk("list", "the directory", error))
+    disk.list().map_err(|error| LogError::disk("list", "the directory", error))
 }
 
 fn list_all(disk: &dyn Disk) -> Result<Vec<SnapshotId>, LogError> {
-    Ok(names(disk)?
-        .iter()
-        .filter_map(|name| SnapshotId::parse(name))
-        .collect())
+    Ok(names(disk)?.iter().filter_map(|name| SnapshotId::parse(name)).collect())
 }
 
 fn remove(disk: &dyn Disk, name: &str) -> Result<(), LogError> {
-    disk.remove(name)
-        .map_err(|error| LogError::disk("remove", name, error))
+    disk.remove(name).map_err(|error| LogError::disk("remove", name, error))
 }
 
 fn sync_dir(disk: &dyn Disk) -> Result<(), LogError> {
-    disk.sync_dir()
-        .map_err(|error| LogError::disk("sync", "the directory", error))
+    disk.sync_dir().map_err(|error| LogError::disk("sync", "the directory", error))
 }

@@ -77,11 +77,7 @@ impl PrepareTarget {
         let file = segment::allocate(&*self.disk, &self.name, self.size)?;
         // Best effort: with the allocation on disk already, the sync at rotation has little to do.
         let _ = file.sync_data();
-        Ok(PreparedSegment {
-            file,
-            name: self.name,
-            size: self.size,
-        })
+        Ok(PreparedSegment { file, name: self.name, size: self.size })
     }
 }
 

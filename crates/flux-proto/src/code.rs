@@ -161,11 +161,7 @@ mod tests {
         for (position, &code) in Code::ALL.iter().enumerate() {
             assert_eq!(Code::try_from(code.number()), Ok(code));
             assert_eq!(Code::from_name(code.name()), Some(code));
-            assert!(
-                Code::ALL[..position]
-                    .iter()
-                    .all(|earlier| earlier.number() < code.number())
-            );
+            assert!(Code::ALL[..position].iter().all(|earlier| earlier.number() < code.number()));
         }
         assert_eq!(Code::try_from(0), Err(UnknownCode(0)));
         assert_eq!(Code::try_from(65535), Err(UnknownCode(65535)));
@@ -176,10 +172,7 @@ mod tests {
         for &code in Code::ALL {
             assert_ne!(code.grpc(), Grpc::Ok, "{code}");
             assert!((400..600).contains(&code.http()), "{code}");
-            assert!(
-                code.resp_prefix().bytes().all(|b| b.is_ascii_uppercase()),
-                "{code}"
-            );
+            assert!(code.resp_prefix().bytes().all(|b| b.is_ascii_uppercase()), "{code}");
         }
     }
 

@@ -62,7 +62,10 @@ fn exposition(shared: &Shared) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
         // Writing to a string cannot fail.
-        let _ = write!(text, "# HELP flux_{name} {help}\n# TYPE flux_{name} {kind}\nflux_{name} {value}\n");
+        let _ = write!(
+            text,
+            "# HELP flux_{name} {help}\n# TYPE flux_{name} {kind}\nflux_{name} {value}\n"
+        );
     };
     for (name, help, value) in shared.stats.iter() {
         metric(&format!("{name}_total"), "counter", help, value);
@@ -73,7 +76,11 @@ fn exposition(shared: &Shared) -> String {
         ("volatile_keys", "Keys that expire.", shared.volatile_keys() as u64),
         ("memory_bytes", "Memory of keys and values.", shared.memory.used()),
         ("memory_limit_bytes", "The setting max_memory; 0 is no limit.", shared.memory.limit()),
-        ("connections", "Open connections on the data port.", shared.connections.load(Ordering::Relaxed) as u64),
+        (
+            "connections",
+            "Open connections on the data port.",
+            shared.connections.load(Ordering::Relaxed) as u64,
+        ),
         ("partitions", "Partitions of this node.", shared.views.len() as u64),
         ("partitions_serving", "Partitions that this node leads and serves.", serving as u64),
         ("uptime_seconds", "Time since the node served first.", shared.started.elapsed().as_secs()),

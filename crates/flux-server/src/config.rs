@@ -193,11 +193,7 @@ impl Settings {
         let listeners = self.listeners(role);
         for &(name, address) in &listeners {
             if !address.ip().to_canonical().is_loopback() && !self.insecure {
-                return Err(ConfigError::Exposed {
-                    name,
-                    address,
-                    origin: origin(name),
-                });
+                return Err(ConfigError::Exposed { name, address, origin: origin(name) });
             }
         }
         for (at, &(first, a)) in listeners.iter().enumerate() {
@@ -248,13 +244,7 @@ pub fn markdown_table() -> String {
     let mut table =
         String::from("| setting | default | unit | meaning | must be |\n|---|---|---|---|---|\n");
     for setting in SETTINGS {
-        let Setting {
-            name,
-            default,
-            unit,
-            meaning,
-            ..
-        } = setting;
+        let Setting { name, default, unit, meaning, .. } = setting;
         let allowed = setting.allowed();
         table += &format!("| `{name}` | `{default}` | {unit} | {meaning} | {allowed} |\n");
     }

@@ -70,9 +70,7 @@ pub enum DataDirError {
         reason: String,
     },
     /// It has no description, but files of someone else.
-    #[error(
-        "{0} is not empty and is no data directory: give data_dir an empty or a new directory"
-    )]
+    #[error("{0} is not empty and is no data directory: give data_dir an empty or a new directory")]
     Foreign(PathBuf),
     /// The operating system said no.
     #[error("cannot {action} {path}")]

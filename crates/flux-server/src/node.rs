@@ -197,7 +197,8 @@ impl Node {
 
 impl Listeners {
     async fn open(settings: &Settings) -> Result<Listeners, StartError> {
-        let failed = |setting, address| move |source| StartError::Listen { setting, address, source };
+        let failed =
+            |setting, address| move |source| StartError::Listen { setting, address, source };
         let data_failed = failed("data_addr", settings.data_addr);
         let data = mio::net::TcpListener::bind(settings.data_addr).map_err(data_failed)?;
         let open = async |setting, address| {
@@ -327,9 +328,9 @@ fn recover_all(
         let recover = &recover;
         let threads: Vec<_> =
             (0..count).map(|worker| scope.spawn(move || recover(worker))).collect();
-        let joined = threads.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         joined.collect::<Result<_, _>>()
     })?;
     let keys: usize = views.iter().map(|view| view.table.len()).sum();

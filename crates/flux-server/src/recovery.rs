@@ -152,11 +152,7 @@ pub(crate) fn snapshots(directory: &DataDir) -> Result<BTreeMap<u16, SnapshotId>
     Ok(found.into_iter().map(|id| (id.partition, id)).collect())
 }
 
-fn load(
-    directory: &DataDir,
-    id: SnapshotId,
-    table: &Table,
-) -> Result<SnapshotMeta, RecoveryError> {
+fn load(directory: &DataDir, id: SnapshotId, table: &Table) -> Result<SnapshotMeta, RecoveryError> {
     let path = directory.snapshots();
     let failed = |source| in_directory(&path, source);
     let unusable = || RecoveryError::Snapshot {

@@ -16,12 +16,7 @@ unknown or not allowed stops the start. `flux config` shows what is in force and
 
 /// Flux-KV: key-value data in memory, durable and in order on disk, over RESP, gRPC and HTTP
 #[derive(Debug, Parser)]
-#[command(
-    name = "flux",
-    version,
-    subcommand_required = true,
-    arg_required_else_help = true
-)]
+#[command(name = "flux", version, subcommand_required = true, arg_required_else_help = true)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -78,10 +73,7 @@ impl SettingArgs {
     /// The settings from all sources.
     pub fn load(&self) -> Result<Configuration, ConfigError> {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            (
-                name.to_string_lossy().into_owned(),
-                value.to_string_lossy().into_owned(),
-            )
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         };
         Configuration::load(&Inputs {
             file: self.config.clone(),
@@ -108,10 +100,7 @@ impl clap::Args for SettingFlags {
                 .action(ArgAction::Set)
                 .allow_hyphen_values(true);
             if setting.form == Form::Switch {
-                arg = arg
-                    .num_args(0..=1)
-                    .require_equals(true)
-                    .default_missing_value("true");
+                arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
             }
             command = command.arg(arg);
         }
@@ -176,27 +165,15 @@ mod tests {
     #[test]
     fn switches_need_no_value() {
         let insecure = |value: &str| vec![("insecure".to_owned(), value.to_owned())];
-        assert_eq!(
-            flags(&["flux", "up", "--insecure"]).unwrap(),
-            insecure("true")
-        );
-        assert_eq!(
-            flags(&["flux", "up", "--insecure=false"]).unwrap(),
-            insecure("false")
-        );
-        assert_eq!(
-            flags(&["flux", "up", "--workers", "-1"]).unwrap()[0].1,
-            "-1"
-        );
+        assert_eq!(flags(&["flux", "up", "--insecure"]).unwrap(), insecure("true"));
+        assert_eq!(flags(&["flux", "up", "--insecure=false"]).unwrap(), insecure("false"));
+        assert_eq!(flags(&["flux", "up", "--workers", "-1"]).unwrap()[0].1, "-1");
     }
 
     #[test]
     fn an_unknown_flag_names_itself_and_the_like() {
         let error = flags(&["flux", "server", "--data-adr", "x"]).unwrap_err();
-        assert!(
-            error.contains("'--data-adr'") && error.contains("--data-addr"),
-            "{error}"
-        );
+        assert!(error.contains("'--data-adr'") && error.contains("--data-addr"), "{error}");
     }
 
     #[test]

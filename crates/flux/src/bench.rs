@@ -204,33 +204,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !to_stdout {
         io::stdout().write_all(report.to_text().as_bytes())?;
     }
-    let failed = [&report.load, &report.run]
-        .into_iter()
-        .flatten()
-        .any(Figures::is_failure);
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    let failed = [&report.load, &report.run].into_iter().flatten().any(Figures::is_failure);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The phase that fills the keys, if one is asked for, and the one that is measured.
 fn phases(args: &Args) -> anyhow::Result<(Option<Phase>, Phase)> {
     let least = Shape::least_key_size(args.keys);
     if (args.key_size as usize) < least {
-        bail!(
-            "--key-size {} is too short for {} keys: at least {least}",
-            args.key_size,
-            args.keys
-        );
+        bail!("--key-size {} is too short for {} keys: at least {least}", args.key_size, args.keys);
     }
     if args.threads > args.clients {
-        bail!(
-            "--threads {} is more than --clients {}",
-            args.threads,
-            args.clients
-        );
+        bail!("--threads {} is more than --clients {}", args.threads, args.clients);
     }
     if args.requests == Some(0) && !args.load {
         bail!("--requests 0 makes sense with --load only");
@@ -262,11 +247,7 @@ fn phases(args: &Args) -> anyhow::Result<(Option<Phase>, Phase)> {
     };
     let load = args.load.then(|| Phase {
         pipeline: LOAD_PIPELINE,
-        shape: Shape {
-            mix: Mix::only(Operation::Set),
-            distribution: None,
-            ..main.shape.clone()
-        },
+        shape: Shape { mix: Mix::only(Operation::Set), distribution: None, ..main.shape.clone() },
         rate: None,
         requests: Some(args.keys),
         duration: None,
@@ -289,13 +270,10 @@ fn watch(phase: &Phase, what: &'static str) -> anyhow::Result<Figures> {
                 phase.run(&shared)
             }
         });
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let cpu_at_start = runtime.block_on(supervise(phase, what, &shared, ended));
-        let outcome: Outcome = running
-            .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("the benchmark panicked")))?;
+        let outcome: Outcome =
+            running.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the benchmark panicked")))?;
         anyhow::Ok((outcome, cpu_time().saturating_sub(cpu_at_start)))
     })?;
     Ok(Figures::of(&outcome, cpu))
@@ -338,13 +316,9 @@ fn progress_bar(phase: &Phase, what: &'static str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let template = "{prefix} [{bar:40}] {percent:>3}%  {msg}";
-    let length = phase
-        .requests
-        .unwrap_or_else(|| whole_time(phase).as_millis() as u64);
+    let length = phase.requests.unwrap_or_else(|| whole_time(phase).as_millis() as u64);
     let style = ProgressStyle::with_template(template).expect("the template is well formed");
-    ProgressBar::new(length.max(1))
-        .with_style(style.progress_chars("=> "))
-        .with_prefix(what)
+    ProgressBar::new(length.max(1)).with_style(style.progress_chars("=> ")).with_prefix(what)
 }
 
 fn whole_time(phase: &Phase) -> Duration {

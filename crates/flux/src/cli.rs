@@ -52,11 +52,7 @@ pub struct Args {
     no_raw: bool,
 
     /// A command and its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
-    )]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<std::ffi::OsString>,
 }
 
@@ -69,11 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let style = if raw { Style::Raw } else { Style::Pretty };
     let mut connection = Connection::new(args.addr, args.resp3);
     if !args.command.is_empty() {
-        let words: Vec<Vec<u8>> = args
-            .command
-            .into_iter()
-            .map(OsStringExt::into_vec)
-            .collect();
+        let words: Vec<Vec<u8>> = args.command.into_iter().map(OsStringExt::into_vec).collect();
         let outcome = once(&words, &mut connection, style, &mut io::stdout());
         return Ok(ExitCode::from(outcome?));
     }
@@ -81,12 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         repl::run(connection, style)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let outcome = script(
-        io::stdin().lock(),
-        &mut connection,
-        style,
-        &mut io::stdout().lock(),
-    );
+    let outcome = script(io::stdin().lock(), &mut connection, style, &mut io::stdout().lock());
     Ok(ExitCode::from(outcome?))
 }
 
@@ -100,11 +87,7 @@ fn once(
     match connection.request(words) {
         Ok(reply) => {
             out.write_all(&show(&reply, style))?;
-            Ok(if matches!(reply, Reply::Error(_)) {
-                ERROR_REPLY
-            } else {
-                0
-            })
+            Ok(if matches!(reply, Reply::Error(_)) { ERROR_REPLY } else { 0 })
         }
         Err(error) => {
             complain(&error)?;

@@ -43,9 +43,7 @@ fn serve(role: Role, settings: &args::SettingArgs) -> anyhow::Result<ExitCode> {
     configuration.validate(role)?;
     telemetry::start(&configuration.settings);
     limits::raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(run::run(role, &configuration.settings));
     // A recovery that was broken off still blocks a thread: the process does not wait for it.
     runtime.shutdown_background();
@@ -70,11 +68,8 @@ fn print_config(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn print_version() -> anyhow::Result<ExitCode> {
-    let (version, system, machine) = (
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::OS,
-        std::env::consts::ARCH,
-    );
+    let (version, system, machine) =
+        (env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
     writeln!(io::stdout(), "flux {version} ({machine} {system})")?;
     Ok(ExitCode::SUCCESS)
 }

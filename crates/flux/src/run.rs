@@ -38,11 +38,9 @@ pub async fn run(role: Role, settings: &Settings) -> anyhow::Result<ExitCode> {
         Role::Gateway => None,
     };
     let mut gateway = match http {
-        Some(listener) => Some(Gateway::start(
-            listener,
-            endpoints(node.as_ref(), settings),
-            settings,
-        )?),
+        Some(listener) => {
+            Some(Gateway::start(listener, endpoints(node.as_ref(), settings), settings)?)
+        }
         None => None,
     };
     announce(node.as_ref(), gateway.as_ref())?;
@@ -100,27 +98,14 @@ impl Gateway {
         let address = listener.local_addr()?;
         let client = Client::new(flux_client::Config::new(endpoints))?;
         let drain_timeout = Duration::from_millis(settings.shutdown_timeout_ms);
-        let options = Options {
-            drain_timeout,
-            ..Options::default()
-        };
+        let options = Options { drain_timeout, ..Options::default() };
         let (shutdown, asked) = oneshot::channel();
         let asked = async {
             // A sender that is gone asks for the same.
             let _ = asked.await;
         };
-        let serving = tokio::spawn(flux_gateway::serve(
-            listener,
-            client.clone(),
-            options,
-            asked,
-        ));
-        Ok(Gateway {
-            address,
-            client,
-            shutdown,
-            serving,
-        })
+        let serving = tokio::spawn(flux_gateway::serve(listener, client.clone(), options, asked));
+        Ok(Gateway { address, client, shutdown, serving })
     }
 
     async fn stop(self) -> anyhow::Result<()> {
@@ -151,9 +136,7 @@ async fn drain(gateway: Option<Gateway>, node: Option<Node>) -> anyhow::Result<(
         None => Ok(()),
     };
     if let Some(node) = node {
-        node.shutdown()
-            .await
-            .context("the log could not be closed properly")?;
+        node.shutdown().await.context("the log could not be closed properly")?;
     }
     gateway_stopped?;
     tracing::info!(elapsed_ms = begun.elapsed().as_millis() as u64, "stopped");
@@ -229,14 +212,8 @@ mod tests {
             address("127.0.0.1:7380"),
             address("127.0.0.1:8080"),
         );
-        assert!(
-            text.contains("redis-cli -h 127.0.0.1 -p 7379 get greeting\n"),
-            "{text}"
-        );
+        assert!(text.contains("redis-cli -h 127.0.0.1 -p 7379 get greeting\n"), "{text}");
         assert!(text.contains("flux cli --addr 127.0.0.1:7379\n"), "{text}");
-        assert!(
-            text.contains(" http://127.0.0.1:8080/api/v1/kv\n"),
-            "{text}"
-        );
+        assert!(text.contains(" http://127.0.0.1:8080/api/v1/kv\n"), "{text}");
     }
 }

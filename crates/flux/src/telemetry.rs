@@ -16,15 +16,12 @@ pub fn start(settings: &Settings) {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     // Libraries say at DEBUG and TRACE what only their developers want to know.
-    let filter = Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_target("flux", level);
+    let filter =
+        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("flux", level);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match settings.log_format {
-        LogFormat::Text => registry
-            .with(layer.with_ansi(io::stderr().is_terminal()))
-            .init(),
+        LogFormat::Text => registry.with(layer.with_ansi(io::stderr().is_terminal())).init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
 }

@@ -28,36 +28,15 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn config_shows_what_is_in_force_and_where_it_was_set() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::write(
-        folder.path().join("flux.toml"),
-        "fsync = \"no\"\nworkers = 3\n",
-    )
-    .unwrap();
-    let output = flux(
-        folder.path(),
-        &[("FLUX_WORKERS", "2")],
-        &["config", "--partitions", "8"],
-    );
+    fs::write(folder.path().join("flux.toml"), "fsync = \"no\"\nworkers = 3\n").unwrap();
+    let output = flux(folder.path(), &[("FLUX_WORKERS", "2")], &["config", "--partitions", "8"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    let line = |start: &str| {
-        text.lines()
-            .find(|line| line.starts_with(start))
-            .unwrap_or_default()
-    };
+    let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap_or_default();
     assert!(line("fsync = \"no\" ").ends_with("# flux.toml:1"), "{text}");
-    assert!(
-        line("workers = 2 ").ends_with("# environment variable FLUX_WORKERS"),
-        "{text}"
-    );
-    assert!(
-        line("partitions = 8 ").ends_with("# flag --partitions"),
-        "{text}"
-    );
-    assert!(
-        line("data_dir = \"./flux-data\" ").ends_with("# default"),
-        "{text}"
-    );
+    assert!(line("workers = 2 ").ends_with("# environment variable FLUX_WORKERS"), "{text}");
+    assert!(line("partitions = 8 ").ends_with("# flag --partitions"), "{text}");
+    assert!(line("data_dir = \"./flux-data\" ").ends_with("# default"), "{text}");
 }
 
 #[test]
@@ -68,41 +47,17 @@ fn a_bad_setting_stops_the_start_and_leaves_nothing() {
             &["up"][..],
             "variable FLUX_FSYNK: there is no setting `fsynk`",
         ),
-        (
-            &[],
-            &["server", "--fsync", "maybe"],
-            "flag --fsync: `fsync` is \"maybe\"",
-        ),
-        (
-            &[],
-            &["up", "--data-addr", "0.0.0.0:0"],
-            "flag --data-addr: `data_addr` is 0.0.0.0:0",
-        ),
-        (
-            &[("FLUX_HTTP_ADDR", "[::]:0")],
-            &["gateway"],
-            "FLUX_HTTP_ADDR: `http_addr` is [::]:0",
-        ),
-        (
-            &[],
-            &["config", "--config", "none.toml"],
-            "cannot read the configuration file none.toml",
-        ),
+        (&[], &["server", "--fsync", "maybe"], "flag --fsync: `fsync` is \"maybe\""),
+        (&[], &["up", "--data-addr", "0.0.0.0:0"], "flag --data-addr: `data_addr` is 0.0.0.0:0"),
+        (&[("FLUX_HTTP_ADDR", "[::]:0")], &["gateway"], "FLUX_HTTP_ADDR: `http_addr` is [::]:0"),
+        (&[], &["config", "--config", "none.toml"], "cannot read the configuration file none.toml"),
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let output = flux(folder.path(), variables, arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(
-            stderr(&output).contains(complaint),
-            "{arguments:?}: {}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).contains(complaint), "{arguments:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "", "{arguments:?}");
-        assert_eq!(
-            fs::read_dir(folder.path()).unwrap().count(),
-            0,
-            "{arguments:?}"
-        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{arguments:?}");
     }
 }
 
@@ -119,11 +74,7 @@ fn version_names_the_version() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = flux(folder.path(), &[], &["version"]);
     let expected = format!("flux {} (", env!("CARGO_PKG_VERSION"));
-    assert!(
-        stdout(&output).starts_with(&expected),
-        "{}",
-        stdout(&output)
-    );
+    assert!(stdout(&output).starts_with(&expected), "{}", stdout(&output));
 }
 
 #[test]

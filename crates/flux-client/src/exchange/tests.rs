@@ -26,12 +26,7 @@ fn rig() -> Rig {
         let (reader, writer) = split(client);
         run(reader, writer, BytesMut::new(), &mut receiver, STALL).await
     });
-    Rig {
-        queue,
-        room: Arc::new(Semaphore::new(16)),
-        server,
-        end,
-    }
+    Rig { queue, room: Arc::new(Semaphore::new(16)), server, end }
 }
 
 type Answer = oneshot::Receiver<Result<Bytes, Lost>>;
@@ -44,12 +39,7 @@ impl Rig {
         let claimed = Arc::new(AtomicBool::new(false));
         let (reply, answer) = oneshot::channel();
         let permit = Arc::clone(&self.room).acquire_owned().await.unwrap();
-        let submission = Submission {
-            frame,
-            claimed: Arc::clone(&claimed),
-            reply,
-            permit,
-        };
+        let submission = Submission { frame, claimed: Arc::clone(&claimed), reply, permit };
         self.queue.send(submission).await.ok().unwrap();
         (answer, claimed)
     }
@@ -151,9 +141,6 @@ async fn strange_bytes_end_the_connection() {
         let (answer, _) = rig.submit(b"1").await;
         rig.receive(1).await;
         rig.server.write_all(bytes).await.unwrap();
-        assert!(
-            matches!(answer.await.unwrap(), Err(Lost::Broken(_))),
-            "{bytes:?}"
-        );
+        assert!(matches!(answer.await.unwrap(), Err(Lost::Broken(_))), "{bytes:?}");
     }
 }

@@ -186,13 +186,7 @@ fn answer(
         if state.password.as_deref() == Some(password) {
             encode_response(output, header.id, Opcode::Auth, &Response::Authenticated).unwrap();
         } else {
-            encode_error(
-                output,
-                header.id,
-                header.opcode,
-                Code::Unauthenticated,
-                "wrong password",
-            );
+            encode_error(output, header.id, header.opcode, Code::Unauthenticated, "wrong password");
         }
         return true;
     }
@@ -224,11 +218,7 @@ fn answer(
 impl State {
     fn set(&mut self, key: &[u8], value: &[u8], expiry: Expiry) -> u64 {
         self.revision += 1;
-        let entry = Entry {
-            value: value.to_vec(),
-            version: self.revision,
-            expiry,
-        };
+        let entry = Entry { value: value.to_vec(), version: self.revision, expiry };
         self.entries.insert(key.to_vec(), entry);
         self.revision
     }
@@ -241,10 +231,7 @@ impl State {
         let old = self.entries.get(key).map(|entry| entry.value.clone());
         let text = String::from_utf8(old.unwrap_or_else(|| b"0".to_vec())).unwrap();
         let sum = text.parse::<i64>().unwrap() + delta;
-        (
-            sum,
-            self.set(key, sum.to_string().as_bytes(), Expiry::Never),
-        )
+        (sum, self.set(key, sum.to_string().as_bytes(), Expiry::Never))
     }
 
     fn carry_out(&mut self, id: u64, request: &Request<'_>, output: &mut Vec<u8>) {
@@ -262,20 +249,11 @@ impl State {
             Request::Info => Response::Info(Info {
                 node: "fake",
                 server_version: "0.0.0",
-                members: vec![Member {
-                    name: "fake",
-                    data_addr: "127.0.0.1:1",
-                }],
+                members: vec![Member { name: "fake", data_addr: "127.0.0.1:1" }],
                 leaders: vec![Some(0); 16],
             }),
             Request::Get { key } => Response::Value(self.value(key)),
-            Request::Set {
-                key,
-                value,
-                expiry,
-                condition,
-                return_previous,
-            } => {
+            Request::Set { key, value, expiry, condition, return_previous } => {
                 previous = self.entries.get(*key).cloned();
                 let written = holds(previous.as_ref(), *condition);
                 let version = if written {
@@ -284,11 +262,7 @@ impl State {
                     previous.as_ref().map_or(0, |entry| entry.version)
                 };
                 let previous = previous.as_ref().filter(|_| *return_previous).map(value_of);
-                Response::Set(SetReply {
-                    written,
-                    version: Some(version),
-                    previous,
-                })
+                Response::Set(SetReply { written, version: Some(version), previous })
             }
             Request::Delete { key, condition } => {
                 let entry = self.entries.get(*key);
@@ -318,10 +292,7 @@ impl State {
             }
             Request::BatchWrite { guards, writes } => {
                 let holds = guards.iter().all(|guard| {
-                    holds(
-                        self.entries.get(guard.key),
-                        Condition::IfVersion(guard.version),
-                    )
+                    holds(self.entries.get(guard.key), Condition::IfVersion(guard.version))
                 });
                 if holds {
                     Response::Batch(BatchReply::Written(self.write_all(writes)))
@@ -329,34 +300,20 @@ impl State {
                     Response::Batch(BatchReply::NotWritten { position: None })
                 }
             }
-            Request::Scan {
-                prefix,
-                cursor,
-                limit,
-                keys_only,
-            } => {
+            Request::Scan { prefix, cursor, limit, keys_only } => {
                 let mut entries: Vec<_> = self.entries.iter().collect();
                 entries.sort_by_key(|(key, _)| *key);
                 let mut items = entries
                     .into_iter()
                     .filter(|(key, _)| key.starts_with(prefix) && key.as_slice() > *cursor)
-                    .map(|(key, entry)| Item {
-                        key,
-                        value: value_of(entry),
-                    });
+                    .map(|(key, entry)| Item { key, value: value_of(entry) });
                 let mut page: Vec<_> = items.by_ref().take(*limit as usize).collect();
                 let more = items.next().is_some();
-                let cursor = page
-                    .last()
-                    .filter(|_| more)
-                    .map_or(&b""[..], |item| item.key);
+                let cursor = page.last().filter(|_| more).map_or(&b""[..], |item| item.key);
                 for item in &mut page {
                     item.value.bytes = if *keys_only { b"" } else { item.value.bytes };
                 }
-                Response::Page(Page {
-                    cursor,
-                    items: page,
-                })
+                Response::Page(Page { cursor, items: page })
             }
         };
         encode_response(output, id, opcode, &response).unwrap();
@@ -366,14 +323,12 @@ impl State {
         let mut results = Vec::new();
         for write in writes {
             results.push(match *write {
-                Write::Set {
-                    key, value, expiry, ..
-                } => WriteResult::Set {
-                    version: self.set(key, value, expiry),
-                },
-                Write::Delete { key, .. } => WriteResult::Delete {
-                    deleted: self.entries.remove(key).is_some(),
-                },
+                Write::Set { key, value, expiry, .. } => {
+                    WriteResult::Set { version: self.set(key, value, expiry) }
+                }
+                Write::Delete { key, .. } => {
+                    WriteResult::Delete { deleted: self.entries.remove(key).is_some() }
+                }
                 Write::Increment { key, delta } => {
                     let (value, version) = self.increment(key, delta);
                     WriteResult::Increment { value, version }
@@ -389,9 +344,5 @@ fn value_of(entry: &Entry) -> Value<'_> {
         Expiry::Never | Expiry::Keep => None,
         Expiry::In(ms) | Expiry::At(ms) => Some(ms),
     };
-    Value {
-        bytes: &entry.value,
-        version: entry.version,
-        expires_at_ms,
-    }
+    Value { bytes: &entry.value, version: entry.version, expires_at_ms }
 }

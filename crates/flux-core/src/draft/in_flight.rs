@@ -159,16 +159,9 @@ impl InFlight {
     /// # Panics
     /// When a batch would be half applied, or one that is not closed.
     pub fn applied(&mut self, revision: Revision) {
-        while self
-            .closed
-            .front()
-            .is_some_and(|batch| batch.first_revision <= revision)
-        {
+        while self.closed.front().is_some_and(|batch| batch.first_revision <= revision) {
             let batch = self.closed.pop_front().expect("there is a front");
-            assert!(
-                batch.last_revision() <= revision,
-                "a batch is applied as a whole"
-            );
+            assert!(batch.last_revision() <= revision, "a batch is applied as a whole");
             self.closed_bytes -= batch.bytes();
             self.volatile -= batch.volatile;
             self.recycle(batch);
@@ -178,10 +171,7 @@ impl InFlight {
             self.index.reset(self.next);
         } else {
             let oldest = self.closed.front().unwrap_or(&self.open).first_revision;
-            assert!(
-                revision + 1 == oldest,
-                "what is in flight follows on what is applied"
-            );
+            assert!(revision + 1 == oldest, "what is in flight follows on what is applied");
             self.index.applied(revision + 1);
         }
         self.applied = revision;
@@ -209,16 +199,11 @@ impl InFlight {
     /// Takes back the open batch's effects from this revision on.
     pub(super) fn take_back(&mut self, table: &Table, from: Revision) {
         while self.next > from {
-            let placed = self
-                .open
-                .effects
-                .pop()
-                .expect("only the open batch is taken back");
+            let placed = self.open.effects.pop().expect("only the open batch is taken back");
             self.next -= 1;
             let effect = self.open.effect_at(placed);
             let previous = (placed.back > 0).then(|| self.next - u64::from(placed.back));
-            self.index
-                .take_back(table.hash(effect.key()).0, self.next, previous);
+            self.index.take_back(table.hash(effect.key()).0, self.next, previous);
             let volatile = usize::from(is_volatile(&effect));
             self.open.volatile -= volatile;
             self.volatile -= volatile;
@@ -244,18 +229,13 @@ impl InFlight {
         if self.is_empty() {
             return None;
         }
-        self.index
-            .find(hash.0, |revision| self.at(revision).effect.key() == key)
+        self.index.find(hash.0, |revision| self.at(revision).effect.key() == key)
     }
 
     /// The effect of a revision that is in flight.
     pub(super) fn at(&self, revision: Revision) -> Found<'_> {
         let batch = batch_of(&self.closed, &self.open, revision);
-        Found {
-            revision,
-            effect: batch.effect(revision),
-            committed_at_ms: batch.committed_at_ms,
-        }
+        Found { revision, effect: batch.effect(revision), committed_at_ms: batch.committed_at_ms }
     }
 
     /// Adds a put to the open batch.
@@ -296,19 +276,17 @@ impl InFlight {
                 &batch.writer.payload()[batch.value_range(revision)]
             }
         };
-        let offset = open
-            .writer
-            .put_built(key, value_bytes, expires_at_ms, |payload| {
-                for piece in pieces {
-                    match (piece, &within) {
-                        (Piece::New(bytes), _) => payload.extend_from_slice(bytes),
-                        (Piece::Zeros(count), _) => payload.resize(payload.len() + count, 0),
-                        (Piece::Old(range), None) => payload.extend_from_slice(&old[range.clone()]),
-                        (Piece::Old(range), Some(value)) => payload
-                            .extend_from_within(value.start + range.start..value.start + range.end),
-                    }
+        let offset = open.writer.put_built(key, value_bytes, expires_at_ms, |payload| {
+            for piece in pieces {
+                match (piece, &within) {
+                    (Piece::New(bytes), _) => payload.extend_from_slice(bytes),
+                    (Piece::Zeros(count), _) => payload.resize(payload.len() + count, 0),
+                    (Piece::Old(range), None) => payload.extend_from_slice(&old[range.clone()]),
+                    (Piece::Old(range), Some(value)) => payload
+                        .extend_from_within(value.start + range.start..value.start + range.end),
                 }
-            });
+            }
+        });
         self.place(hash, key, offset, expires_at_ms.is_some())
     }
 
@@ -364,21 +342,12 @@ fn batch_of<'a>(closed: &'a VecDeque<Batch>, open: &'a Batch, revision: Revision
 }
 
 fn closed_batch(closed: &VecDeque<Batch>, revision: Revision) -> &Batch {
-    let batch = closed
-        .iter()
-        .rev()
-        .find(|batch| batch.first_revision <= revision);
+    let batch = closed.iter().rev().find(|batch| batch.first_revision <= revision);
     batch.expect("the revision is in flight")
 }
 
 fn is_volatile(effect: &Effect<'_>) -> bool {
-    matches!(
-        effect,
-        Effect::Put {
-            expires_at_ms: Some(_),
-            ..
-        }
-    )
+    matches!(effect, Effect::Put { expires_at_ms: Some(_), .. })
 }
 
 impl Batch {
@@ -395,9 +364,7 @@ impl Batch {
     }
 
     fn effect_at(&self, placed: Placed) -> Effect<'_> {
-        decode_at(self.writer.payload(), placed.offset as usize)
-            .expect("the writer encoded it")
-            .0
+        decode_at(self.writer.payload(), placed.offset as usize).expect("the writer encoded it").0
     }
 
     /// Where the value of a put is in the payload.
@@ -415,10 +382,6 @@ impl Batch {
     fn emptied(mut self) -> Batch {
         self.effects.clear();
         let writer = BatchWriter::new(self.writer.into_inner());
-        Batch {
-            writer,
-            effects: self.effects,
-            ..Batch::default()
-        }
+        Batch { writer, effects: self.effects, ..Batch::default() }
     }
 }

@@ -127,10 +127,7 @@ impl Index {
 
     /// Empties the index when revisions will be given out a second time.
     pub(super) fn clear(&mut self, live_from: Revision) {
-        self.slots.fill(Slot {
-            hash: 0,
-            revision: 0,
-        });
+        self.slots.fill(Slot { hash: 0, revision: 0 });
         self.taken_back = false;
         self.reset(live_from);
     }
@@ -144,13 +141,7 @@ impl Index {
         let live = || self.slots.iter().filter(|slot| self.is_live(**slot));
         let used = live().count();
         let mask = ((used + 1) * 4).next_power_of_two().max(MIN_SLOTS) - 1;
-        let mut slots = vec![
-            Slot {
-                hash: 0,
-                revision: 0
-            };
-            mask + 1
-        ];
+        let mut slots = vec![Slot { hash: 0, revision: 0 }; mask + 1];
         for slot in live() {
             let mut position = slot.hash as usize & mask;
             while slots[position].revision != 0 {

@@ -95,13 +95,7 @@ proptest! {
 }
 
 fn table() -> Table {
-    Table::new(
-        TableOptions {
-            hash_seed: 1,
-            shards: 1,
-        },
-        Memory::new(0),
-    )
+    Table::new(TableOptions { hash_seed: 1, shards: 1 }, Memory::new(0))
 }
 
 #[test]
@@ -133,14 +127,8 @@ fn a_batch_that_does_not_follow_is_refused() {
     writer.put(b"a", b"1", None);
     let table = table();
     for last in [0, 1, 3] {
-        let error = EffectError::Revision {
-            expected: last + 1,
-            found: 3,
-        };
-        assert_eq!(
-            apply(&table, last, writer.payload(), |_, _, _| {}),
-            Err(error)
-        );
+        let error = EffectError::Revision { expected: last + 1, found: 3 };
+        assert_eq!(apply(&table, last, writer.payload(), |_, _, _| {}), Err(error));
     }
     assert_eq!(table.len(), 0);
 }
@@ -156,11 +144,7 @@ fn batches_leave_in_the_order_they_came() {
         draft.put(b"same", value, None);
         draft.put(value, value, None);
         let batch = in_flight.close().expect("it has effects");
-        payloads.push((
-            batch.first_revision,
-            batch.last_revision,
-            batch.payload.to_vec(),
-        ));
+        payloads.push((batch.first_revision, batch.last_revision, batch.payload.to_vec()));
     }
     let bytes: usize = payloads.iter().map(|(_, _, payload)| payload.len()).sum();
     assert_eq!((in_flight.bytes(), in_flight.open_bytes()), (bytes, 0));
@@ -212,10 +196,7 @@ fn what_is_due_is_deleted_unless_it_was_written_again() {
     assert_eq!([expire(b"due"), expire(b"new"), expire(b"not")], [1, 0, 0]);
     assert_eq!(expire(b"due"), 0, "its delete is in flight");
     let present = |key: &[u8; 3]| draft.read(key, |entry| entry.is_some());
-    assert_eq!(
-        [present(b"due"), present(b"new"), present(b"not")],
-        [false, false, true]
-    );
+    assert_eq!([present(b"due"), present(b"new"), present(b"not")], [false, false, true]);
 }
 
 #[test]

@@ -10,10 +10,7 @@ use crate::{Condition, Error, Expiry, Reply, Revision, UnixMillis};
 
 pub(super) fn delete(draft: &mut Draft<'_>, keys: &[&[u8]]) -> Result<Reply, Error> {
     check_keys(keys)?;
-    let removed = keys
-        .iter()
-        .filter(|key| delete_if_present(draft, key))
-        .count();
+    let removed = keys.iter().filter(|key| delete_if_present(draft, key)).count();
     Ok(Reply::Integer(count(removed)))
 }
 
@@ -66,10 +63,7 @@ pub(super) fn read_and_expire(
         Expiry::Never => None,
         Expiry::In(_) | Expiry::At(_) => Some(positive_expiry_time(expiry, draft.now_ms())?),
     };
-    let old = Old {
-        bytes: value.bytes.len(),
-        expires_at_ms: value.expires_at_ms,
-    };
+    let old = Old { bytes: value.bytes.len(), expires_at_ms: value.expires_at_ms };
     match expires_at_ms {
         Some(at) if expiry != Expiry::Keep && at <= draft.now_ms() => {
             draft.delete(key, Reason::Explicit);
@@ -174,10 +168,7 @@ struct Old {
 
 fn old(draft: &Draft<'_>, key: &[u8]) -> Option<Old> {
     draft.read(key, |entry| {
-        entry.map(|entry| Old {
-            bytes: entry.value.len(),
-            expires_at_ms: entry.expires_at_ms,
-        })
+        entry.map(|entry| Old { bytes: entry.value.len(), expires_at_ms: entry.expires_at_ms })
     })
 }
 

@@ -26,10 +26,7 @@ pub(super) fn answer(view: &impl View, left: &[u8], right: &[u8]) -> Result<Repl
 fn longest_common_subsequence(left: &[u8], right: &[u8]) -> Lcs {
     let steps = Steps::fill(left, right);
     let (mut i, mut j) = (left.len(), right.len());
-    let mut lcs = Lcs {
-        bytes: Vec::new(),
-        runs: Vec::new(),
-    };
+    let mut lcs = Lcs { bytes: Vec::new(), runs: Vec::new() };
     let mut extends_run = false;
     while i > 0 && j > 0 {
         if left[i - 1] != right[j - 1] {
@@ -46,10 +43,7 @@ fn longest_common_subsequence(left: &[u8], right: &[u8]) -> Lcs {
         lcs.bytes.push(left[i]);
         match lcs.runs.last_mut() {
             Some(run) if extends_run => (run.left.start, run.right.start) = (i, j),
-            _ => lcs.runs.push(LcsRun {
-                left: i..i + 1,
-                right: j..j + 1,
-            }),
+            _ => lcs.runs.push(LcsRun { left: i..i + 1, right: j..j + 1 }),
         }
         extends_run = true;
     }
@@ -67,19 +61,12 @@ struct Steps {
 impl Steps {
     fn fill(left: &[u8], right: &[u8]) -> Steps {
         let columns = right.len();
-        let mut steps = Steps {
-            columns,
-            bits: vec![0; (left.len() * columns).div_ceil(64)],
-        };
+        let mut steps = Steps { columns, bits: vec![0; (left.len() * columns).div_ceil(64)] };
         let mut above = vec![0u32; columns + 1];
         let mut row = vec![0u32; columns + 1];
         for (i, &byte) in left.iter().enumerate() {
             for (j, &other) in right.iter().enumerate() {
-                row[j + 1] = if byte == other {
-                    above[j] + 1
-                } else {
-                    above[j + 1].max(row[j])
-                };
+                row[j + 1] = if byte == other { above[j] + 1 } else { above[j + 1].max(row[j]) };
                 let cell = i * columns + j;
                 steps.bits[cell / 64] |= u64::from(above[j + 1] > row[j]) << (cell % 64);
             }

@@ -27,11 +27,7 @@ pub(super) struct LongDouble {
 }
 
 impl LongDouble {
-    const ZERO: LongDouble = LongDouble {
-        negative: false,
-        mantissa: 0,
-        exponent: 0,
-    };
+    const ZERO: LongDouble = LongDouble { negative: false, mantissa: 0, exponent: 0 };
 
     /// The number that the whole text is, in the forms of C's `strtold`, infinity and hexadecimal
     /// digits included; not NaN, no space around it, and nothing that is out of range.
@@ -47,20 +43,13 @@ impl LongDouble {
         let magnitude = if unsigned.eq_ignore_ascii_case(b"inf")
             || unsigned.eq_ignore_ascii_case(b"infinity")
         {
-            LongDouble {
-                negative,
-                mantissa: 1 << 63,
-                exponent: i32::MAX,
-            }
+            LongDouble { negative, mantissa: 1 << 63, exponent: i32::MAX }
         } else if let [b'0', b'x' | b'X', digits @ ..] = unsigned {
             parse_hexadecimal(digits)?
         } else {
             parse_decimal(unsigned)?
         };
-        Some(LongDouble {
-            negative,
-            ..magnitude
-        })
+        Some(LongDouble { negative, ..magnitude })
     }
 
     /// The sum, `None` if it is not finite.
@@ -75,11 +64,8 @@ impl LongDouble {
             return Some(self);
         }
         let order = |number: &LongDouble| (number.exponent, number.mantissa);
-        let (large, small) = if order(&self) >= order(&other) {
-            (self, other)
-        } else {
-            (other, self)
-        };
+        let (large, small) =
+            if order(&self) >= order(&other) { (self, other) } else { (other, self) };
         // 63 bits below the mantissa, so that what is cut off only matters as being there or not.
         let shift = large.exponent.abs_diff(small.exponent);
         let addend = u128::from(small.mantissa) << 63;
@@ -124,9 +110,7 @@ impl fmt::Display for LongDouble {
         let shift = self.exponent.unsigned_abs();
         let quotient = scaled.checked_shr(shift).unwrap_or(0);
         let rest = scaled - quotient.checked_shl(shift).unwrap_or(0);
-        let half = 1u128
-            .checked_shl(shift.saturating_sub(1))
-            .unwrap_or(u128::MAX);
+        let half = 1u128.checked_shl(shift.saturating_sub(1)).unwrap_or(u128::MAX);
         let up = shift > 0 && (rest > half || (rest == half && quotient % 2 == 1));
         let rounded = quotient + u128::from(up);
         match (rounded / SCALE, rounded % SCALE) {
@@ -177,11 +161,7 @@ fn digits(text: &[u8], radix: u32) -> Option<Digits<'_>> {
         digits.push(1);
         exponent -= 1;
     }
-    some.then_some(Digits {
-        digits,
-        exponent,
-        rest: &text[end..],
-    })
+    some.then_some(Digits { digits, exponent, rest: &text[end..] })
 }
 
 /// What follows the digits: nothing, or a marker and a number in decimal digits, with or without sign.
@@ -201,18 +181,14 @@ fn exponent(text: &[u8], marker: u8) -> Option<i32> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let value = digits.iter().fold(0i32, |value, digit| {
-        (value * 10 + i32::from(digit - b'0')).min(1_000_000)
-    });
+    let value = digits
+        .iter()
+        .fold(0i32, |value, digit| (value * 10 + i32::from(digit - b'0')).min(1_000_000));
     Some(if negative { -value } else { value })
 }
 
 fn parse_decimal(text: &[u8]) -> Option<LongDouble> {
-    let Digits {
-        digits,
-        exponent: shift,
-        rest,
-    } = digits(text, 10)?;
+    let Digits { digits, exponent: shift, rest } = digits(text, 10)?;
     let exponent = exponent(rest, b'e')? + shift;
     if digits.is_empty() {
         return Some(LongDouble::ZERO);
@@ -238,11 +214,7 @@ fn parse_decimal(text: &[u8]) -> Option<LongDouble> {
 }
 
 fn parse_hexadecimal(text: &[u8]) -> Option<LongDouble> {
-    let Digits {
-        digits,
-        exponent: shift,
-        rest,
-    } = digits(text, 16)?;
+    let Digits { digits, exponent: shift, rest } = digits(text, 16)?;
     let exponent = exponent(rest, b'p')? + 4 * shift;
     let mut number = Natural::default();
     for digit in digits {
@@ -263,16 +235,8 @@ fn round(number: u128, exponent: i32, cut: bool) -> LongDouble {
     let half = 1 << 63;
     let up = rest > half || (rest == half && (cut || mantissa % 2 == 1));
     match mantissa.checked_add(u64::from(up)) {
-        Some(mantissa) => LongDouble {
-            negative: false,
-            mantissa,
-            exponent,
-        },
-        None => LongDouble {
-            negative: false,
-            mantissa: half,
-            exponent: exponent + 1,
-        },
+        Some(mantissa) => LongDouble { negative: false, mantissa, exponent },
+        None => LongDouble { negative: false, mantissa: half, exponent: exponent + 1 },
     }
 }
 
@@ -340,17 +304,13 @@ impl Natural {
     fn shift_left(&mut self, bits: u32) {
         self.multiply_add(1 << (bits % 32), 0);
         if !self.0.is_empty() {
-            self.0
-                .splice(0..0, std::iter::repeat_n(0, (bits / 32) as usize));
+            self.0.splice(0..0, std::iter::repeat_n(0, (bits / 32) as usize));
         }
     }
 
     fn round(&self, exponent: i32, cut: bool) -> LongDouble {
         let low = self.0.len().saturating_sub(4);
-        let top = self.0[low..]
-            .iter()
-            .rev()
-            .fold(0u128, |top, limb| top << 32 | u128::from(*limb));
+        let top = self.0[low..].iter().rev().fold(0u128, |top, limb| top << 32 | u128::from(*limb));
         // At least 97 bits are looked at when there are limbs below: enough to see a half.
         let cut = cut || self.0[..low].iter().any(|limb| *limb != 0);
         round(top, exponent + 32 * low as i32, cut)
@@ -385,11 +345,7 @@ mod tests {
             let [left, right, expected] = line.split(' ').collect::<Vec<_>>()[..] else {
                 panic!("three words to a line: {line}")
             };
-            assert_eq!(
-                sum(left, right).as_deref(),
-                Some(expected),
-                "{left} + {right}"
-            );
+            assert_eq!(sum(left, right).as_deref(), Some(expected), "{left} + {right}");
             lines += 1;
         }
         assert!(lines > 100);

@@ -27,17 +27,12 @@ use crate::{
 /// an error, none.
 pub fn evaluate(draft: &mut Draft<'_>, command: &Command<&[u8]>) -> Reply {
     let outcome = match *command {
-        Command::Set {
-            key,
-            value,
-            expiry,
-            condition,
-            return_previous,
-        } => string::set(draft, key, value, expiry, condition, return_previous),
-        Command::SetMany {
-            ref pairs,
-            if_none_exists,
-        } => string::set_many(draft, pairs, if_none_exists),
+        Command::Set { key, value, expiry, condition, return_previous } => {
+            string::set(draft, key, value, expiry, condition, return_previous)
+        }
+        Command::SetMany { ref pairs, if_none_exists } => {
+            string::set_many(draft, pairs, if_none_exists)
+        }
         Command::Delete { ref keys } => keys::delete(draft, keys),
         Command::DeleteIf { key, condition } => keys::delete_if(draft, key, condition),
         Command::GetDelete { key } => keys::read_and_delete(draft, key),
@@ -48,18 +43,12 @@ pub fn evaluate(draft: &mut Draft<'_>, command: &Command<&[u8]>) -> Reply {
         Command::IncrementFloat { key, delta } => number::increment_float(draft, key, delta),
         Command::Expire { key, at, condition } => keys::expire(draft, key, at, condition),
         Command::Persist { key } => keys::persist(draft, key),
-        Command::Rename {
-            from,
-            to,
-            if_absent,
-        } => keys::rename(draft, from, to, if_absent),
+        Command::Rename { from, to, if_absent } => keys::rename(draft, from, to, if_absent),
         Command::Copy { from, to, replace } => keys::copy(draft, from, to, replace),
         Command::Clear { limit } => Ok(Reply::Integer(count(draft.clear(limit)))),
-        Command::Transaction {
-            ref guards,
-            ref commands,
-            mode,
-        } => transaction::run(draft, guards, commands, mode),
+        Command::Transaction { ref guards, ref commands, mode } => {
+            transaction::run(draft, guards, commands, mode)
+        }
         Command::Get { .. }
         | Command::GetMany { .. }
         | Command::GetRange { .. }
@@ -93,11 +82,7 @@ fn check_keys(keys: &[&[u8]]) -> Result<(), Error> {
 }
 
 fn check_value_bytes(length: usize) -> Result<(), Error> {
-    if length > MAX_VALUE_BYTES {
-        Err(Error::ValueTooLarge(length))
-    } else {
-        Ok(())
-    }
+    if length > MAX_VALUE_BYTES { Err(Error::ValueTooLarge(length)) } else { Ok(()) }
 }
 
 /// Whether a condition holds for a key of this version, 0 where it is absent.
@@ -118,8 +103,7 @@ fn expiry_time(expiry: Expiry, now_ms: UnixMillis) -> Result<UnixMillis, Error> 
         Expiry::Never | Expiry::Keep => None,
     };
     // Protocols show it as a signed number.
-    at.filter(|&at| i64::try_from(at).is_ok())
-        .ok_or(Error::InvalidExpiry)
+    at.filter(|&at| i64::try_from(at).is_ok()).ok_or(Error::InvalidExpiry)
 }
 
 /// As `expiry_time`, for commands in which no time is before the first millisecond.
@@ -135,18 +119,11 @@ fn version_of(entry: Option<Entry<'_>>) -> Revision {
 }
 
 fn value_of(entry: Option<Entry<'_>>) -> Option<Value> {
-    entry.map(
-        |Entry {
-             value,
-             version,
-             expires_at_ms,
-             ..
-         }| Value {
-            bytes: value.to_vec(),
-            version,
-            expires_at_ms,
-        },
-    )
+    entry.map(|Entry { value, version, expires_at_ms, .. }| Value {
+        bytes: value.to_vec(),
+        version,
+        expires_at_ms,
+    })
 }
 
 fn count(number: usize) -> i64 {

@@ -8,10 +8,7 @@ use crate::{Error, Reply};
 pub(super) fn increment(draft: &mut Draft<'_>, key: &[u8], delta: i64) -> Result<Reply, Error> {
     check_key(key)?;
     let (old, expires_at_ms) = draft.read(key, |entry| match entry {
-        Some(entry) => Ok((
-            integer(entry.value).ok_or(Error::NotInteger)?,
-            entry.expires_at_ms,
-        )),
+        Some(entry) => Ok((integer(entry.value).ok_or(Error::NotInteger)?, entry.expires_at_ms)),
         None => Ok((0, None)),
     })?;
     let value = old.checked_add(delta).ok_or(Error::Overflow)?;
@@ -56,11 +53,7 @@ fn integer(text: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0i64, |number, &byte| {
         let digit = i64::from(byte.is_ascii_digit().then(|| byte - b'0')?);
         let shifted = number.checked_mul(10)?;
-        if negative {
-            shifted.checked_sub(digit)
-        } else {
-            shifted.checked_add(digit)
-        }
+        if negative { shifted.checked_sub(digit) } else { shifted.checked_add(digit) }
     })
 }
 
@@ -88,23 +81,9 @@ mod tests {
 
     #[test]
     fn integers_have_one_form() {
-        for number in [
-            0,
-            1,
-            -1,
-            9,
-            10,
-            -10,
-            1234567890,
-            i64::MAX,
-            i64::MIN,
-            i64::MIN + 1,
-        ] {
+        for number in [0, 1, -1, 9, 10, -10, 1234567890, i64::MAX, i64::MIN, i64::MIN + 1] {
             let mut buffer = [0; MAX_INTEGER_BYTES];
-            assert_eq!(
-                integer_text(number, &mut buffer),
-                number.to_string().as_bytes()
-            );
+            assert_eq!(integer_text(number, &mut buffer), number.to_string().as_bytes());
             assert_eq!(integer(number.to_string().as_bytes()), Some(number));
         }
         let wrong = [

@@ -40,9 +40,7 @@ pub(super) fn answer(view: &impl View, command: &Command<&[u8]>) -> Result<Reply
         }
         Command::GetMany { ref keys } => {
             check_keys(keys)?;
-            Ok(Reply::Values(
-                keys.iter().map(|key| view.read(key, value_of)).collect(),
-            ))
+            Ok(Reply::Values(keys.iter().map(|key| view.read(key, value_of)).collect()))
         }
         Command::GetRange { key, start, end } => {
             check_key(key)?;
@@ -66,15 +64,11 @@ pub(super) fn answer(view: &impl View, command: &Command<&[u8]>) -> Result<Reply
         }
         Command::Describe { key } => {
             check_key(key)?;
-            Ok(Reply::Described(
-                view.read(key, |entry| entry.as_ref().map(description)),
-            ))
+            Ok(Reply::Described(view.read(key, |entry| entry.as_ref().map(description))))
         }
-        Command::Transaction {
-            ref guards,
-            ref commands,
-            mode,
-        } => transaction::read(view, guards, commands, mode),
+        Command::Transaction { ref guards, ref commands, mode } => {
+            transaction::read(view, guards, commands, mode)
+        }
         _ => unreachable!("a write is evaluated on a draft"),
     }
 }
@@ -87,19 +81,11 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
         return &[];
     }
     let from_start = |at: i64| {
-        if at < 0 {
-            at.saturating_add(length).max(0)
-        } else {
-            at
-        }
+        if at < 0 { at.saturating_add(length).max(0) } else { at }
     };
     let (start, end) = (from_start(start), from_start(end).min(length - 1));
     // Both are within the value once they are in order.
-    if start > end {
-        &[]
-    } else {
-        &value[start as usize..=end as usize]
-    }
+    if start > end { &[] } else { &value[start as usize..=end as usize] }
 }
 
 fn description(entry: &Entry<'_>) -> Description {

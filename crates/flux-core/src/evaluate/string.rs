@@ -28,21 +28,11 @@ pub(super) fn set(
             if expiry == Expiry::Keep {
                 expires_at_ms = entry.and_then(|entry| entry.expires_at_ms);
             }
-            (
-                version_of(entry),
-                if return_previous {
-                    value_of(entry)
-                } else {
-                    None
-                },
-            )
+            (version_of(entry), if return_previous { value_of(entry) } else { None })
         });
         if !holds(condition, version) {
             return Ok(if return_previous {
-                Reply::Previous {
-                    previous,
-                    written: false,
-                }
+                Reply::Previous { previous, written: false }
             } else {
                 Reply::NotWritten { version }
             });
@@ -51,10 +41,7 @@ pub(super) fn set(
     draft.admit(key.len() + value.len())?;
     let version = draft.put(key, value, expires_at_ms);
     Ok(if return_previous {
-        Reply::Previous {
-            previous,
-            written: true,
-        }
+        Reply::Previous { previous, written: true }
     } else {
         Reply::Written { version }
     })
@@ -89,9 +76,7 @@ pub(super) fn set_many(
 
 pub(super) fn append(draft: &mut Draft<'_>, key: &[u8], suffix: &[u8]) -> Result<Reply, Error> {
     check_key(key)?;
-    let old = draft.read(key, |entry| {
-        entry.map(|entry| (entry.value.len(), entry.expires_at_ms))
-    });
+    let old = draft.read(key, |entry| entry.map(|entry| (entry.value.len(), entry.expires_at_ms)));
     let (length, expires_at_ms) = old.unwrap_or_default();
     let new_length = length + suffix.len();
     check_value_bytes(new_length)?;
@@ -114,9 +99,7 @@ pub(super) fn set_range(
 ) -> Result<Reply, Error> {
     check_key(key)?;
     let offset = usize::try_from(offset).map_err(|_| Error::OffsetOutOfRange)?;
-    let old = draft.read(key, |entry| {
-        entry.map(|entry| (entry.value.len(), entry.expires_at_ms))
-    });
+    let old = draft.read(key, |entry| entry.map(|entry| (entry.value.len(), entry.expires_at_ms)));
     let (length, expires_at_ms) = old.unwrap_or_default();
     if value.is_empty() {
         return Ok(Reply::Integer(count(length)));

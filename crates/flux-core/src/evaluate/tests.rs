@@ -30,13 +30,7 @@ type Row = (Vec<u8>, Vec<u8>, u64, Option<UnixMillis>);
 impl Partition {
     fn new(memory_limit: u64, hash_seed: u64) -> Partition {
         let memory = Memory::new(memory_limit);
-        let table = Table::new(
-            TableOptions {
-                hash_seed,
-                shards: 2,
-            },
-            Arc::clone(&memory),
-        );
+        let table = Table::new(TableOptions { hash_seed, shards: 2 }, Arc::clone(&memory));
         Partition {
             memory,
             table,
@@ -54,10 +48,7 @@ impl Partition {
         let read = settled.then(|| super::read(&self.table, self.now_ms, &command));
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, self.now_ms);
         let reply = super::evaluate(&mut draft, &command);
-        assert!(
-            read.is_none_or(|read| read == reply),
-            "both ways to read give the same"
-        );
+        assert!(read.is_none_or(|read| read == reply), "both ways to read give the same");
         reply
     }
 

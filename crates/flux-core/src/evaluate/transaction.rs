@@ -32,9 +32,7 @@ pub(super) fn read(
     if !guards_hold(view, guards)? {
         return Ok(Reply::Aborted { position: None });
     }
-    replies(commands, mode, |command| {
-        answer(view, command).unwrap_or_else(Reply::Error)
-    })
+    replies(commands, mode, |command| answer(view, command).unwrap_or_else(Reply::Error))
 }
 
 fn guards_hold(view: &impl View, guards: &[Guard<&[u8]>]) -> Result<bool, Error> {
@@ -60,9 +58,7 @@ fn replies(
         match (mode, reply) {
             (TransactionMode::AllOrNothing, Reply::Error(error)) => return Err(error),
             (TransactionMode::AllOrNothing, reply) if condition_failed(&reply) => {
-                return Ok(Reply::Aborted {
-                    position: Some(position),
-                });
+                return Ok(Reply::Aborted { position: Some(position) });
             }
             (_, reply) => replies.push(reply),
         }

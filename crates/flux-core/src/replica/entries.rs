@@ -31,17 +31,8 @@ pub struct Position {
 impl Entries {
     /// An empty log that goes on after `truncated`.
     pub(crate) fn new(truncated: Position, hard_state: HardState, voters: Vec<u64>) -> Entries {
-        let conf_state = ConfState {
-            voters,
-            ..ConfState::default()
-        };
-        Entries {
-            entries: VecDeque::new(),
-            bytes: 0,
-            truncated,
-            hard_state,
-            conf_state,
-        }
+        let conf_state = ConfState { voters, ..ConfState::default() };
+        Entries { entries: VecDeque::new(), bytes: 0, truncated, hard_state, conf_state }
     }
 
     /// Appends entries; they replace what stands at their indexes and after.
@@ -59,11 +50,7 @@ impl Entries {
             self.truncated.index,
             next
         );
-        while self
-            .entries
-            .back()
-            .is_some_and(|last| last.index >= first.index)
-        {
+        while self.entries.back().is_some_and(|last| last.index >= first.index) {
             let last = self.entries.pop_back().expect("just seen");
             self.bytes -= last.data.len();
         }
@@ -77,10 +64,7 @@ impl Entries {
             let Some(first) = self.entries.front().filter(|first| first.index <= applied) else {
                 return;
             };
-            self.truncated = Position {
-                index: first.index,
-                term: first.term,
-            };
+            self.truncated = Position { index: first.index, term: first.term };
             self.bytes -= first.data.len();
             self.entries.pop_front();
         }
@@ -101,18 +85,13 @@ impl Entries {
             return Some(self.truncated.term);
         }
         let offset = index.checked_sub(self.truncated.index + 1)?;
-        self.entries
-            .get(usize::try_from(offset).ok()?)
-            .map(|entry| entry.term)
+        self.entries.get(usize::try_from(offset).ok()?).map(|entry| entry.term)
     }
 }
 
 impl Storage for Entries {
     fn initial_state(&self) -> Result<RaftState> {
-        Ok(RaftState::new(
-            self.hard_state.clone(),
-            self.conf_state.clone(),
-        ))
+        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
     }
 
     fn entries(
@@ -134,12 +113,7 @@ impl Storage for Entries {
             bytes += entry.data.len() as u64 + 1;
             first || bytes <= limit
         };
-        Ok(self
-            .entries
-            .range(range)
-            .take_while(within)
-            .cloned()
-            .collect())
+        Ok(self.entries.range(range).take_while(within).cloned().collect())
     }
 
     fn term(&self, index: u64) -> Result<u64> {
@@ -170,12 +144,7 @@ mod tests {
     use super::*;
 
     fn entry(index: u64, term: u64) -> Entry {
-        Entry {
-            index,
-            term,
-            data: vec![0; 10],
-            ..Entry::default()
-        }
+        Entry { index, term, data: vec![0; 10], ..Entry::default() }
     }
 
     fn log(count: u64) -> Entries {
@@ -186,11 +155,7 @@ mod tests {
 
     fn indexes(log: &Entries, low: u64, high: u64, max: u64) -> Vec<u64> {
         let entries = log.entries(low, high, max, GetEntriesContext::empty(false));
-        entries
-            .expect("in range")
-            .iter()
-            .map(|entry| entry.index)
-            .collect()
+        entries.expect("in range").iter().map(|entry| entry.index).collect()
     }
 
     #[test]

@@ -141,11 +141,8 @@ impl<W> Replica<W> {
         serving: Arc<AtomicBool>,
         now_ms: UnixMillis,
     ) -> Result<Replica<W>, Broken> {
-        let (table, applied, revision) = (
-            Arc::clone(&recovery.table),
-            recovery.applied,
-            recovery.revision,
-        );
+        let (table, applied, revision) =
+            (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let entries = recovery.into_entries();
         let alone = entries.voters() == [config.id];
         let raft_config = raft::Config {
@@ -237,24 +234,15 @@ impl<W> Replica<W> {
             Ok(()) => {
                 let index = self.node.raft.raft_log.last_index();
                 let position = Position { index, term };
-                self.proposed.push_back(Proposed {
-                    position,
-                    replies: waiting,
-                });
+                self.proposed.push_back(Proposed { position, replies: waiting });
             }
             // Not a leader any more: this batch was not appended, and the entry that comes in its
             // place, of a later term, voids it. Nothing new is evaluated on top of it.
             Err(_) => {
                 self.serving.store(false, Ordering::Release);
                 let index = self.node.raft.raft_log.last_index() + 1;
-                let position = Position {
-                    index,
-                    term: self.applied.term,
-                };
-                self.proposed.push_back(Proposed {
-                    position,
-                    replies: Vec::new(),
-                });
+                let position = Position { index, term: self.applied.term };
+                self.proposed.push_back(Proposed { position, replies: Vec::new() });
                 replies.extend(refused(waiting, &Error::NotLeader));
             }
         }
@@ -331,38 +319,22 @@ impl<W> Replica<W> {
     }
 
     fn apply(&mut self, entry: &Entry, replies: &mut Replies<W>) -> Result<(), Broken> {
-        let position = Position {
-            index: entry.index,
-            term: entry.term,
-        };
+        let position = Position { index: entry.index, term: entry.term };
         let proposed = self.proposed.front().map(|batch| batch.position);
         let own = proposed == Some(position);
         if !own && proposed.is_some_and(|proposed| proposed.index <= position.index) {
             // Another leader's entry took the place of ours: what we proposed is void.
             self.in_flight.discard_all();
-            let void = self
-                .proposed
-                .drain(..)
-                .flat_map(|batch| batch.replies)
-                .collect();
+            let void = self.proposed.drain(..).flat_map(|batch| batch.replies).collect();
             replies.extend(refused(void, &Error::NotLeader));
         }
         if entry.entry_type() == EntryType::EntryNormal && !entry.data.is_empty() {
             let wheel = &mut self.wheel;
-            self.revision = apply(
-                &self.table,
-                self.revision,
-                &entry.data,
-                |_, hash, effect| {
-                    if let Effect::Put {
-                        expires_at_ms: Some(expires_at_ms),
-                        ..
-                    } = effect
-                    {
-                        wheel.insert(*expires_at_ms, hash.position());
-                    }
-                },
-            )
+            self.revision = apply(&self.table, self.revision, &entry.data, |_, hash, effect| {
+                if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
+                    wheel.insert(*expires_at_ms, hash.position());
+                }
+            })
             .map_err(|error| Broken::Effects { position, error })?;
             self.in_flight.applied(self.revision);
         }
@@ -419,7 +391,5 @@ impl<W> Replica<W> {
 }
 
 fn refused<W>(waiting: Replies<W>, error: &Error) -> impl Iterator<Item = (W, Reply)> {
-    waiting
-        .into_iter()
-        .map(move |(waiter, _)| (waiter, Reply::Error(error.clone())))
+    waiting.into_iter().map(move |(waiter, _)| (waiter, Reply::Error(error.clone())))
 }

@@ -27,16 +27,9 @@ pub struct SnapshotMeta {
 impl SnapshotMeta {
     /// The bytes: index, term, revision, number of voters and voters, each a little-endian u64.
     pub fn encode(&self) -> Vec<u8> {
-        let head = [
-            self.position.index,
-            self.position.term,
-            self.revision,
-            self.voters.len() as u64,
-        ];
-        head.iter()
-            .chain(&self.voters)
-            .flat_map(|word| word.to_le_bytes())
-            .collect()
+        let head =
+            [self.position.index, self.position.term, self.revision, self.voters.len() as u64];
+        head.iter().chain(&self.voters).flat_map(|word| word.to_le_bytes()).collect()
     }
 
     /// The opposite of `encode`; `None` for any other bytes.
@@ -51,15 +44,8 @@ impl SnapshotMeta {
         if voters.len() as u64 != *count {
             return None;
         }
-        let position = Position {
-            index: *index,
-            term: *term,
-        };
-        Some(SnapshotMeta {
-            position,
-            revision: *revision,
-            voters: voters.to_vec(),
-        })
+        let position = Position { index: *index, term: *term };
+        Some(SnapshotMeta { position, revision: *revision, voters: voters.to_vec() })
     }
 }
 
@@ -85,11 +71,7 @@ impl Recovery {
             voters: config.voters.clone(),
         });
         let commit = meta.position.index;
-        let hard_state = HardState {
-            term: meta.position.term,
-            commit,
-            ..HardState::default()
-        };
+        let hard_state = HardState { term: meta.position.term, commit, ..HardState::default() };
         Recovery {
             table,
             applied: meta.position,
@@ -124,14 +106,10 @@ impl Recovery {
         if position.index <= self.applied.index {
             return Ok(());
         }
-        self.tail
-            .truncate((position.index - self.applied.index - 1) as usize);
+        self.tail.truncate((position.index - self.applied.index - 1) as usize);
         let expected = self.applied.index + self.tail.len() as u64 + 1;
         if position.index != expected {
-            return Err(Broken::Hole {
-                expected,
-                found: position.index,
-            });
+            return Err(Broken::Hole { expected, found: position.index });
         }
         self.tail.push(Entry {
             entry_type: entry_type_from(entry_type)? as i32,
@@ -151,10 +129,7 @@ impl Recovery {
         self.hard_state.commit = commit;
         let count = (commit.saturating_sub(self.applied.index) as usize).min(self.tail.len());
         for entry in self.tail.drain(..count) {
-            let position = Position {
-                index: entry.index,
-                term: entry.term,
-            };
+            let position = Position { index: entry.index, term: entry.term };
             if !entry.data.is_empty() {
                 self.revision = apply(&self.table, self.revision, &entry.data, |_, _, _| ())
                     .map_err(|error| Broken::Effects { position, error })?;

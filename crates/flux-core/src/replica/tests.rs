@@ -32,13 +32,7 @@ fn config() -> ReplicaConfig {
 }
 
 fn table(memory: &Arc<Memory>) -> Arc<Table> {
-    Arc::new(Table::new(
-        TableOptions {
-            hash_seed: 7,
-            shards: 1,
-        },
-        Arc::clone(memory),
-    ))
+    Arc::new(Table::new(TableOptions { hash_seed: 7, shards: 1 }, Arc::clone(memory)))
 }
 
 impl Alone {
@@ -54,14 +48,9 @@ impl Alone {
             match record {
                 Record::State(state) => recovery.state(state.term, state.vote),
                 Record::Entry { entry, commit } => {
-                    let position = Position {
-                        index: entry.index,
-                        term: entry.term,
-                    };
+                    let position = Position { index: entry.index, term: entry.term };
                     let entry_type = entry.entry_type as u8;
-                    recovery
-                        .entry(position, *commit, entry_type, &entry.data)
-                        .expect("a log");
+                    recovery.entry(position, *commit, entry_type, &entry.data).expect("a log");
                 }
             }
         }
@@ -79,18 +68,11 @@ impl Alone {
     /// Takes everything that is ready and writes it, but reports nothing as persisted.
     fn write(&mut self) -> Option<u64> {
         let mut last = None;
-        while let Some(ready) = self
-            .replica
-            .ready(&mut self.replies)
-            .expect("sound entries")
-        {
+        while let Some(ready) = self.replica.ready(&mut self.replies).expect("sound entries") {
             assert!(ready.messages.is_empty() && ready.persisted_messages.is_empty());
             self.records.extend(ready.state.map(Record::State));
             let commit = ready.commit;
-            let records = ready
-                .entries
-                .into_iter()
-                .map(|entry| Record::Entry { entry, commit });
+            let records = ready.entries.into_iter().map(|entry| Record::Entry { entry, commit });
             self.records.extend(records);
             last = Some(ready.number);
         }
@@ -114,8 +96,7 @@ impl Alone {
     fn execute(&mut self, command: &Command<&[u8]>) -> u32 {
         let waiter = self.next_waiter;
         self.next_waiter += 1;
-        self.replies
-            .extend(self.replica.execute(NOW, command, waiter));
+        self.replies.extend(self.replica.execute(NOW, command, waiter));
         waiter
     }
 
@@ -124,10 +105,7 @@ impl Alone {
     }
 
     fn reply(&mut self, waiter: u32) -> Option<Reply> {
-        let at = self
-            .replies
-            .iter()
-            .position(|(whose, _)| *whose == waiter)?;
+        let at = self.replies.iter().position(|(whose, _)| *whose == waiter)?;
         Some(self.replies.swap_remove(at).1)
     }
 
@@ -144,13 +122,7 @@ impl Alone {
 }
 
 fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Command<&'a [u8]> {
-    Command::Set {
-        key,
-        value,
-        expiry,
-        condition: Condition::Always,
-        return_previous: false,
-    }
+    Command::Set { key, value, expiry, condition: Condition::Always, return_previous: false }
 }
 
 #[test]
@@ -159,21 +131,11 @@ fn serves_only_after_an_entry_of_its_own_term_is_applied() {
     let waiter = alone.set("k", "v");
     assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::NotLeader)));
     let number = alone.write().expect("a term and an entry to persist");
-    assert!(
-        !alone.serving.load(Ordering::Relaxed),
-        "nothing is persisted yet"
-    );
+    assert!(!alone.serving.load(Ordering::Relaxed), "nothing is persisted yet");
     alone.replica.persisted(number);
     alone.write();
     assert!(alone.serving.load(Ordering::Relaxed));
-    assert!(matches!(
-        alone.records[0],
-        Record::State(HardState {
-            term: 1,
-            vote: 1,
-            ..
-        })
-    ));
+    assert!(matches!(alone.records[0], Record::State(HardState { term: 1, vote: 1, .. })));
 }
 
 #[test]
@@ -189,10 +151,7 @@ fn answers_when_the_write_is_persisted_and_not_before() {
         assert_eq!(alone.write(), None);
     }
     assert_eq!(alone.reply(waiter), None);
-    assert!(
-        alone.contents().is_empty(),
-        "applied before it was persisted"
-    );
+    assert!(alone.contents().is_empty(), "applied before it was persisted");
     alone.replica.persisted(number);
     alone.write();
     assert_eq!(alone.reply(waiter), Some(Reply::Written { version: 1 }));
@@ -215,20 +174,12 @@ fn a_reply_without_effects_waits_for_what_it_read() {
     let waiter = alone.execute(&absent);
     alone.replica.propose(&mut alone.replies);
     alone.write();
-    assert_eq!(
-        alone.reply(waiter),
-        None,
-        "it depends on a write that may still fail"
-    );
+    assert_eq!(alone.reply(waiter), None, "it depends on a write that may still fail");
     alone.replica.persisted(number);
     alone.write();
     assert_eq!(alone.reply(waiter), Some(Reply::NotWritten { version: 1 }));
     let waiter = alone.execute(&absent);
-    assert_eq!(
-        alone.reply(waiter),
-        Some(Reply::NotWritten { version: 1 }),
-        "nothing in flight"
-    );
+    assert_eq!(alone.reply(waiter), Some(Reply::NotWritten { version: 1 }), "nothing in flight");
 }
 
 #[test]
@@ -237,22 +188,11 @@ fn a_refused_batch_leaves_no_trace() {
     alone.set("a", "1");
     alone.turn();
     let waiter = alone.set("a", "2");
-    alone
-        .replica
-        .refuse_open(&Error::DiskFull, &mut alone.replies);
+    alone.replica.refuse_open(&Error::DiskFull, &mut alone.replies);
     assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::DiskFull)));
-    let waiter = alone.execute(&Command::Increment {
-        key: b"a".as_slice(),
-        delta: 1,
-    });
+    let waiter = alone.execute(&Command::Increment { key: b"a".as_slice(), delta: 1 });
     alone.turn();
-    assert_eq!(
-        alone.reply(waiter),
-        Some(Reply::Counter {
-            value: 2,
-            version: 2
-        })
-    );
+    assert_eq!(alone.reply(waiter), Some(Reply::Counter { value: 2, version: 2 }));
 }
 
 #[test]
@@ -264,10 +204,7 @@ fn abandoned_writes_have_an_unknown_outcome() {
     let open = alone.set("b", "1");
     alone.replica.abandon(&mut alone.replies);
     for waiter in [proposed, open] {
-        assert_eq!(
-            alone.reply(waiter),
-            Some(Reply::Error(Error::OutcomeUnknown))
-        );
+        assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::OutcomeUnknown)));
     }
 }
 
@@ -277,14 +214,9 @@ fn recovers_from_every_prefix_of_its_records() {
     let mut states = vec![(alone.records.len(), BTreeMap::new())];
     for round in 0..20 {
         alone.set(&format!("key{}", round % 7), &format!("value{round}"));
-        alone.execute(&Command::Increment {
-            key: b"counter".as_slice(),
-            delta: round,
-        });
+        alone.execute(&Command::Increment { key: b"counter".as_slice(), delta: round });
         if round % 3 == 0 {
-            alone.execute(&Command::Delete {
-                keys: vec![b"key1".as_slice(), b"key5"],
-            });
+            alone.execute(&Command::Delete { keys: vec![b"key1".as_slice(), b"key5"] });
         }
         alone.turn();
         states.push((alone.records.len(), alone.contents()));
@@ -294,20 +226,13 @@ fn recovers_from_every_prefix_of_its_records() {
         again.turn();
         assert!(again.serving.load(Ordering::Relaxed));
         let written = states.iter().rev().find(|(records, _)| *records <= length);
-        let expected = written
-            .map(|(_, contents)| contents.clone())
-            .unwrap_or_default();
+        let expected = written.map(|(_, contents)| contents.clone()).unwrap_or_default();
         assert_eq!(again.contents(), expected, "{length} records");
         // It goes on where it was: revisions stay dense.
         let revision = again.replica.revision();
         let waiter = again.set("new", "one");
         again.turn();
-        assert_eq!(
-            again.reply(waiter),
-            Some(Reply::Written {
-                version: revision + 1
-            })
-        );
+        assert_eq!(again.reply(waiter), Some(Reply::Written { version: revision + 1 }));
     }
 }
 
@@ -335,22 +260,13 @@ fn recovery_goes_on_from_a_snapshot() {
     let mut recovery = Recovery::new(table, Some(meta), &config());
     for record in &alone.records {
         if let Record::Entry { entry, commit } = record {
-            let position = Position {
-                index: entry.index,
-                term: entry.term,
-            };
-            recovery
-                .entry(position, *commit, entry.entry_type as u8, &entry.data)
-                .expect("a log");
+            let position = Position { index: entry.index, term: entry.term };
+            recovery.entry(position, *commit, entry.entry_type as u8, &entry.data).expect("a log");
         }
     }
     let serving = Arc::new(AtomicBool::new(false));
     let replica = Replica::new(&config(), recovery, memory, Arc::clone(&serving), NOW);
-    let mut again = Alone {
-        replica: replica.expect("a state"),
-        serving,
-        ..Alone::new()
-    };
+    let mut again = Alone { replica: replica.expect("a state"), serving, ..Alone::new() };
     again.turn();
     assert_eq!(again.contents(), alone.contents());
     assert_eq!(again.replica.revision(), alone.replica.revision());
@@ -365,11 +281,7 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
     };
     let bytes = meta.encode();
     for length in 0..bytes.len() {
-        assert_eq!(
-            SnapshotMeta::decode(&bytes[..length]),
-            None,
-            "{length} bytes"
-        );
+        assert_eq!(SnapshotMeta::decode(&bytes[..length]), None, "{length} bytes");
     }
 }
 
@@ -377,20 +289,9 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
 fn a_log_with_a_hole_is_refused() {
     let memory = Memory::new(0);
     let mut recovery = Recovery::new(table(&memory), None, &config());
-    recovery
-        .entry(Position { index: 1, term: 1 }, 0, 0, &[])
-        .expect("the first");
+    recovery.entry(Position { index: 1, term: 1 }, 0, 0, &[]).expect("the first");
     let hole = recovery.entry(Position { index: 3, term: 1 }, 0, 0, &[]);
-    assert!(
-        matches!(
-            hole,
-            Err(Broken::Hole {
-                expected: 2,
-                found: 3
-            })
-        ),
-        "{hole:?}"
-    );
+    assert!(matches!(hole, Err(Broken::Hole { expected: 2, found: 3 })), "{hole:?}");
     let kind = recovery.entry(Position { index: 2, term: 1 }, 0, 9, &[]);
     assert!(matches!(kind, Err(Broken::EntryType(9))), "{kind:?}");
 }
@@ -410,18 +311,10 @@ fn expired_keys_are_deleted_through_the_log() {
         alone.contents().len()
     };
     assert_eq!(expire(&mut alone, NOW + 900), 101);
-    assert_eq!(
-        expire(&mut alone, NOW + 1200),
-        61,
-        "no more than the limit at a time"
-    );
+    assert_eq!(expire(&mut alone, NOW + 1200), 61, "no more than the limit at a time");
     assert_eq!(expire(&mut alone, NOW + 1200), 21);
     assert_eq!(expire(&mut alone, NOW + 1200), 1);
-    assert_eq!(
-        alone.replica.revision(),
-        201,
-        "each delete is an effect with its revision"
-    );
+    assert_eq!(alone.replica.revision(), 201, "each delete is an effect with its revision");
     let mut again = Alone::recovered(&alone.records);
     again.turn();
     assert_eq!(again.contents(), alone.contents());
@@ -442,10 +335,5 @@ fn timers_survive_recovery_and_do_not_pile_up() {
     assert_eq!(alone.replica.wheel.len(), 10, "one for each key");
     let again = Alone::recovered(&alone.records);
     assert!(again.replica.wheel.len() <= 10);
-    assert!(
-        alone
-            .replica
-            .next_expiry_ms()
-            .is_some_and(|due| due > NOW && due <= NOW + 60_000)
-    );
+    assert!(alone.replica.next_expiry_ms().is_some_and(|due| due > NOW && due <= NOW + 60_000));
 }

@@ -56,11 +56,7 @@ impl<'a> Entry<'a> {
 
     /// The length of the entry's bytes.
     pub(super) fn encoded_len(&self) -> usize {
-        let head = if self.is_wide() {
-            WIDE_HEAD
-        } else {
-            SMALL_HEAD
-        };
+        let head = if self.is_wide() { WIDE_HEAD } else { SMALL_HEAD };
         let expiry = if self.expires_at_ms.is_some() { 8 } else { 0 };
         head + 4 + expiry + self.key.len() + self.value.len()
     }
@@ -111,12 +107,7 @@ impl<'a> Entry<'a> {
             let (head, rest) = bytes.split_first_chunk::<SMALL_HEAD>()?;
             let [_, k, v0, v1, n0, n1, n2, n3, n4, n5] = *head;
             let version = u64::from_le_bytes([n0, n1, n2, n3, n4, n5, 0, 0]);
-            (
-                usize::from(k),
-                usize::from(u16::from_le_bytes([v0, v1])),
-                version,
-                rest,
-            )
+            (usize::from(k), usize::from(u16::from_le_bytes([v0, v1])), version, rest)
         } else {
             let rest = &bytes[1..];
             let (key_len, rest) = rest.split_first_chunk::<4>()?;
@@ -136,24 +127,13 @@ impl<'a> Entry<'a> {
         let (key, rest) = rest.split_at_checked(key_len)?;
         let (value, rest) = rest.split_at_checked(value_len)?;
         let written_at_s = u32::from_le_bytes(*written_at);
-        Some((
-            Entry {
-                key,
-                value,
-                version,
-                expires_at_ms,
-                written_at_s,
-            },
-            rest,
-        ))
+        Some((Entry { key, value, version, expires_at_ms, written_at_s }, rest))
     }
 
     /// Reads bytes that `write_to` wrote.
     #[inline]
     pub(super) fn view(bytes: &'a [u8]) -> Entry<'a> {
-        Entry::split_from(bytes)
-            .expect("the table wrote these bytes")
-            .0
+        Entry::split_from(bytes).expect("the table wrote these bytes").0
     }
 }
 

@@ -16,10 +16,7 @@ pub struct Memory {
 impl Memory {
     /// An empty account. A limit of 0 bytes means none.
     pub fn new(limit: u64) -> Arc<Memory> {
-        Arc::new(Memory {
-            used: AtomicU64::new(0),
-            limit,
-        })
+        Arc::new(Memory { used: AtomicU64::new(0), limit })
     }
 
     /// The bytes in use.
@@ -35,7 +32,6 @@ impl Memory {
     /// Changes what is in use by the difference of what one shard reported and now reports.
     pub(super) fn replace(&self, reported: u64, now: u64) {
         // Addition wraps, so a decrease is an increase by its two's complement.
-        self.used
-            .fetch_add(now.wrapping_sub(reported), Ordering::Relaxed);
+        self.used.fetch_add(now.wrapping_sub(reported), Ordering::Relaxed);
     }
 }

@@ -84,8 +84,7 @@ impl Stripe {
         let mut shard = self.shard.write();
         let result = change(&mut shard);
         self.len.store(shard.len(), Ordering::Relaxed);
-        self.volatile_len
-            .store(shard.volatile_len(), Ordering::Relaxed);
+        self.volatile_len.store(shard.volatile_len(), Ordering::Relaxed);
         let bytes = shard.memory_bytes();
         self.bytes.store(bytes, Ordering::Relaxed);
         // The account is shared by all workers: small changes are not worth its cache line.
@@ -106,10 +105,7 @@ impl Table {
     /// If the number of shards is not a power of two up to 65536.
     pub fn new(options: TableOptions, memory: Arc<Memory>) -> Table {
         let shards = options.shards;
-        assert!(
-            shards.is_power_of_two() && shards <= 1 << 16,
-            "{shards} shards"
-        );
+        assert!(shards.is_power_of_two() && shards <= 1 << 16, "{shards} shards");
         let shard_bits = shards.trailing_zeros();
         let stripes: Box<[Stripe]> = (0..shards)
             .map(|number| Stripe {
@@ -124,12 +120,7 @@ impl Table {
             stripe.write(&memory, |_| ());
         }
         let secrets = RapidSecrets::seed(options.hash_seed);
-        Table {
-            stripes,
-            shard_bits,
-            secrets,
-            memory,
-        }
+        Table { stripes, shard_bits, secrets, memory }
     }
 
     /// The hash of a key in this table.
@@ -159,11 +150,7 @@ impl Table {
     /// The sum returned means nothing: it keeps the loads from being optimised away.
     pub fn touch(&self, hashes: &[KeyHash]) -> u64 {
         // All locks at once: taking one waits for the loads before it.
-        let shards: Vec<_> = self
-            .stripes
-            .iter()
-            .map(|stripe| stripe.shard.read())
-            .collect();
+        let shards: Vec<_> = self.stripes.iter().map(|stripe| stripe.shard.read()).collect();
         let mut sum = 0u64;
         for position in hashes.iter().map(|hash| hash.position()) {
             let shard = &shards[self.shard_of(position)];
@@ -178,23 +165,18 @@ impl Table {
     /// Stores an entry in the place of the one with its key, if there is one. `hash` is the key's.
     pub fn put(&self, hash: KeyHash, entry: Entry<'_>) {
         let position = hash.position();
-        self.stripe(position)
-            .write(&self.memory, |shard| shard.put(position, &entry));
+        self.stripe(position).write(&self.memory, |shard| shard.put(position, &entry));
     }
 
     /// Removes the entry of a key. False if there was none.
     pub fn remove(&self, hash: KeyHash, key: &[u8]) -> bool {
         let position = hash.position();
-        self.stripe(position)
-            .write(&self.memory, |shard| shard.remove(position, key))
+        self.stripe(position).write(&self.memory, |shard| shard.remove(position, key))
     }
 
     /// The number of entries, expired ones included. Cheap, from any thread.
     pub fn len(&self) -> usize {
-        self.stripes
-            .iter()
-            .map(|stripe| stripe.len.load(Ordering::Relaxed))
-            .sum()
+        self.stripes.iter().map(|stripe| stripe.len.load(Ordering::Relaxed)).sum()
     }
 
     /// Whether there is no entry.
@@ -204,18 +186,12 @@ impl Table {
 
     /// The number of entries that expire at some time. Cheap, from any thread.
     pub fn volatile_len(&self) -> usize {
-        self.stripes
-            .iter()
-            .map(|stripe| stripe.volatile_len.load(Ordering::Relaxed))
-            .sum()
+        self.stripes.iter().map(|stripe| stripe.volatile_len.load(Ordering::Relaxed)).sum()
     }
 
     /// The bytes of entries and index, and what a running snapshot saved. Cheap, from any thread.
     pub fn memory_bytes(&self) -> u64 {
-        self.stripes
-            .iter()
-            .map(|stripe| stripe.bytes.load(Ordering::Relaxed))
-            .sum()
+        self.stripes.iter().map(|stripe| stripe.bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Visits entries in order from a position on: at least `min_entries` unless the end comes first,
@@ -256,9 +232,7 @@ impl Table {
     pub fn at_position(&self, position: Position, mut visit: impl FnMut(Entry<'_>)) {
         let shard = self.stripe(position).shard.read();
         let segment = shard.segment(position);
-        let slots = segment
-            .iter_from(segment.lower_bound(position))
-            .map(|(_, slot)| slot);
+        let slots = segment.iter_from(segment.lower_bound(position)).map(|(_, slot)| slot);
         for slot in slots.take_while(|slot| slot.position() == position) {
             visit(shard.entry(slot));
         }
@@ -382,8 +356,7 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         for stripe in &self.stripes {
-            self.memory
-                .replace(stripe.reported.load(Ordering::Relaxed), 0);
+            self.memory.replace(stripe.reported.load(Ordering::Relaxed), 0);
         }
     }
 }
@@ -391,9 +364,7 @@ impl Drop for Table {
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Table");
-        debug
-            .field("len", &self.len())
-            .field("memory_bytes", &self.memory_bytes());
+        debug.field("len", &self.len()).field("memory_bytes", &self.memory_bytes());
         debug.finish_non_exhaustive()
     }
 }

@@ -25,8 +25,7 @@ impl Saved {
         let len = entry.encoded_len();
         let fits = |block: &Vec<u8>| block.len() + len <= block.capacity();
         if !self.blocks.back().is_some_and(fits) {
-            self.blocks
-                .push_back(Vec::with_capacity(BLOCK_BYTES.max(len)));
+            self.blocks.push_back(Vec::with_capacity(BLOCK_BYTES.max(len)));
         }
         encode_entry(entry, self.blocks.back_mut().expect("just pushed"));
         self.bytes += len as u64;

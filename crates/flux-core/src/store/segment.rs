@@ -70,14 +70,7 @@ impl Segment {
     /// A segment of sorted slots.
     fn build(sorted: &[u64], homes: usize, start: u32, depth: u32, epoch: u64) -> Segment {
         let (slots, homes) = (Box::default(), homes as u32);
-        let mut segment = Segment {
-            slots,
-            homes,
-            len: 0,
-            start,
-            depth,
-            epoch,
-        };
+        let mut segment = Segment { slots, homes, len: 0, start, depth, epoch };
         segment.fill(sorted);
         segment
     }
@@ -87,9 +80,7 @@ impl Segment {
         let homes = self.homes as usize;
         let spare = homes / 32 + 8;
         let home = |segment: &Segment, slot| segment.home(Slot(slot).position());
-        let end = sorted
-            .iter()
-            .fold(0, |next, &slot| home(self, slot).max(next) + 1);
+        let end = sorted.iter().fold(0, |next, &slot| home(self, slot).max(next) + 1);
         if self.slots.len() < end.max(homes) + spare / 2 {
             self.slots = vec![EMPTY; end.max(homes) + spare].into_boxed_slice();
         } else {
@@ -168,10 +159,7 @@ impl Segment {
     /// The slot at an index, if it is in use.
     #[inline]
     pub(super) fn slot(&self, index: usize) -> Option<Slot> {
-        self.slots
-            .get(index)
-            .filter(|&&slot| slot != EMPTY)
-            .map(|&slot| Slot(slot))
+        self.slots.get(index).filter(|&&slot| slot != EMPTY).map(|&slot| Slot(slot))
     }
 
     /// How many slots there are, used or not.
@@ -182,9 +170,7 @@ impl Segment {
     /// The used slots from an index on, each with its index.
     pub(super) fn iter_from(&self, index: usize) -> impl Iterator<Item = (usize, Slot)> {
         let slots = self.slots.iter().enumerate().skip(index);
-        slots
-            .filter(|&(_, &slot)| slot != EMPTY)
-            .map(|(index, &slot)| (index, Slot(slot)))
+        slots.filter(|&(_, &slot)| slot != EMPTY).map(|(index, &slot)| (index, Slot(slot)))
     }
 
     /// The index of the slot at `position` whose handle satisfies `is_it`, else where it would go: the
@@ -235,10 +221,7 @@ impl Segment {
     /// Removes a slot; what follows moves back towards its home.
     pub(super) fn remove(&mut self, index: usize) {
         let mut end = index + 1;
-        while self
-            .slot(end)
-            .is_some_and(|slot| self.home(slot.position()) < end)
-        {
+        while self.slot(end).is_some_and(|slot| self.home(slot.position()) < end) {
             end += 1;
         }
         self.slots.copy_within(index + 1..end, index);
@@ -277,11 +260,7 @@ impl Segment {
         let half: Vec<u64> = self.used().filter(is_upper).collect();
         let upper = Segment::build(&half, FULL_HOMES, middle, self.depth, self.epoch);
         let half: Vec<u64> = self.used().filter(|slot| !is_upper(slot)).collect();
-        let homes = if half.len() > FULL_HOMES / 2 {
-            self.homes as usize
-        } else {
-            FULL_HOMES
-        };
+        let homes = if half.len() > FULL_HOMES / 2 { self.homes as usize } else { FULL_HOMES };
         self.rebuild_as(homes, &half);
         upper
     }

@@ -87,10 +87,7 @@ impl Shard {
     pub(super) fn find(&self, position: Position, key: &[u8]) -> Option<Entry<'_>> {
         let segment = self.segment(position);
         let mut index = segment.lower_bound(position);
-        while let Some(slot) = segment
-            .slot(index)
-            .filter(|slot| slot.position() == position)
-        {
+        while let Some(slot) = segment.slot(index).filter(|slot| slot.position() == position) {
             let entry = self.entry(slot);
             if entry.key == key {
                 return Some(entry);
@@ -200,9 +197,7 @@ impl Shard {
             let number = self.directory[self.place(position)] as usize;
             let segment = &mut self.segments[number];
             // The key is in no slot: any place at the end of its run will do.
-            let index = segment
-                .find(position, |_| false)
-                .unwrap_or_else(|index| index);
+            let index = segment.find(position, |_| false).unwrap_or_else(|index| index);
             if segment.insert(index, position, handle, is_fresh) {
                 return;
             }
@@ -219,11 +214,7 @@ impl Shard {
 
     fn split(&mut self, number: usize) {
         if self.segments[number].depth() - self.prefix_bits == self.depth {
-            self.directory = self
-                .directory
-                .iter()
-                .flat_map(|&place| [place, place])
-                .collect();
+            self.directory = self.directory.iter().flat_map(|&place| [place, place]).collect();
             self.depth += 1;
         }
         let mut upper = None;
@@ -336,9 +327,6 @@ impl Shard {
             }
         }
         let slots = (segment.slot_count() - first) * size_of::<Slot>();
-        (
-            segment.end(),
-            budget.saturating_sub((out.len() - start).max(slots)),
-        )
+        (segment.end(), budget.saturating_sub((out.len() - start).max(slots)))
     }
 }

@@ -51,11 +51,7 @@ const fn class_size(class: usize) -> usize {
 
 /// The bytes taken for an entry of `len` bytes.
 pub(super) fn allocated(len: usize) -> usize {
-    if len <= MAX_SLOT_BYTES {
-        class_size(class_of(len))
-    } else {
-        len + LARGE_OVERHEAD
-    }
+    if len <= MAX_SLOT_BYTES { class_size(class_of(len)) } else { len + LARGE_OVERHEAD }
 }
 
 /// The entries of one shard.
@@ -82,10 +78,7 @@ impl Slab {
     /// A slab whose classes overflow early.
     #[cfg(test)]
     pub(super) fn with_class_limit(class_limit: u32) -> Slab {
-        Slab {
-            class_limit,
-            ..Slab::new()
-        }
+        Slab { class_limit, ..Slab::new() }
     }
 
     /// The bytes of slots and allocations that hold an entry.
@@ -101,9 +94,7 @@ impl Slab {
                 let index = handle.0 & ((1 << INDEX_BITS) - 1);
                 self.classes[(handle.0 >> INDEX_BITS) as usize].slot(index)
             }
-            Some(index) => self.large[index as usize]
-                .as_deref()
-                .expect("a handle is in use"),
+            Some(index) => self.large[index as usize].as_deref().expect("a handle is in use"),
         }
     }
 
@@ -138,10 +129,7 @@ impl Slab {
                 index
             }
             None => {
-                assert!(
-                    self.large.len() < (HANDLE_END - LARGE) as usize,
-                    "a shard is full"
-                );
+                assert!(self.large.len() < (HANDLE_END - LARGE) as usize, "a shard is full");
                 self.large.push(bytes);
                 self.large.len() as u32 - 1
             }
@@ -188,9 +176,7 @@ impl Slab {
     /// Frees a large entry's place and gives its bytes; `None`, and nothing done, if it is not large.
     pub(super) fn take_large(&mut self, handle: Handle) -> Option<Box<[u8]>> {
         let index = handle.0.checked_sub(LARGE)?;
-        let bytes = self.large[index as usize]
-            .take()
-            .expect("a handle is in use");
+        let bytes = self.large[index as usize].take().expect("a handle is in use");
         self.used_bytes -= (bytes.len() + LARGE_OVERHEAD) as u64;
         self.free_large.push(index);
         if self.free_large.len() == self.large.len() {
@@ -230,23 +216,13 @@ impl Class {
     fn new(size: usize) -> Class {
         let page_bits = (PAGE_BYTES / size).ilog2();
         let (pages, open, absent) = (Vec::new(), Vec::new(), Vec::new());
-        Class {
-            size,
-            page_bits,
-            pages,
-            open,
-            absent,
-            empty: 0,
-        }
+        Class { size, page_bits, pages, open, absent, empty: 0 }
     }
 
     #[inline]
     fn place(&self, index: u32) -> (usize, usize) {
         let slot = index & ((1 << self.page_bits) - 1);
-        (
-            (index >> self.page_bits) as usize,
-            slot as usize * self.size,
-        )
+        ((index >> self.page_bits) as usize, slot as usize * self.size)
     }
 
     #[inline]
@@ -295,13 +271,7 @@ impl Class {
         let bytes = || vec![0; self.size << self.page_bits].into_boxed_slice();
         let number = if let Some(number) = self.absent.pop() {
             let page = &mut self.pages[number as usize];
-            *page = Page {
-                bytes: bytes(),
-                used: 0,
-                fresh: 0,
-                first_free: NONE,
-                is_open: true,
-            };
+            *page = Page { bytes: bytes(), used: 0, fresh: 0, first_free: NONE, is_open: true };
             number
         } else {
             let number = self.pages.len() as u32;
@@ -309,13 +279,7 @@ impl Class {
                 return None;
             }
             let bytes = bytes();
-            self.pages.push(Page {
-                bytes,
-                used: 0,
-                fresh: 0,
-                first_free: NONE,
-                is_open: true,
-            });
+            self.pages.push(Page { bytes, used: 0, fresh: 0, first_free: NONE, is_open: true });
             number
         };
         self.open.push(number);
@@ -365,23 +329,14 @@ mod tests {
     }
 
     fn entry<'a>(key: &'a [u8], value: &'a [u8]) -> Entry<'a> {
-        Entry {
-            key,
-            value,
-            version: 7,
-            expires_at_ms: None,
-            written_at_s: 9,
-        }
+        Entry { key, value, version: 7, expires_at_ms: None, written_at_s: 9 }
     }
 
     #[test]
     fn a_full_class_overflows_into_the_next() {
         let mut slab = Slab::with_class_limit(2048);
         let keys: Vec<_> = (0..100_000u32).map(u32::to_le_bytes).collect();
-        let handles: Vec<_> = keys
-            .iter()
-            .map(|key| slab.insert(&entry(key, b"v")))
-            .collect();
+        let handles: Vec<_> = keys.iter().map(|key| slab.insert(&entry(key, b"v"))).collect();
         assert!(handles.iter().any(|handle| handle.0 >= LARGE));
         for (key, &handle) in keys.iter().zip(&handles) {
             assert_eq!(slab.entry(handle), entry(key, b"v"));

@@ -16,37 +16,17 @@ type Row = (Vec<u8>, u64, Option<u64>, u32);
 type Model = BTreeMap<Vec<u8>, Row>;
 
 fn table(shards: usize) -> Table {
-    Table::new(
-        TableOptions {
-            hash_seed: 42,
-            shards,
-        },
-        Memory::new(0),
-    )
+    Table::new(TableOptions { hash_seed: 42, shards }, Memory::new(0))
 }
 
 fn row(entry: Entry<'_>) -> Row {
-    (
-        entry.value.to_vec(),
-        entry.version,
-        entry.expires_at_ms,
-        entry.written_at_s,
-    )
+    (entry.value.to_vec(), entry.version, entry.expires_at_ms, entry.written_at_s)
 }
 
 fn put(table: &Table, hash: KeyHash, key: &[u8], row: &Row) {
     let (value, version, expires_at_ms, written_at_s) = row;
     let (version, expires_at_ms, written_at_s) = (*version, *expires_at_ms, *written_at_s);
-    table.put(
-        hash,
-        Entry {
-            key,
-            value,
-            version,
-            expires_at_ms,
-            written_at_s,
-        },
-    );
+    table.put(hash, Entry { key, value, version, expires_at_ms, written_at_s });
 }
 
 /// Everything in the table, by a walk in steps of at least `step` entries; no key may come twice.
@@ -55,11 +35,7 @@ fn contents(table: &Table, step: usize) -> Model {
     let mut from = Some(Position(0));
     while let Some(position) = from {
         from = table.scan(position, step, |entry| {
-            assert_eq!(
-                found.insert(entry.key.to_vec(), row(entry)),
-                None,
-                "visited twice"
-            );
+            assert_eq!(found.insert(entry.key.to_vec(), row(entry)), None, "visited twice");
         });
         assert!(from.is_none_or(|next| next > position), "no progress");
     }
@@ -70,10 +46,7 @@ fn assert_equal(table: &Table, model: &Model) {
     assert_eq!(&contents(table, 7), model);
     assert_eq!(table.len(), model.len());
     assert_eq!(table.is_empty(), model.is_empty());
-    let volatile = model
-        .values()
-        .filter(|(_, _, expires, _)| expires.is_some())
-        .count();
+    let volatile = model.values().filter(|(_, _, expires, _)| expires.is_some()).count();
     assert_eq!(table.volatile_len(), volatile);
 }
 
@@ -217,12 +190,7 @@ fn keeps_order_and_runs_of_equal_positions() {
     for number in 0..5000u32 {
         // Ten keys for each position.
         let hash = KeyHash(u64::from(number / 10 * 7_919_113) << 32);
-        put(
-            &table,
-            hash,
-            &number.to_le_bytes(),
-            &(Vec::new(), 1, None, 1),
-        );
+        put(&table, hash, &number.to_le_bytes(), &(Vec::new(), 1, None, 1));
     }
     let mut steps = 0;
     let mut from = Some(Position(0));
@@ -248,21 +216,12 @@ fn keeps_order_and_runs_of_equal_positions() {
 /// Far more keys than a segment has slots, all of one position, then of one hash bit apart.
 #[test]
 fn survives_colliding_hashes() {
-    for hashes in [
-        [0, 0],
-        [u64::MAX, u64::MAX],
-        [0x7fff_ffff_ffff_ffff, 0x8000_0000_0000_0000],
-    ] {
+    for hashes in [[0, 0], [u64::MAX, u64::MAX], [0x7fff_ffff_ffff_ffff, 0x8000_0000_0000_0000]] {
         let table = table(2);
         let empty_bytes = table.memory_bytes();
         let hash = |number: u32| KeyHash(hashes[number as usize % 2]);
         for number in 0..2200u32 {
-            put(
-                &table,
-                hash(number),
-                &number.to_le_bytes(),
-                &(vec![7], 1, None, 1),
-            );
+            put(&table, hash(number), &number.to_le_bytes(), &(vec![7], 1, None, 1));
         }
         assert_eq!(contents(&table, 1).len(), 2200);
         // Other keys find their way around.
@@ -286,48 +245,27 @@ fn survives_colliding_hashes() {
 #[test]
 fn grows_and_shrinks() {
     let memory = Memory::new(1 << 30);
-    let options = TableOptions {
-        hash_seed: 1,
-        shards: 4,
-    };
+    let options = TableOptions { hash_seed: 1, shards: 4 };
     let table = Table::new(options, Arc::clone(&memory));
     let empty_bytes = table.memory_bytes();
     let count = 100_000u64;
     for number in 0..count {
         let key = number.to_be_bytes();
-        put(
-            &table,
-            table.hash(&key),
-            &key,
-            &(key.to_vec(), number, Some(number), 1),
-        );
+        put(&table, table.hash(&key), &key, &(key.to_vec(), number, Some(number), 1));
     }
-    assert_eq!(
-        (table.len(), table.volatile_len()),
-        (count as usize, count as usize)
-    );
-    assert!(
-        table.memory_bytes() <= count * (40 + 13),
-        "{}",
-        table.memory_bytes()
-    );
+    assert_eq!((table.len(), table.volatile_len()), (count as usize, count as usize));
+    assert!(table.memory_bytes() <= count * (40 + 13), "{}", table.memory_bytes());
     assert!(memory.used().abs_diff(table.memory_bytes()) <= 4 * 4096);
     for number in 0..count {
         let key = number.to_be_bytes();
-        let version = table.read(table.hash(&key), &key, |entry| {
-            entry.map(|entry| entry.version)
-        });
+        let version = table.read(table.hash(&key), &key, |entry| entry.map(|entry| entry.version));
         assert_eq!(version, Some(number));
     }
     for number in 0..count {
         let key = number.to_be_bytes();
         assert!(table.remove(table.hash(&key), &key));
     }
-    assert!(
-        table.memory_bytes() <= empty_bytes * 8,
-        "{}",
-        table.memory_bytes()
-    );
+    assert!(table.memory_bytes() <= empty_bytes * 8, "{}", table.memory_bytes());
     assert!(memory.used() <= empty_bytes * 9);
 }
 
@@ -335,26 +273,10 @@ fn grows_and_shrinks() {
 fn takes_the_largest_keys_and_values() {
     let table = table(1);
     let mut model = Model::new();
-    for value_len in [
-        0,
-        1,
-        1000,
-        1024,
-        70_000,
-        3 << 20,
-        MAX_VALUE_BYTES,
-        5 << 20,
-        1010,
-        0,
-    ] {
+    for value_len in [0, 1, 1000, 1024, 70_000, 3 << 20, MAX_VALUE_BYTES, 5 << 20, 1010, 0] {
         for key_len in [0, 255, 256, MAX_KEY_BYTES] {
             let key = vec![3; key_len];
-            let row = (
-                vec![value_len as u8; value_len],
-                u64::MAX - 1,
-                Some(u64::MAX),
-                u32::MAX,
-            );
+            let row = (vec![value_len as u8; value_len], u64::MAX - 1, Some(u64::MAX), u32::MAX);
             put(&table, table.hash(&key), &key, &row);
             table.read(table.hash(&key), &key, |entry| {
                 assert_eq!(entry.map(tests::row).as_ref(), Some(&row));
@@ -368,13 +290,8 @@ fn takes_the_largest_keys_and_values() {
 
 #[test]
 fn expiry_is_inclusive_and_sizes_are_told() {
-    let mut entry = Entry {
-        key: &[1; 16],
-        value: &[2; 64],
-        version: 1,
-        expires_at_ms: None,
-        written_at_s: 0,
-    };
+    let mut entry =
+        Entry { key: &[1; 16], value: &[2; 64], version: 1, expires_at_ms: None, written_at_s: 0 };
     assert_eq!(entry.memory_bytes(), 96 + 13);
     assert!(!entry.is_expired(u64::MAX));
     entry.expires_at_ms = Some(5);
@@ -400,10 +317,7 @@ fn picks_any_entry_at_random() {
         }
         assert_eq!(hits.len(), count as usize);
         let most = *hits.values().max().expect("some");
-        assert!(
-            count < 50 || most < 40 * 6,
-            "one of {count} came {most} times"
-        );
+        assert!(count < 50 || most < 40 * 6, "one of {count} came {most} times");
     }
 }
 
@@ -428,10 +342,7 @@ fn readers_run_beside_the_writer() {
     let done = AtomicBool::new(false);
     let keys: Vec<_> = (0..64u32).map(u32::to_le_bytes).collect();
     let check = |entry: Entry<'_>| {
-        assert!(
-            entry.value.iter().all(|&byte| byte == entry.version as u8),
-            "torn"
-        );
+        assert!(entry.value.iter().all(|&byte| byte == entry.version as u8), "torn");
         entry.version
     };
     std::thread::scope(|scope| {

@@ -75,19 +75,7 @@ proptest! {
 /// Following the hint alone gives everything on time, in a bounded number of calls.
 #[test]
 fn the_hint_leads_to_every_entry() {
-    let spans = [
-        0,
-        1,
-        8,
-        9,
-        511,
-        512,
-        513,
-        40_000,
-        86_400_000,
-        365 * 86_400_000,
-        1 << 50,
-    ];
+    let spans = [0, 1, 8, 9, 511, 512, 513, 40_000, 86_400_000, 365 * 86_400_000, 1 << 50];
     let start = 1_700_000_000_123;
     let mut wheel = Wheel::new(start);
     for (number, span) in spans.into_iter().enumerate() {
@@ -120,10 +108,7 @@ fn a_crowd_is_moved_in_bounded_steps() {
         let before = due.len();
         wheel.advance(4_000_000, 1_000, &mut due);
         assert!(due.len() - before <= 1_000);
-        assert!(
-            wheel.is_empty() || wheel.next_due_ms() <= Some(4_000_000),
-            "call again"
-        );
+        assert!(wheel.is_empty() || wheel.next_due_ms() <= Some(4_000_000), "call again");
         calls += 1;
     }
     assert!(calls < crowd / 1_000 + 20);

@@ -38,12 +38,7 @@ fn small_log(sync_every: usize) -> SmallLog {
         log.reserve(log.batch_bytes()).unwrap();
         let (start, synced) = (log.written(), log.durable());
         let end = log.write().unwrap();
-        batches.push(Written {
-            start,
-            end,
-            synced,
-            records,
-        });
+        batches.push(Written { start, end, synced, records });
         if sync_every > 0 && (number as usize).is_multiple_of(sync_every) {
             log.sync_now().unwrap();
         }
@@ -53,15 +48,8 @@ fn small_log(sync_every: usize) -> SmallLog {
     files.sort();
     assert!(files.len() >= 3, "{files:?}");
     let base = |name: &String| name.trim_end_matches(".log").parse().unwrap();
-    let files = files
-        .iter()
-        .map(|name| (name.clone(), base(name)))
-        .collect();
-    SmallLog {
-        disk,
-        batches,
-        files,
-    }
+    let files = files.iter().map(|name| (name.clone(), base(name))).collect();
+    SmallLog { disk, batches, files }
 }
 
 impl SmallLog {
@@ -78,11 +66,7 @@ impl SmallLog {
     fn durable_seen_after(&self, lsn: u64) -> u64 {
         let batches = self.batches.iter().filter(|batch| batch.start >= lsn);
         let bases = self.files.iter().map(|(_, base)| *base);
-        batches
-            .map(|batch| batch.synced)
-            .chain(bases)
-            .max()
-            .unwrap()
+        batches.map(|batch| batch.synced).chain(bases).max().unwrap()
     }
 }
 
@@ -105,13 +89,7 @@ fn every_truncation_of_the_last_segment() {
         let log = small_log(sync_every);
         let (name, base) = log.files.last().unwrap();
         let contents = log.disk.contents(name).unwrap();
-        let head_end = log
-            .batches
-            .iter()
-            .find(|batch| batch.start > *base)
-            .unwrap()
-            .start
-            - base;
+        let head_end = log.batches.iter().find(|batch| batch.start > *base).unwrap().start - base;
         for length in 0..contents.len() {
             let disk = log.disk.duplicate();
             disk.put(name, contents[..length].to_vec());
@@ -119,25 +97,14 @@ fn every_truncation_of_the_last_segment() {
             if (length as u64) < head_end {
                 let error = result.unwrap_err();
                 let offset = if length < 64 { 0 } else { 64 };
-                assert_eq!(
-                    damaged_at(&error),
-                    Some((&**name, offset)),
-                    "{length}: {error}"
-                );
+                assert_eq!(damaged_at(&error), Some((&**name, offset)), "{length}: {error}");
                 continue;
             }
             let (opened, report, records) = result.unwrap();
             let expected = log.records_before(base + length as u64);
             assert_eq!(records, expected, "{length}");
-            let whole = log
-                .batches
-                .iter()
-                .map(|batch| batch.end - batch.end.min(*base));
-            let end = whole
-                .filter(|end| *end <= length as u64)
-                .max()
-                .unwrap()
-                .max(head_end);
+            let whole = log.batches.iter().map(|batch| batch.end - batch.end.min(*base));
+            let end = whole.filter(|end| *end <= length as u64).max().unwrap().max(head_end);
             let torn = contents[end as usize..length].iter().any(|byte| *byte != 0);
             assert_eq!(report.cut.is_some(), torn, "{length}: {report:?}");
             if let Some(cut) = &report.cut {
@@ -183,11 +150,8 @@ fn every_flipped_bit() {
             let length = log.disk.contents(name).unwrap().len() as u64;
             for offset in 0..length {
                 // All eight where it is cheap, else one that walks through the byte.
-                let bits = if sync_every == 3 {
-                    0..8
-                } else {
-                    (offset % 8) as u8..(offset % 8) as u8 + 1
-                };
+                let bits =
+                    if sync_every == 3 { 0..8 } else { (offset % 8) as u8..(offset % 8) as u8 + 1 };
                 for bit in bits {
                     check_flip(&log, name, *base, offset, bit);
                 }
@@ -201,42 +165,25 @@ fn check_flip(log: &SmallLog, name: &str, base: u64, offset: u64, bit: u8) {
     assert!(disk.flip_bit(name, offset, bit));
     let lsn = base + offset;
     let in_last = base == log.last_base();
-    let following = log
-        .files
-        .iter()
-        .map(|(_, base)| *base)
-        .find(|other| *other > base);
+    let following = log.files.iter().map(|(_, base)| *base).find(|other| *other > base);
     let all = log.records_before(u64::MAX);
     let hit = log.batches.iter().find(|batch| {
         batch.start >= base
             && following.is_none_or(|next| batch.end <= next)
             && (batch.start..batch.end).contains(&lsn)
     });
-    let first = log
-        .batches
-        .iter()
-        .find(|batch| batch.start >= base)
-        .unwrap()
-        .start;
+    let first = log.batches.iter().find(|batch| batch.start >= base).unwrap().start;
     let result = open(&disk, SEGMENT_BYTES);
     let context = format!("{name} at {offset} bit {bit}");
     match hit {
         Some(batch) if !in_last || log.durable_seen_after(batch.start) > batch.start => {
             let error = result.expect_err(&context);
-            assert_eq!(
-                damaged_at(&error),
-                Some((name, batch.start - base)),
-                "{context}"
-            );
+            assert_eq!(damaged_at(&error), Some((name, batch.start - base)), "{context}");
         }
         Some(batch) => {
             let (_, report, records) = result.expect(&context);
             assert_eq!(records, log.records_before(batch.start), "{context}");
-            assert_eq!(
-                report.cut.expect(&context).offset,
-                batch.start - base,
-                "{context}"
-            );
+            assert_eq!(report.cut.expect(&context).offset, batch.start - base, "{context}");
         }
         None if lsn < first => {
             let error = result.expect_err(&context);
@@ -262,11 +209,7 @@ fn a_closed_log_refuses_any_damage() {
         let disk = log.disk.duplicate();
         disk.flip_bit(name, lsn - base, 5);
         let error = open(&disk, SEGMENT_BYTES).unwrap_err();
-        assert_eq!(
-            damaged_at(&error),
-            Some((&**name, last.start - base)),
-            "{error}"
-        );
+        assert_eq!(damaged_at(&error), Some((&**name, last.start - base)), "{error}");
     }
 }
 
@@ -290,10 +233,7 @@ fn a_missing_segment_is_damage() {
     log.disk.remove(&log.files[1].0).unwrap();
     let error = open(&log.disk, SEGMENT_BYTES).unwrap_err();
     let (file, offset) = damaged_at(&error).unwrap();
-    assert_eq!(
-        (file, offset),
-        (&*log.files[0].0, log.files[1].1 - log.files[0].1)
-    );
+    assert_eq!((file, offset), (&*log.files[0].0, log.files[1].1 - log.files[0].1));
 }
 
 #[test]
@@ -305,10 +245,7 @@ fn a_renamed_segment_is_damage() {
     assert!(damaged_at(&open(&log.disk, SEGMENT_BYTES).unwrap_err()).is_some());
     let huge = format!("{}.log", u64::MAX);
     log.disk.rename(&other, &huge).unwrap();
-    assert_eq!(
-        damaged_at(&open(&log.disk, SEGMENT_BYTES).unwrap_err()),
-        Some((&*huge, 0))
-    );
+    assert_eq!(damaged_at(&open(&log.disk, SEGMENT_BYTES).unwrap_err()), Some((&*huge, 0)));
 }
 
 #[test]
@@ -322,11 +259,7 @@ fn an_unknown_version_says_so() {
     contents[12..16].copy_from_slice(&crc.to_le_bytes());
     log.disk.put(name, contents);
     match open(&log.disk, SEGMENT_BYTES).unwrap_err() {
-        LogError::UnknownVersion {
-            file,
-            found: 2,
-            supported: 1,
-        } => assert_eq!(file, *name),
+        LogError::UnknownVersion { file, found: 2, supported: 1 } => assert_eq!(file, *name),
         other => panic!("{other}"),
     }
 }
@@ -397,9 +330,6 @@ fn a_batch_in_the_wrong_place_is_not_read() {
     assert_eq!(end - starts[2], starts[1] - starts[0]);
     disk.put(&name, contents);
     let (_, report, records) = open(&disk, 4096).unwrap();
-    assert_eq!(
-        records,
-        [1, 2].map(|index| entry(1, index, &[index as u8; 48]))
-    );
+    assert_eq!(records, [1, 2].map(|index| entry(1, index, &[index as u8; 48])));
     assert_eq!(report.cut.map(|cut| cut.offset), Some(starts[2] as u64));
 }

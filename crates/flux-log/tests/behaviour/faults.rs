@@ -20,16 +20,7 @@ fn a_failed_write_poisons() {
         log.sync_now().unwrap();
         disk.fail_write_after(0);
         let error = write(&mut log, &[entry(1, 2, &[1; 600])]).unwrap_err();
-        assert!(
-            matches!(
-                &error,
-                LogError::Io {
-                    action: "write",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(&error, LogError::Io { action: "write", .. }), "{error}");
         let cause = "injected failure of a write";
         assert!(log.poison().unwrap().contains(cause));
         assert_poisoned(&log.append(&entry(1, 3, b"").record()).unwrap_err(), cause);
@@ -122,10 +113,7 @@ fn a_full_disk_refuses_and_recovers() {
     for _ in 0..3 {
         let error = log.reserve(600).unwrap_err();
         assert!(matches!(&error, LogError::Full { .. }), "{error}");
-        assert_eq!(
-            (log.written(), log.durable(), log.bytes()),
-            (written, durable, bytes)
-        );
+        assert_eq!((log.written(), log.durable(), log.bytes()), (written, durable, bytes));
         assert!(log.poison().is_none());
         assert_eq!(disk.used(), bytes, "nothing is left behind");
     }
@@ -191,10 +179,7 @@ fn a_restart_on_a_full_disk_is_durable() {
         disk.limit_capacity(Some(disk.used()));
         let (mut log, _, records) = open(&disk, 4096).unwrap();
         assert_eq!(records.len(), 1);
-        assert!(matches!(
-            log.reserve(100).unwrap_err(),
-            LogError::Full { .. }
-        ));
+        assert!(matches!(log.reserve(100).unwrap_err(), LogError::Full { .. }));
         drop(log);
         let (_, _, after) = open(&disk.power_cut(), 4096).unwrap();
         assert_eq!(after, records);

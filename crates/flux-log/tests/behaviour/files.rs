@@ -25,9 +25,7 @@ fn segments_are_allocated_and_read_back() {
     let (mut log, ..) = open_shared(disk.clone(), 1 << 16).unwrap();
     let length = |name: &str| fs::metadata(directory.path().join(name)).unwrap().len();
     assert_eq!(length("00000000000000000000.log"), 1 << 16);
-    let records: Vec<_> = (1..=50)
-        .map(|index| entry(3, index, &[index as u8; 5000]))
-        .collect();
+    let records: Vec<_> = (1..=50).map(|index| entry(3, index, &[index as u8; 5000])).collect();
     for record in &records {
         write(&mut log, std::slice::from_ref(record)).unwrap();
     }
@@ -39,12 +37,7 @@ fn segments_are_allocated_and_read_back() {
     assert_eq!(read, records);
     let dropped = log.trim(&mut |_| 50).unwrap();
     assert_eq!(dropped, report.segments - 1);
-    let logs = disk
-        .list()
-        .unwrap()
-        .iter()
-        .filter(|name| name.ends_with(".log"))
-        .count();
+    let logs = disk.list().unwrap().iter().filter(|name| name.ends_with(".log")).count();
     assert_eq!(logs, 1);
 }
 
@@ -67,21 +60,14 @@ fn a_torn_file_is_cut_and_a_damaged_one_refused() {
     let cut = report.cut.unwrap();
     assert_eq!((&*cut.file, cut.offset), (name, second));
     assert_eq!(records, [entry(1, 1, b"first")]);
-    assert_eq!(
-        fs::metadata(&path).unwrap().len(),
-        1 << 16,
-        "its blocks are back"
-    );
+    assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 16, "its blocks are back");
     log.close().unwrap();
 
     let mut bytes = fs::read(&path).unwrap();
     bytes[second as usize - 8] ^= 1;
     fs::write(&path, bytes).unwrap();
     let error = open_shared(disk, 1 << 16).unwrap_err();
-    assert!(
-        matches!(damaged_at(&error), Some((file, _)) if file == name),
-        "{error}"
-    );
+    assert!(matches!(damaged_at(&error), Some((file, _)) if file == name), "{error}");
 }
 
 #[test]
@@ -90,8 +76,5 @@ fn errors_name_the_file() {
     let disk = FileDisk::open(directory.path()).unwrap();
     fs::write(directory.path().join("00000000000000000000.log"), b"").unwrap();
     let error = open_shared(Arc::new(disk), 1 << 16).unwrap_err();
-    assert!(
-        matches!(error, LogError::Damaged { offset: 0, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, LogError::Damaged { offset: 0, .. }), "{error}");
 }

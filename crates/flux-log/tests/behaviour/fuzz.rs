@@ -10,11 +10,7 @@ fn segment() -> Vec<u8> {
     let disk = SimDisk::new(1);
     let (mut log, ..) = open(&disk, 1024).unwrap();
     for index in 1..=4 {
-        write(
-            &mut log,
-            &[entry(1, index, &[index as u8; 20]), state(2, index, 1)],
-        )
-        .unwrap();
+        write(&mut log, &[entry(1, index, &[index as u8; 20]), state(2, index, 1)]).unwrap();
     }
     log.close().unwrap();
     disk.contents("00000000000000000000.log").unwrap()

@@ -77,34 +77,13 @@ fn a_trimmed_log_forgets_no_state() {
         write(&mut log, &[entry(1, index, &[7; 100])]).unwrap();
     }
     let before = log.bytes();
-    assert_eq!(
-        log.oldest_segment()
-            .first()
-            .map(|(partition, _)| *partition),
-        Some(1)
-    );
+    assert_eq!(log.oldest_segment().first().map(|(partition, _)| *partition), Some(1));
 
-    assert_eq!(
-        log.trim(&mut |_| 0).unwrap(),
-        0,
-        "nothing is covered by a snapshot"
-    );
+    assert_eq!(log.trim(&mut |_| 0).unwrap(), 0, "nothing is covered by a snapshot");
     let (_, oldest) = log.oldest_segment()[0];
-    assert_eq!(
-        log.trim(&mut |_| oldest - 1).unwrap(),
-        0,
-        "one entry is not covered"
-    );
-    assert_eq!(
-        log.trim(&mut |_| oldest).unwrap(),
-        1,
-        "the oldest segment is covered"
-    );
-    assert_eq!(
-        log.trim(&mut |_| index).unwrap(),
-        3,
-        "all but the one being written"
-    );
+    assert_eq!(log.trim(&mut |_| oldest - 1).unwrap(), 0, "one entry is not covered");
+    assert_eq!(log.trim(&mut |_| oldest).unwrap(), 1, "the oldest segment is covered");
+    assert_eq!(log.trim(&mut |_| index).unwrap(), 3, "all but the one being written");
     assert_eq!(log.segments(), 1);
     assert!(log.oldest_segment().is_empty());
     assert!(log.bytes() < before);
@@ -113,11 +92,7 @@ fn a_trimmed_log_forgets_no_state() {
     let (_, report, records) = open(&disk, 512).unwrap();
     assert_eq!(report.segments, 1);
     assert_eq!(records[..2], [state(1, 6, 4), state(9, 8, 3)]);
-    assert!(
-        records[2..]
-            .iter()
-            .all(|record| matches!(record, Owned::Entry { .. }))
-    );
+    assert!(records[2..].iter().all(|record| matches!(record, Owned::Entry { .. })));
     assert_eq!(records.last(), Some(&entry(1, index, &[7; 100])));
 }
 
@@ -126,22 +101,14 @@ fn what_a_segment_holds_is_known_again_after_a_restart() {
     let disk = SimDisk::new(1);
     let (mut log, ..) = open(&disk, 512).unwrap();
     for index in 1..=10 {
-        write(
-            &mut log,
-            &[entry(4, index, &[1; 60]), entry(2, 100 + index, &[1; 60])],
-        )
-        .unwrap();
+        write(&mut log, &[entry(4, index, &[1; 60]), entry(2, 100 + index, &[1; 60])]).unwrap();
     }
     let (segments, oldest) = (log.segments(), log.oldest_segment().to_vec());
     assert!(segments > 2);
     drop(log);
     let (mut log, ..) = open(&disk, 512).unwrap();
     assert_eq!((log.segments(), log.oldest_segment()), (segments, &*oldest));
-    assert_eq!(
-        log.trim(&mut |partition| if partition == 4 { 10 } else { 0 })
-            .unwrap(),
-        0
-    );
+    assert_eq!(log.trim(&mut |partition| if partition == 4 { 10 } else { 0 }).unwrap(), 0);
     assert_eq!(log.trim(&mut |_| u64::MAX).unwrap(), segments - 1);
 }
 
@@ -161,10 +128,7 @@ fn a_batch_larger_than_a_segment_gets_a_larger_one() {
 fn a_prepared_segment_is_used_and_survives_none_it_is_not() {
     let disk = SimDisk::new(1);
     let (mut log, ..) = open(&disk, 1024).unwrap();
-    assert!(
-        log.prepare_target().is_none(),
-        "the first segment has just begun"
-    );
+    assert!(log.prepare_target().is_none(), "the first segment has just begun");
     write(&mut log, &[entry(1, 1, &[0; 600])]).unwrap();
     let target = log.prepare_target().expect("more than half is used");
     assert!(log.prepare_target().is_none(), "one is on its way");

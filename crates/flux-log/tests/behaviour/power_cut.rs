@@ -116,10 +116,7 @@ impl World {
 
     fn write(&mut self) -> Result<(), LogError> {
         let first = self.written.len();
-        let records = self
-            .batch
-            .drain(..)
-            .map(|record| Appended { end: None, record });
+        let records = self.batch.drain(..).map(|record| Appended { end: None, record });
         self.written.extend(records);
         let end = self.log.write()?;
         for appended in &mut self.written[first..] {
@@ -148,12 +145,7 @@ impl World {
             }
             Step::State { partition } => {
                 let term = self.next_number();
-                self.append(Owned::State(State {
-                    partition,
-                    term,
-                    vote: !term,
-                    commit: 0,
-                }))?;
+                self.append(Owned::State(State { partition, term, vote: !term, commit: 0 }))?;
             }
             Step::Write => self.write()?,
             Step::Sync => self.acknowledged = self.log.sync_now()?,
@@ -171,8 +163,7 @@ impl World {
             Step::Snapshot { partition } => self.snapshot(partition)?,
             Step::Trim => {
                 let snapshots = self.snapshots;
-                self.log
-                    .trim(&mut |partition| snapshots[partition as usize])?;
+                self.log.trim(&mut |partition| snapshots[partition as usize])?;
             }
             Step::FailSync => self.disk.fail_sync_after(0),
             Step::FailWrite => self.disk.fail_write_after(0),
@@ -214,8 +205,7 @@ impl World {
         let acknowledged = self.acknowledged;
         let ends = self.written.iter().filter_map(|appended| appended.end);
         self.acknowledged = ends.max().unwrap_or(0).max(acknowledged);
-        self.recover(self.disk.clone())
-            .inspect_err(|_| self.acknowledged = acknowledged)
+        self.recover(self.disk.clone()).inspect_err(|_| self.acknowledged = acknowledged)
     }
 
     fn power_cut(&mut self) {
@@ -247,19 +237,12 @@ impl World {
         let context = format!("{report:?}: visited {first}..{end}, durable {durable}");
         if end < durable {
             // Fine only if what is missing was trimmed, so that no more than a head is left.
-            assert!(
-                visited
-                    .iter()
-                    .all(|record| matches!(record, Owned::State(_))),
-                "{context}"
-            );
+            assert!(visited.iter().all(|record| matches!(record, Owned::State(_))), "{context}");
             (run, first, end) = (visited.len(), durable, durable);
         }
         assert!(end <= self.written.len(), "{context}");
         self.check_trimmed(first, &context);
-        let expected = self.written[first..end]
-            .iter()
-            .map(|appended| &appended.record);
+        let expected = self.written[first..end].iter().map(|appended| &appended.record);
         assert!(visited[run..].iter().eq(expected), "{context}");
         self.check_states(&visited, run, first, end, &context);
 
@@ -279,10 +262,7 @@ impl World {
     /// What is missing before the run is covered by snapshots.
     fn check_trimmed(&self, first: usize, context: &str) {
         for appended in &self.written[..first] {
-            if let Owned::Entry {
-                partition, index, ..
-            } = &appended.record
-            {
+            if let Owned::Entry { partition, index, .. } = &appended.record {
                 assert!(*index <= self.snapshots[*partition as usize], "{context}");
             }
         }
@@ -300,19 +280,10 @@ impl World {
             states
         };
         let written = |end: usize| self.written[..end].iter().map(|appended| &appended.record);
-        assert_eq!(
-            last(&mut visited.iter()),
-            last(&mut written(end)),
-            "{context}"
-        );
+        assert_eq!(last(&mut visited.iter()), last(&mut written(end)), "{context}");
         let before_run = last(&mut visited[..run].iter());
         let known = last(&mut written(first));
-        assert!(
-            before_run
-                .iter()
-                .all(|(of, state)| known.get(of) == Some(state)),
-            "{context}"
-        );
+        assert!(before_run.iter().all(|(of, state)| known.get(of) == Some(state)), "{context}");
     }
 
     fn check_snapshots(&mut self, disk: &SimDisk) -> Result<(), LogError> {
@@ -324,24 +295,15 @@ impl World {
             let place = partition as usize;
             let index = found.get(&partition).copied().unwrap_or(0);
             let finished = self.snapshots[place];
-            assert!(
-                index == finished || Some(index) == self.attempted[place],
-                "{found:?}"
-            );
+            assert!(index == finished || Some(index) == self.attempted[place], "{found:?}");
             self.snapshots[place] = index;
             self.attempted[place] = None;
             if index > 0 {
                 let id = SnapshotId { partition, index };
                 let mut snapshot = Snapshot::open(disk, id).unwrap();
                 assert_eq!(snapshot.meta(), index.to_le_bytes());
-                assert_eq!(
-                    snapshot.next_chunk().unwrap(),
-                    Some(&[partition as u8; 900][..])
-                );
-                assert_eq!(
-                    snapshot.next_chunk().unwrap(),
-                    Some(&index.to_le_bytes()[..])
-                );
+                assert_eq!(snapshot.next_chunk().unwrap(), Some(&[partition as u8; 900][..]));
+                assert_eq!(snapshot.next_chunk().unwrap(), Some(&index.to_le_bytes()[..]));
                 assert_eq!(snapshot.next_chunk().unwrap(), None);
             }
         }

@@ -101,10 +101,7 @@ fn every_flipped_bit_and_truncation_is_noticed() {
     disk.put(&name, longer);
     assert!(damaged_at(&read(&disk, id).unwrap_err()).is_some());
     disk.put("snap-00002-00000000000000000005", contents);
-    let other = SnapshotId {
-        partition: 2,
-        index: 5,
-    };
+    let other = SnapshotId { partition: 2, index: 5 };
     assert!(damaged_at(&read(&disk, other).unwrap_err()).is_some());
 }
 
@@ -126,13 +123,7 @@ fn a_crash_at_any_point_leaves_a_whole_snapshot() {
             if result.is_ok() {
                 assert_eq!(id.index, 8);
             }
-            assert!(
-                after
-                    .list()
-                    .unwrap()
-                    .iter()
-                    .all(|name| !name.ends_with(".tmp"))
-            );
+            assert!(after.list().unwrap().iter().all(|name| !name.ends_with(".tmp")));
         }
     }
 }
@@ -155,10 +146,7 @@ fn a_full_disk_or_a_fault_leaves_the_old_one() {
     writer.chunk(&[3; 1000]).unwrap();
     disk.fail_sync_after(0);
     assert!(writer.sync().is_err());
-    assert!(matches!(
-        writer.finish().unwrap_err(),
-        LogError::Poisoned { .. }
-    ));
+    assert!(matches!(writer.finish().unwrap_err(), LogError::Poisoned { .. }));
     assert_eq!(disk.used(), used);
 
     drop(SnapshotWriter::create(Arc::new(disk.clone()), 1, 7, b"").unwrap());
@@ -177,13 +165,7 @@ fn a_snapshot_that_was_listed_stays() {
         disk.fail_sync_after(1);
         assert!(take(&disk, 1, 8, b"new", &[]).is_err());
         let listed = Snapshot::list(&disk).unwrap();
-        assert_eq!(
-            listed,
-            [SnapshotId {
-                partition: 1,
-                index: 8
-            }]
-        );
+        assert_eq!(listed, [SnapshotId { partition: 1, index: 8 }]);
         assert_eq!(Snapshot::list(&disk.power_cut()).unwrap(), listed);
     }
 }

@@ -7,58 +7,32 @@ use flux_log::{Disk, Entry, Log, LogError, LogOptions, Record, RecoveryReport, S
 /// A record with its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owned {
-    Entry {
-        partition: u16,
-        entry_type: u8,
-        term: u64,
-        index: u64,
-        commit: u64,
-        payload: Vec<u8>,
-    },
+    Entry { partition: u16, entry_type: u8, term: u64, index: u64, commit: u64, payload: Vec<u8> },
     State(State),
 }
 
 impl Owned {
     pub fn record(&self) -> Record<'_> {
         match self {
-            Owned::Entry {
-                partition,
-                entry_type,
-                term,
-                index,
-                commit,
-                payload,
-            } => Record::Entry(Entry {
-                partition: *partition,
-                entry_type: *entry_type,
-                term: *term,
-                index: *index,
-                commit: *commit,
-                payload,
-            }),
+            Owned::Entry { partition, entry_type, term, index, commit, payload } => {
+                Record::Entry(Entry {
+                    partition: *partition,
+                    entry_type: *entry_type,
+                    term: *term,
+                    index: *index,
+                    commit: *commit,
+                    payload,
+                })
+            }
             Owned::State(state) => Record::State(*state),
         }
     }
 
     pub fn from_record(record: Record<'_>) -> Owned {
         match record {
-            Record::Entry(Entry {
-                partition,
-                entry_type,
-                term,
-                index,
-                commit,
-                payload,
-            }) => {
+            Record::Entry(Entry { partition, entry_type, term, index, commit, payload }) => {
                 let payload = payload.to_vec();
-                Owned::Entry {
-                    partition,
-                    entry_type,
-                    term,
-                    index,
-                    commit,
-                    payload,
-                }
+                Owned::Entry { partition, entry_type, term, index, commit, payload }
             }
             Record::State(state) => Owned::State(state),
         }
@@ -67,30 +41,15 @@ impl Owned {
 
 pub fn entry(partition: u16, index: u64, payload: &[u8]) -> Owned {
     let payload = payload.to_vec();
-    Owned::Entry {
-        partition,
-        entry_type: 3,
-        term: 7,
-        index,
-        commit: index - 1,
-        payload,
-    }
+    Owned::Entry { partition, entry_type: 3, term: 7, index, commit: index - 1, payload }
 }
 
 pub fn state(partition: u16, term: u64, vote: u64) -> Owned {
-    Owned::State(State {
-        partition,
-        term,
-        vote,
-        commit: term,
-    })
+    Owned::State(State { partition, term, vote, commit: term })
 }
 
 pub fn options(segment_bytes: u64) -> LogOptions {
-    LogOptions {
-        segment_bytes,
-        ..LogOptions::new(0x5a17)
-    }
+    LogOptions { segment_bytes, ..LogOptions::new(0x5a17) }
 }
 
 /// Opens the log and gives what it visited.

@@ -89,10 +89,8 @@ impl<'a> Reader<'a> {
     }
 
     fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], BodyError> {
-        let (head, rest) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or(BodyError::Truncated { field })?;
+        let (head, rest) =
+            self.rest.split_first_chunk::<N>().ok_or(BodyError::Truncated { field })?;
         self.rest = rest;
         Ok(*head)
     }
@@ -121,10 +119,7 @@ impl<'a> Reader<'a> {
     pub(super) fn bits(&mut self, field: &'static str, known: u8) -> Result<u8, BodyError> {
         let bits = self.u8(field)?;
         if bits & !known != 0 {
-            return Err(BodyError::Invalid {
-                field,
-                value: u64::from(bits),
-            });
+            return Err(BodyError::Invalid { field, value: u64::from(bits) });
         }
         Ok(bits)
     }
@@ -136,10 +131,8 @@ impl<'a> Reader<'a> {
     /// A length of 32 bits and as many bytes.
     pub(super) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], BodyError> {
         let length = self.u32(field)? as usize;
-        let (bytes, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or(BodyError::Truncated { field })?;
+        let (bytes, rest) =
+            self.rest.split_at_checked(length).ok_or(BodyError::Truncated { field })?;
         self.rest = rest;
         Ok(bytes)
     }
@@ -179,11 +172,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<T>, BodyError> {
         let count = self.u32(field)? as usize;
         if count > limit {
-            return Err(BodyError::TooMany {
-                field,
-                count,
-                limit,
-            });
+            return Err(BodyError::TooMany { field, count, limit });
         }
         if count.saturating_mul(min_bytes) > self.rest.len() {
             return Err(BodyError::Truncated { field });
@@ -202,11 +191,7 @@ impl<'a> Reader<'a> {
 
     /// Makes sure that nothing is left.
     pub(super) fn finish(self) -> Result<(), BodyError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(BodyError::Trailing(self.rest.len()))
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(BodyError::Trailing(self.rest.len())) }
     }
 }
 

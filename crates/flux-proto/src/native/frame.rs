@@ -35,12 +35,7 @@ pub struct RequestHeader {
 impl RequestHeader {
     /// The header of a request, with no flags and no deadline.
     pub fn new(id: u64, opcode: Opcode) -> RequestHeader {
-        RequestHeader {
-            id,
-            opcode: opcode as u8,
-            flags: 0,
-            deadline_ms: 0,
-        }
+        RequestHeader { id, opcode: opcode as u8, flags: 0, deadline_ms: 0 }
     }
 
     /// Whether any replica may answer the read from what it has applied.
@@ -93,10 +88,7 @@ impl<'a> ResponseFrame<'a> {
         if self.status != 0 {
             // Servers may add fields after the message.
             let message = Reader::new(self.body).text("message")?;
-            return Ok(Err(Failure {
-                status: self.status,
-                message,
-            }));
+            return Ok(Err(Failure { status: self.status, message }));
         }
         Response::decode(Opcode::try_from(self.opcode)?, self.body).map(Ok)
     }
@@ -136,22 +128,7 @@ pub fn decode_request(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameE
     let Some((&header, body)) = frame.split_first_chunk::<REQUEST_HEADER_BYTES>() else {
         return Ok(None);
     };
-    let [
-        i0,
-        i1,
-        i2,
-        i3,
-        i4,
-        i5,
-        i6,
-        i7,
-        opcode,
-        flags,
-        d0,
-        d1,
-        d2,
-        d3,
-    ] = header;
+    let [i0, i1, i2, i3, i4, i5, i6, i7, opcode, flags, d0, d1, d2, d3] = header;
     let header = RequestHeader {
         id: u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
         opcode,
@@ -172,15 +149,7 @@ pub fn decode_response(input: &[u8]) -> Result<Option<(ResponseFrame<'_>, usize)
     let [i0, i1, i2, i3, i4, i5, i6, i7, s0, s1, opcode, _] = header;
     let id = u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]);
     let status = u16::from_le_bytes([s0, s1]);
-    Ok(Some((
-        ResponseFrame {
-            id,
-            status,
-            opcode,
-            body,
-        },
-        taken,
-    )))
+    Ok(Some((ResponseFrame { id, status, opcode, body }, taken)))
 }
 
 /// Appends a request; the header's opcode is taken from the request.

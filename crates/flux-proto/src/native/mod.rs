@@ -74,9 +74,7 @@ pub fn exercise(bytes: &[u8]) {
     {
         let mut again = Vec::new();
         encode_response(&mut again, frame.id, opcode, &response).expect("it came in one frame");
-        let (frame, _) = decode_response(&again)
-            .expect("well formed")
-            .expect("whole");
+        let (frame, _) = decode_response(&again).expect("well formed").expect("whole");
         assert_eq!(frame.response(), Ok(Ok(response)));
     }
 }

@@ -38,20 +38,14 @@ pub struct Preface {
 
 impl Default for Preface {
     fn default() -> Preface {
-        Preface {
-            min_version: VERSION,
-            max_version: VERSION,
-            flags: 0,
-        }
+        Preface { min_version: VERSION, max_version: VERSION, flags: 0 }
     }
 }
 
 impl Preface {
     /// The version to speak with this client, if there is one in common.
     pub fn choose_version(&self) -> Option<u16> {
-        (self.min_version..=self.max_version)
-            .contains(&VERSION)
-            .then_some(VERSION)
+        (self.min_version..=self.max_version).contains(&VERSION).then_some(VERSION)
     }
 }
 
@@ -142,19 +136,7 @@ pub fn decode_server_preface(
     let Some((head, rest)) = input.split_first_chunk::<SERVER_HEAD_BYTES>() else {
         return Ok(None);
     };
-    let [
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        version0,
-        version1,
-        flags0,
-        flags1,
-        length @ ..,
-    ] = *head;
+    let [_, _, _, _, _, _, version0, version1, flags0, flags1, length @ ..] = *head;
     let length = u32::from_le_bytes(length) as usize;
     if length > SERVER_REST_LIMIT {
         return Err(PrefaceError::TooLong(length));
@@ -177,10 +159,7 @@ fn decode_server_rest(
     let mut reader = Reader::new(rest);
     if version == 0 {
         let code = reader.u16("code")?;
-        return Ok(ServerPreface::Refused {
-            code,
-            message: reader.text("message")?,
-        });
+        return Ok(ServerPreface::Refused { code, message: reader.text("message")? });
     }
     Ok(ServerPreface::Accepted(Accepted {
         version,
@@ -244,9 +223,5 @@ fn cut(text: &str) -> &str {
 /// The magic may arrive in pieces: a wrong byte is told as soon as it is there.
 fn check_magic(input: &[u8]) -> Result<(), PrefaceError> {
     let known = input.len().min(MAGIC.len());
-    if input[..known] == MAGIC[..known] {
-        Ok(())
-    } else {
-        Err(PrefaceError::BadMagic)
-    }
+    if input[..known] == MAGIC[..known] { Ok(()) } else { Err(PrefaceError::BadMagic) }
 }

@@ -247,59 +247,38 @@ impl<'a> Request<'a> {
     pub(super) fn decode(opcode: Opcode, body: &'a [u8]) -> Result<Request<'a>, BodyError> {
         let mut reader = Reader::new(body);
         let request = match opcode {
-            Opcode::Ping => Request::Ping {
-                payload: reader.remainder(),
-            },
-            Opcode::Auth => Request::Auth {
-                user: reader.text("user")?,
-                password: reader.bytes("password")?,
-            },
+            Opcode::Ping => Request::Ping { payload: reader.remainder() },
+            Opcode::Auth => {
+                Request::Auth { user: reader.text("user")?, password: reader.bytes("password")? }
+            }
             Opcode::Info => Request::Info,
             Opcode::Get => Request::Get { key: reader.key()? },
             Opcode::Set => {
                 let return_previous = reader.boolean("options")?;
                 let (expiry, condition) = (expiry(&mut reader)?, condition(&mut reader)?);
                 let (key, value) = (reader.key()?, reader.value()?);
-                Request::Set {
-                    key,
-                    value,
-                    expiry,
-                    condition,
-                    return_previous,
-                }
+                Request::Set { key, value, expiry, condition, return_previous }
             }
             Opcode::Delete => {
                 let condition = condition(&mut reader)?;
-                Request::Delete {
-                    key: reader.key()?,
-                    condition,
-                }
+                Request::Delete { key: reader.key()?, condition }
             }
             Opcode::Increment => {
                 let delta = reader.i64("delta")?;
-                Request::Increment {
-                    key: reader.key()?,
-                    delta,
-                }
+                Request::Increment { key: reader.key()?, delta }
             }
             Opcode::Expire => {
                 let expiry = expiry(&mut reader)?;
                 if !matches!(expiry, Expiry::In(_) | Expiry::At(_)) {
                     let value = u64::from(expiry == Expiry::Keep);
-                    return Err(BodyError::Invalid {
-                        field: "expiry",
-                        value,
-                    });
+                    return Err(BodyError::Invalid { field: "expiry", value });
                 }
-                Request::Expire {
-                    key: reader.key()?,
-                    expiry,
-                }
+                Request::Expire { key: reader.key()?, expiry }
             }
             Opcode::Persist => Request::Persist { key: reader.key()? },
-            Opcode::BatchGet => Request::BatchGet {
-                keys: reader.list("keys", MAX_BATCH, 5, Reader::key)?,
-            },
+            Opcode::BatchGet => {
+                Request::BatchGet { keys: reader.list("keys", MAX_BATCH, 5, Reader::key)? }
+            }
             Opcode::BatchWrite => Request::BatchWrite {
                 guards: reader.list("guards", MAX_BATCH, 13, guard)?,
                 writes: reader.list("writes", MAX_BATCH, 7, write)?,
@@ -308,12 +287,7 @@ impl<'a> Request<'a> {
                 let keys_only = reader.boolean("options")?;
                 let limit = scan_limit(reader.u32("limit")?)?;
                 let (prefix, cursor) = (reader.bytes("prefix")?, reader.bytes("cursor")?);
-                Request::Scan {
-                    prefix,
-                    cursor,
-                    limit,
-                    keys_only,
-                }
+                Request::Scan { prefix, cursor, limit, keys_only }
             }
         };
         reader.finish()?;
@@ -329,13 +303,7 @@ impl<'a> Request<'a> {
             }
             Request::Info => {}
             Request::Get { key } | Request::Persist { key } => put_bytes(out, key),
-            Request::Set {
-                key,
-                value,
-                expiry,
-                condition,
-                return_previous,
-            } => {
+            Request::Set { key, value, expiry, condition, return_previous } => {
                 out.put_u8(u8::from(*return_previous));
                 put_set(out, key, value, *expiry, *condition);
             }
@@ -368,12 +336,7 @@ impl<'a> Request<'a> {
                     put_write(out, write);
                 }
             }
-            Request::Scan {
-                prefix,
-                cursor,
-                limit,
-                keys_only,
-            } => {
+            Request::Scan { prefix, cursor, limit, keys_only } => {
                 out.put_u8(u8::from(*keys_only));
                 out.put_u32_le(*limit);
                 put_bytes(out, prefix);
@@ -387,10 +350,7 @@ fn scan_limit(limit: u32) -> Result<u32, BodyError> {
     match limit {
         0 => Ok(DEFAULT_SCAN_LIMIT),
         1..=MAX_SCAN_LIMIT => Ok(limit),
-        _ => Err(BodyError::Invalid {
-            field: "limit",
-            value: u64::from(limit),
-        }),
+        _ => Err(BodyError::Invalid { field: "limit", value: u64::from(limit) }),
     }
 }
 
@@ -400,19 +360,13 @@ fn expiry(reader: &mut Reader<'_>) -> Result<Expiry, BodyError> {
         1 => Expiry::Keep,
         2 => match reader.u64("ttl_ms")? {
             0 => {
-                return Err(BodyError::Invalid {
-                    field: "ttl_ms",
-                    value: 0,
-                });
+                return Err(BodyError::Invalid { field: "ttl_ms", value: 0 });
             }
             ttl_ms => Expiry::In(ttl_ms),
         },
         3 => Expiry::At(reader.u64("expires_at_ms")?),
         kind => {
-            return Err(BodyError::Invalid {
-                field: "expiry",
-                value: u64::from(kind),
-            });
+            return Err(BodyError::Invalid { field: "expiry", value: u64::from(kind) });
         }
     })
 }
@@ -424,20 +378,14 @@ fn condition(reader: &mut Reader<'_>) -> Result<Condition, BodyError> {
         2 => Condition::IfPresent,
         3 => Condition::IfVersion(reader.u64("version")?),
         kind => {
-            return Err(BodyError::Invalid {
-                field: "condition",
-                value: u64::from(kind),
-            });
+            return Err(BodyError::Invalid { field: "condition", value: u64::from(kind) });
         }
     })
 }
 
 fn guard<'a>(reader: &mut Reader<'a>) -> Result<Guard<'a>, BodyError> {
     let version = reader.u64("version")?;
-    Ok(Guard {
-        key: reader.key()?,
-        version,
-    })
+    Ok(Guard { key: reader.key()?, version })
 }
 
 fn write<'a>(reader: &mut Reader<'a>) -> Result<Write<'a>, BodyError> {
@@ -445,44 +393,25 @@ fn write<'a>(reader: &mut Reader<'a>) -> Result<Write<'a>, BodyError> {
     Ok(match Opcode::try_from(kind) {
         Ok(Opcode::Set) => {
             let (expiry, condition) = (expiry(reader)?, condition(reader)?);
-            Write::Set {
-                key: reader.key()?,
-                value: reader.value()?,
-                expiry,
-                condition,
-            }
+            Write::Set { key: reader.key()?, value: reader.value()?, expiry, condition }
         }
         Ok(Opcode::Delete) => {
             let condition = condition(reader)?;
-            Write::Delete {
-                key: reader.key()?,
-                condition,
-            }
+            Write::Delete { key: reader.key()?, condition }
         }
         Ok(Opcode::Increment) => {
             let delta = reader.i64("delta")?;
-            Write::Increment {
-                key: reader.key()?,
-                delta,
-            }
+            Write::Increment { key: reader.key()?, delta }
         }
         _ => {
-            return Err(BodyError::Invalid {
-                field: "kind",
-                value: u64::from(kind),
-            });
+            return Err(BodyError::Invalid { field: "kind", value: u64::from(kind) });
         }
     })
 }
 
 fn put_write(out: &mut Vec<u8>, write: &Write<'_>) {
     match write {
-        Write::Set {
-            key,
-            value,
-            expiry,
-            condition,
-        } => {
+        Write::Set { key, value, expiry, condition } => {
             out.put_u8(Opcode::Set as u8);
             put_set(out, key, value, *expiry, *condition);
         }

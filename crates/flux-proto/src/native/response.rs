@@ -180,9 +180,7 @@ impl<'a> Response<'a> {
     pub(super) fn decode(opcode: Opcode, body: &'a [u8]) -> Result<Response<'a>, BodyError> {
         let mut reader = Reader::new(body);
         let response = match opcode {
-            Opcode::Ping => Response::Pong {
-                payload: reader.remainder(),
-            },
+            Opcode::Ping => Response::Pong { payload: reader.remainder() },
             Opcode::Auth => Response::Authenticated,
             // Servers may add fields to this one.
             Opcode::Info => return info(&mut reader).map(Response::Info),
@@ -191,10 +189,7 @@ impl<'a> Response<'a> {
             Opcode::Delete => Response::Deleted(delete_reply(&mut reader)?),
             Opcode::Increment => {
                 let value = reader.i64("sum")?;
-                Response::Counter {
-                    value,
-                    version: reader.u64("version")?,
-                }
+                Response::Counter { value, version: reader.u64("version")? }
             }
             Opcode::Expire | Opcode::Persist => Response::Changed(reader.boolean("changed")?),
             Opcode::BatchGet => Response::Values(reader.list("values", MAX_BATCH, 1, found)?),
@@ -217,16 +212,8 @@ impl<'a> Response<'a> {
             Response::Value(value) => put_found(out, value.as_ref()),
             Response::Set(reply) => {
                 let mut bits = if reply.written { WRITTEN } else { 0 };
-                bits |= if reply.version.is_some() {
-                    VERSION_KNOWN
-                } else {
-                    0
-                };
-                bits |= if reply.previous.is_some() {
-                    HAS_PREVIOUS
-                } else {
-                    0
-                };
+                bits |= if reply.version.is_some() { VERSION_KNOWN } else { 0 };
+                bits |= if reply.previous.is_some() { HAS_PREVIOUS } else { 0 };
                 out.put_u8(bits);
                 out.put_u64_le(reply.version.unwrap_or(0));
                 if let Some(previous) = &reply.previous {
@@ -269,11 +256,7 @@ impl<'a> Response<'a> {
 fn value<'a>(reader: &mut Reader<'a>) -> Result<Value<'a>, BodyError> {
     let version = reader.u64("version")?;
     let expires_at_ms = reader.expires_at_ms()?;
-    Ok(Value {
-        bytes: reader.bytes("value")?,
-        version,
-        expires_at_ms,
-    })
+    Ok(Value { bytes: reader.bytes("value")?, version, expires_at_ms })
 }
 
 fn put_value(out: &mut Vec<u8>, value: &Value<'_>) {
@@ -283,11 +266,7 @@ fn put_value(out: &mut Vec<u8>, value: &Value<'_>) {
 }
 
 fn found<'a>(reader: &mut Reader<'a>) -> Result<Option<Value<'a>>, BodyError> {
-    if reader.boolean("found")? {
-        value(reader).map(Some)
-    } else {
-        Ok(None)
-    }
+    if reader.boolean("found")? { value(reader).map(Some) } else { Ok(None) }
 }
 
 fn put_found(out: &mut Vec<u8>, value: Option<&Value<'_>>) {
@@ -298,20 +277,13 @@ fn put_found(out: &mut Vec<u8>, value: Option<&Value<'_>>) {
 }
 
 fn item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, BodyError> {
-    Ok(Item {
-        key: reader.key()?,
-        value: value(reader)?,
-    })
+    Ok(Item { key: reader.key()?, value: value(reader)? })
 }
 
 fn set_reply<'a>(reader: &mut Reader<'a>) -> Result<SetReply<'a>, BodyError> {
     let bits = reader.bits("outcome", WRITTEN | VERSION_KNOWN | HAS_PREVIOUS)?;
     let version = reader.u64("version")?;
-    let previous = if bits & HAS_PREVIOUS != 0 {
-        Some(value(reader)?)
-    } else {
-        None
-    };
+    let previous = if bits & HAS_PREVIOUS != 0 { Some(value(reader)?) } else { None };
     Ok(SetReply {
         written: bits & WRITTEN != 0,
         version: (bits & VERSION_KNOWN != 0).then_some(version),
@@ -326,10 +298,7 @@ fn delete_reply(reader: &mut Reader<'_>) -> Result<DeleteReply, BodyError> {
         0 => Ok(DeleteReply::Absent),
         1 => Ok(DeleteReply::Deleted),
         2 => Ok(DeleteReply::Conflict(version)),
-        _ => Err(BodyError::Invalid {
-            field: "outcome",
-            value: u64::from(outcome),
-        }),
+        _ => Err(BodyError::Invalid { field: "outcome", value: u64::from(outcome) }),
     }
 }
 
@@ -339,32 +308,20 @@ fn batch_reply(reader: &mut Reader<'_>) -> Result<BatchReply, BodyError> {
         let position = (position != NO_POSITION).then_some(position);
         return Ok(BatchReply::NotWritten { position });
     }
-    reader
-        .list("results", MAX_BATCH, 2, write_result)
-        .map(BatchReply::Written)
+    reader.list("results", MAX_BATCH, 2, write_result).map(BatchReply::Written)
 }
 
 fn write_result(reader: &mut Reader<'_>) -> Result<WriteResult, BodyError> {
     let kind = reader.u8("kind")?;
     Ok(match Opcode::try_from(kind) {
-        Ok(Opcode::Set) => WriteResult::Set {
-            version: reader.u64("version")?,
-        },
-        Ok(Opcode::Delete) => WriteResult::Delete {
-            deleted: reader.boolean("deleted")?,
-        },
+        Ok(Opcode::Set) => WriteResult::Set { version: reader.u64("version")? },
+        Ok(Opcode::Delete) => WriteResult::Delete { deleted: reader.boolean("deleted")? },
         Ok(Opcode::Increment) => {
             let value = reader.i64("sum")?;
-            WriteResult::Increment {
-                value,
-                version: reader.u64("version")?,
-            }
+            WriteResult::Increment { value, version: reader.u64("version")? }
         }
         _ => {
-            return Err(BodyError::Invalid {
-                field: "kind",
-                value: u64::from(kind),
-            });
+            return Err(BodyError::Invalid { field: "kind", value: u64::from(kind) });
         }
     })
 }
@@ -403,27 +360,14 @@ fn info<'a>(reader: &mut Reader<'a>) -> Result<Info<'a>, BodyError> {
     let node = reader.text("node")?;
     let server_version = reader.text("server_version")?;
     let members = reader.list("members", usize::from(NO_LEADER), 8, |reader| {
-        Ok(Member {
-            name: reader.text("name")?,
-            data_addr: reader.text("data_addr")?,
-        })
+        Ok(Member { name: reader.text("name")?, data_addr: reader.text("data_addr")? })
     })?;
-    let leaders = reader.list("leaders", 16384, 2, |reader| {
-        match reader.u16("leader")? {
-            NO_LEADER => Ok(None),
-            leader if usize::from(leader) < members.len() => Ok(Some(leader)),
-            leader => Err(BodyError::Invalid {
-                field: "leader",
-                value: u64::from(leader),
-            }),
-        }
+    let leaders = reader.list("leaders", 16384, 2, |reader| match reader.u16("leader")? {
+        NO_LEADER => Ok(None),
+        leader if usize::from(leader) < members.len() => Ok(Some(leader)),
+        leader => Err(BodyError::Invalid { field: "leader", value: u64::from(leader) }),
     })?;
-    Ok(Info {
-        node,
-        server_version,
-        members,
-        leaders,
-    })
+    Ok(Info { node, server_version, members, leaders })
 }
 
 fn put_info(out: &mut Vec<u8>, info: &Info<'_>) {

@@ -119,10 +119,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 fn trim_start(text: &[u8]) -> &[u8] {
-    let start = text
-        .iter()
-        .position(|&byte| !is_space(byte))
-        .unwrap_or(text.len());
+    let start = text.iter().position(|&byte| !is_space(byte)).unwrap_or(text.len());
     &text[start..]
 }
 
@@ -133,10 +130,7 @@ mod tests {
     fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, UnbalancedQuotes> {
         let (mut bytes, mut places) = (Vec::new(), Vec::new());
         split(line, &mut bytes, |place| places.push(place))?;
-        Ok(places
-            .into_iter()
-            .map(|place| bytes[place].to_vec())
-            .collect())
+        Ok(places.into_iter().map(|place| bytes[place].to_vec()).collect())
     }
 
     #[test]
@@ -149,10 +143,7 @@ mod tests {
             (b"  set\ta   b  ", &[b"set", b"a", b"b"]),
             (b"set a \"b c\"", &[b"set", b"a", b"b c"]),
             (b"\"\" ''", &[b"", b""]),
-            (
-                br#""\x00\xfF\n\r\t\b\a\"\\\q""#,
-                &[b"\x00\xff\n\r\t\x08\x07\"\\q"],
-            ),
+            (br#""\x00\xfF\n\r\t\b\a\"\\\q""#, &[b"\x00\xff\n\r\t\x08\x07\"\\q"]),
             (br#""\xzz""#, &[b"xzz"]),
             (br"'a\'b\n'", &[br"a'b\n"]),
             (b"a\"b\"", &[b"ab"]),
@@ -165,16 +156,7 @@ mod tests {
 
     #[test]
     fn unbalanced_quotes_are_refused() {
-        for line in [
-            r#"""#,
-            r#"set "a"#,
-            r#"set "a"b"#,
-            "'",
-            "'a'b",
-            r"'\'",
-            r#""\"#,
-            r#""a\""#,
-        ] {
+        for line in [r#"""#, r#"set "a"#, r#"set "a"b"#, "'", "'a'b", r"'\'", r#""\"#, r#""a\""#] {
             assert_eq!(words(line.as_bytes()), Err(UnbalancedQuotes), "{line}");
         }
     }

@@ -88,10 +88,7 @@ pub fn skip_reply(input: &[u8]) -> Result<Option<(usize, bool)>, ReplyError> {
                 _ => 0,
             },
             Shape::Values(each) => length(line)?.unwrap_or(0).saturating_mul(each),
-            Shape::Attribute => length(line)?
-                .unwrap_or(0)
-                .saturating_mul(2)
-                .saturating_add(1),
+            Shape::Attribute => length(line)?.unwrap_or(0).saturating_mul(2).saturating_add(1),
         };
         missing = missing.saturating_add(more);
     }
@@ -136,10 +133,7 @@ struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// The type and the rest of the line at the cursor, which moves behind it.
     fn head(&mut self) -> Result<Option<(u8, &'a [u8])>, ReplyError> {
-        let Some((&kind, rest)) = self
-            .input
-            .get(self.position..)
-            .and_then(<[u8]>::split_first)
+        let Some((&kind, rest)) = self.input.get(self.position..).and_then(<[u8]>::split_first)
         else {
             return Ok(None);
         };
@@ -148,9 +142,7 @@ impl<'a> Cursor<'a> {
             return Ok(None);
         };
         self.position += end + 2;
-        let line = rest[..end]
-            .strip_suffix(b"\r")
-            .ok_or(ReplyError::ExpectedLineEnd)?;
+        let line = rest[..end].strip_suffix(b"\r").ok_or(ReplyError::ExpectedLineEnd)?;
         Ok(Some((kind, line)))
     }
 
@@ -266,10 +258,9 @@ fn string(kind: u8, bytes: &[u8]) -> Result<Reply, ReplyError> {
     Ok(match kind {
         b'!' => Reply::Error(bytes.to_vec()),
         b'=' => match bytes {
-            [a, b, c, b':', text @ ..] => Reply::Verbatim {
-                format: vec![*a, *b, *c],
-                text: text.to_vec(),
-            },
+            [a, b, c, b':', text @ ..] => {
+                Reply::Verbatim { format: vec![*a, *b, *c], text: text.to_vec() }
+            }
             _ => return Err(ReplyError::BadNumber),
         },
         _ => Reply::Bulk(bytes.to_vec()),
@@ -296,24 +287,12 @@ mod tests {
     /// Parses the whole input, and checks that every prefix is incomplete.
     fn parsed(input: &[u8]) -> Reply {
         for end in 0..input.len() {
-            assert_eq!(
-                parse_reply(&input[..end]),
-                Ok(None),
-                "{}",
-                input[..end].escape_ascii()
-            );
-            assert_eq!(
-                skip_reply(&input[..end]),
-                Ok(None),
-                "{}",
-                input[..end].escape_ascii()
-            );
+            assert_eq!(parse_reply(&input[..end]), Ok(None), "{}", input[..end].escape_ascii());
+            assert_eq!(skip_reply(&input[..end]), Ok(None), "{}", input[..end].escape_ascii());
         }
         let mut more = input.to_vec();
         more.push(b'+');
-        let (reply, length) = parse_reply(&more)
-            .unwrap()
-            .expect("the whole reply is there");
+        let (reply, length) = parse_reply(&more).unwrap().expect("the whole reply is there");
         assert_eq!(length, input.len());
         let is_error = matches!(reply, Reply::Error(_));
         assert_eq!(skip_reply(&more), Ok(Some((length, is_error))));
@@ -336,22 +315,13 @@ mod tests {
         assert_eq!(parsed(b"%1\r\n+k\r\n:1\r\n"), {
             Reply::Map(vec![(Reply::Simple(b"k".into()), Reply::Integer(1))])
         });
-        assert_eq!(
-            parsed(b"~1\r\n#t\r\n"),
-            Reply::Set(vec![Reply::Boolean(true)])
-        );
-        assert_eq!(
-            parsed(b">1\r\n#f\r\n"),
-            Reply::Push(vec![Reply::Boolean(false)])
-        );
+        assert_eq!(parsed(b"~1\r\n#t\r\n"), Reply::Set(vec![Reply::Boolean(true)]));
+        assert_eq!(parsed(b">1\r\n#f\r\n"), Reply::Push(vec![Reply::Boolean(false)]));
         assert_eq!(parsed(b",1.5\r\n"), Reply::Double(1.5));
         assert_eq!(parsed(b",-inf\r\n"), Reply::Double(f64::NEG_INFINITY));
         assert_eq!(parsed(b"(123\r\n"), Reply::BigNumber(b"123".into()));
         assert_eq!(parsed(b"=6\r\ntxt:hi\r\n"), {
-            Reply::Verbatim {
-                format: b"txt".into(),
-                text: b"hi".into(),
-            }
+            Reply::Verbatim { format: b"txt".into(), text: b"hi".into() }
         });
         assert_eq!(parsed(b"|1\r\n+ttl\r\n:1\r\n:7\r\n"), Reply::Integer(7));
     }
@@ -374,12 +344,7 @@ mod tests {
             (&b"|0\r\n".repeat(40), ReplyError::TooDeep),
         ];
         for (input, expected) in cases {
-            assert_eq!(
-                parse_reply(input),
-                Err(*expected),
-                "{}",
-                input.escape_ascii()
-            );
+            assert_eq!(parse_reply(input), Err(*expected), "{}", input.escape_ascii());
         }
         // A count that is not backed by bytes allocates nothing.
         assert_eq!(parse_reply(b"*500000000\r\n:1\r\n"), Ok(None));

@@ -143,9 +143,7 @@ impl<'a> Args<'a> {
 
     /// The argument at `position`, if there is one.
     pub fn get(&self, position: usize) -> Option<&'a [u8]> {
-        self.spans
-            .get(position)
-            .map(|span| &self.bytes[span.start as usize..span.end as usize])
+        self.spans.get(position).map(|span| &self.bytes[span.start as usize..span.end as usize])
     }
 
     /// The argument at `position`; empty where there is none. For callers that checked the count.
@@ -155,26 +153,18 @@ impl<'a> Args<'a> {
 
     /// The arguments from `first` on.
     pub fn from(&self, first: usize) -> Args<'a> {
-        Args {
-            bytes: self.bytes,
-            spans: self.spans.get(first..).unwrap_or_default(),
-        }
+        Args { bytes: self.bytes, spans: self.spans.get(first..).unwrap_or_default() }
     }
 
     /// The arguments in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
         let bytes = self.bytes;
-        self.spans
-            .iter()
-            .map(move |span| &bytes[span.start as usize..span.end as usize])
+        self.spans.iter().map(move |span| &bytes[span.start as usize..span.end as usize])
     }
 
     /// The bytes of all arguments together.
     pub fn total_bytes(&self) -> usize {
-        self.spans
-            .iter()
-            .map(|span| (span.end - span.start) as usize)
-            .sum()
+        self.spans.iter().map(|span| (span.end - span.start) as usize).sum()
     }
 }
 
@@ -195,10 +185,7 @@ pub struct OwnedArgs {
 impl OwnedArgs {
     /// The arguments, borrowed.
     pub fn borrowed(&self) -> Args<'_> {
-        Args {
-            bytes: &self.bytes,
-            spans: &self.spans,
-        }
+        Args { bytes: &self.bytes, spans: &self.spans }
     }
 
     /// What the arguments take in memory.
@@ -252,10 +239,7 @@ impl RequestParser {
     pub fn new(limits: Limits) -> RequestParser {
         let command_bytes = limits.command_bytes.min(u32::MAX as usize);
         RequestParser {
-            limits: Limits {
-                command_bytes,
-                ..limits
-            },
+            limits: Limits { command_bytes, ..limits },
             spans: Vec::new(),
             words: Vec::new(),
             progress: Progress::Start,
@@ -414,9 +398,7 @@ impl RequestParser {
     }
 
     fn too_large(&self) -> ProtocolError {
-        ProtocolError::CommandTooLarge {
-            limit: self.limits.command_bytes,
-        }
+        ProtocolError::CommandTooLarge { limit: self.limits.command_bytes }
     }
 }
 
@@ -445,10 +427,7 @@ fn head(text: &[u8]) -> Head<'_> {
 
 fn span(start: usize, end: usize) -> Span {
     let narrow = |place| u32::try_from(place).expect("a command is limited to 4 GiB");
-    Span {
-        start: narrow(start),
-        end: narrow(end),
-    }
+    Span { start: narrow(start), end: narrow(end) }
 }
 
 #[cfg(test)]

@@ -208,10 +208,7 @@ mod tests {
         assert_eq!(written(|out| bulk(out, b"")), "$0\r\n\r\n");
         assert_eq!(written(|out| bulk(out, b"a\r\nb")), "$4\r\na\r\nb\r\n");
         assert_eq!(written(|out| bulk_integer(out, 10)), "$2\r\n10\r\n");
-        assert_eq!(
-            written(|out| null(out, V2)) + &written(|out| null(out, V3)),
-            "$-1\r\n_\r\n"
-        );
+        assert_eq!(written(|out| null(out, V2)) + &written(|out| null(out, V3)), "$-1\r\n_\r\n");
         assert_eq!(written(|out| null_array(out, V2)), "*-1\r\n");
         assert_eq!(written(|out| null_array(out, V3)), "_\r\n");
         assert_eq!(
@@ -223,23 +220,11 @@ mod tests {
             "*2\r\n~2\r\n"
         );
         assert_eq!(written(|out| double(out, 1.5, V2)), "$3\r\n1.5\r\n");
-        assert_eq!(
-            written(|out| double(out, f64::NEG_INFINITY, V3)),
-            ",-inf\r\n"
-        );
+        assert_eq!(written(|out| double(out, f64::NEG_INFINITY, V3)), ",-inf\r\n");
         assert_eq!(written(|out| boolean(out, true, V2)), ":1\r\n");
         assert_eq!(written(|out| boolean(out, false, V3)), "#f\r\n");
-        assert_eq!(
-            written(|out| verbatim(out, *b"txt", b"hi", V2)),
-            "$2\r\nhi\r\n"
-        );
-        assert_eq!(
-            written(|out| verbatim(out, *b"txt", b"hi", V3)),
-            "=6\r\ntxt:hi\r\n"
-        );
-        assert_eq!(
-            written(|out| request(out, &["get", "k"])),
-            "*2\r\n$3\r\nget\r\n$1\r\nk\r\n"
-        );
+        assert_eq!(written(|out| verbatim(out, *b"txt", b"hi", V2)), "$2\r\nhi\r\n");
+        assert_eq!(written(|out| verbatim(out, *b"txt", b"hi", V3)), "=6\r\ntxt:hi\r\n");
+        assert_eq!(written(|out| request(out, &["get", "k"])), "*2\r\n$3\r\nget\r\n$1\r\nk\r\n");
     }
 }

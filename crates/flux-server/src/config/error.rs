@@ -27,11 +27,7 @@ pub enum ConfigError {
         message: String,
     },
     /// There is no such setting.
-    #[error(
-        "{origin}: there is no setting `{name}`{}; the settings are {}",
-        hint(name),
-        names()
-    )]
+    #[error("{origin}: there is no setting `{name}`{}; the settings are {}", hint(name), names())]
     Unknown {
         /// As it was written, in a setting's spelling.
         name: String,
@@ -82,18 +78,12 @@ pub enum ConfigError {
 }
 
 fn names() -> String {
-    SETTINGS
-        .iter()
-        .map(|setting| setting.name)
-        .collect::<Vec<_>>()
-        .join(", ")
+    SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>().join(", ")
 }
 
 /// " (did you mean …?)" when a setting's name is close to the one that was written.
 fn hint(name: &str) -> String {
-    let closest = SETTINGS
-        .iter()
-        .min_by_key(|setting| distance(name, setting.name));
+    let closest = SETTINGS.iter().min_by_key(|setting| distance(name, setting.name));
     match closest {
         Some(Setting { name: close, .. }) if distance(name, close) <= 2 + close.len() / 6 => {
             format!(" (did you mean `{close}`?)")

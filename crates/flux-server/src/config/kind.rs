@@ -140,10 +140,7 @@ impl Count {
 impl Count {
     pub(super) fn parse<T: TryFrom<u64>>(&self, text: &str) -> Option<T> {
         let value = digits(text)?;
-        (self.least..=self.most)
-            .contains(&value)
-            .then(|| T::try_from(value).ok())
-            .flatten()
+        (self.least..=self.most).contains(&value).then(|| T::try_from(value).ok()).flatten()
     }
 
     pub(super) fn render<T: ToString>(&self, value: &T) -> String {
@@ -188,12 +185,8 @@ pub(super) struct Size {
     pub(super) least: u64,
 }
 
-const UNITS: [(&str, u64); 4] = [
-    ("tb", 1 << 40),
-    ("gb", 1 << 30),
-    ("mb", 1 << 20),
-    ("kb", 1 << 10),
-];
+const UNITS: [(&str, u64); 4] =
+    [("tb", 1 << 40), ("gb", 1 << 30), ("mb", 1 << 20), ("kb", 1 << 10)];
 
 impl Size {
     pub(super) const fn form(&self) -> Form {
@@ -219,10 +212,7 @@ impl Kind for Size {
         UNITS
             .iter()
             .find(|(_, unit)| *value != 0 && value.is_multiple_of(*unit))
-            .map_or_else(
-                || value.to_string(),
-                |(suffix, unit)| format!("{}{suffix}", value / unit),
-            )
+            .map_or_else(|| value.to_string(), |(suffix, unit)| format!("{}{suffix}", value / unit))
     }
 
     fn allowed(&self) -> String {
@@ -273,18 +263,11 @@ impl<T: Copy + PartialEq> Kind for Choice<T> {
     type Value = T;
 
     fn parse(&self, text: &str) -> Option<T> {
-        self.0
-            .iter()
-            .find(|(name, _)| *name == text)
-            .map(|(_, value)| *value)
+        self.0.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
     }
 
     fn render(&self, value: &T) -> String {
-        let name = self
-            .0
-            .iter()
-            .find(|(_, choice)| choice == value)
-            .map(|(name, _)| *name);
+        let name = self.0.iter().find(|(_, choice)| choice == value).map(|(name, _)| *name);
         name.expect("every variant has a name").to_owned()
     }
 
@@ -356,8 +339,5 @@ choices! {
 
 /// A number of decimal digits only: no sign, no spaces.
 fn digits(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| u64::from_str(text).ok())
-        .flatten()
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| u64::from_str(text).ok()).flatten()
 }

@@ -81,14 +81,8 @@ impl Configuration {
     /// `validate`'s.
     pub fn load(inputs: &Inputs) -> Result<Configuration, ConfigError> {
         let mut configuration = Configuration::default();
-        let named = inputs
-            .environment
-            .iter()
-            .find(|(variable, _)| variable == FILE_VARIABLE);
-        let explicit = inputs
-            .file
-            .clone()
-            .or(named.map(|(_, path)| PathBuf::from(path)));
+        let named = inputs.environment.iter().find(|(variable, _)| variable == FILE_VARIABLE);
+        let explicit = inputs.file.clone().or(named.map(|(_, path)| PathBuf::from(path)));
         match (&explicit, &inputs.default_file) {
             (Some(path), _) => configuration.read_file(path, true)?,
             (None, Some(path)) => configuration.read_file(path, false)?,
@@ -99,9 +93,7 @@ impl Configuration {
                 continue;
             };
             if variable != FILE_VARIABLE {
-                let origin = Origin::Environment {
-                    variable: variable.clone(),
-                };
+                let origin = Origin::Environment { variable: variable.clone() };
                 configuration.assign(&name.to_lowercase(), value, origin)?;
             }
         }
@@ -132,17 +124,11 @@ impl Configuration {
             .map(|setting| {
                 let text = self.settings.text(setting.name).unwrap_or_default();
                 let value = toml_value(setting.form, &text);
-                (
-                    format!("{} = {value}", setting.name),
-                    self.origin(setting.name),
-                )
+                (format!("{} = {value}", setting.name), self.origin(setting.name))
             })
             .collect();
         let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
-        lines
-            .iter()
-            .map(|(line, origin)| format!("{line:width$}  # {origin}\n"))
-            .collect()
+        lines.iter().map(|(line, origin)| format!("{line:width$}  # {origin}\n")).collect()
     }
 
     fn read_file(&mut self, path: &Path, required: bool) -> Result<(), ConfigError> {
@@ -150,19 +136,11 @@ impl Configuration {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(()),
             Err(source) => {
-                return Err(ConfigError::Unreadable {
-                    path: path.into(),
-                    source,
-                });
+                return Err(ConfigError::Unreadable { path: path.into(), source });
             }
         };
-        let line_at = |offset: usize| {
-            1 + text
-                .bytes()
-                .take(offset)
-                .filter(|byte| *byte == b'\n')
-                .count()
-        };
+        let line_at =
+            |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
         let table: BTreeMap<Spanned<String>, Value> =
             toml::from_str(&text).map_err(|error| ConfigError::Syntax {
                 path: path.into(),
@@ -172,10 +150,7 @@ impl Configuration {
         let mut entries: Vec<_> = table.into_iter().collect();
         entries.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in entries {
-            let origin = Origin::File {
-                path: path.into(),
-                line: line_at(name.span().start),
-            };
+            let origin = Origin::File { path: path.into(), line: line_at(name.span().start) };
             self.assign(name.as_ref(), &plain_text(&value), origin)?;
         }
         Ok(())
@@ -183,10 +158,7 @@ impl Configuration {
 
     fn assign(&mut self, name: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {
         let Some(setting) = Setting::named(name) else {
-            return Err(ConfigError::Unknown {
-                name: name.to_owned(),
-                origin,
-            });
+            return Err(ConfigError::Unknown { name: name.to_owned(), origin });
         };
         if !self.settings.assign(name, text) {
             return Err(ConfigError::Refused {
@@ -215,12 +187,10 @@ fn toml_value(form: Form, text: &str) -> String {
     match form {
         Form::Switch => text.to_owned(),
         Form::Number if text.bytes().all(|byte| byte.is_ascii_digit()) => text.to_owned(),
-        Form::List => Value::Array(
-            text.split(',')
-                .map(|part| Value::String(part.to_owned()))
-                .collect(),
-        )
-        .to_string(),
+        Form::List => {
+            Value::Array(text.split(',').map(|part| Value::String(part.to_owned())).collect())
+                .to_string()
+        }
         Form::Text | Form::Number => Value::String(text.to_owned()).to_string(),
     }
 }

@@ -3,17 +3,11 @@ use std::{fs, path::PathBuf};
 use super::*;
 
 fn environment(pairs: &[(&str, &str)]) -> Inputs {
-    Inputs {
-        environment: owned(pairs),
-        ..Inputs::default()
-    }
+    Inputs { environment: owned(pairs), ..Inputs::default() }
 }
 
 fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    pairs
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 /// Loads with the text as `flux.toml`, and gives the error with the folder's name taken out.
@@ -34,9 +28,7 @@ fn from_environment(variable: &str, value: &str) -> Result<Settings, String> {
 
 #[test]
 fn defaults_are_those_of_the_table() {
-    let settings = Configuration::load(&Inputs::default())
-        .expect("nothing to refuse")
-        .settings;
+    let settings = Configuration::load(&Inputs::default()).expect("nothing to refuse").settings;
     assert_eq!(settings, Settings::default());
     assert_eq!(settings.data_addr, "127.0.0.1:7379".parse().unwrap());
     assert_eq!(settings.fsync, Fsync::Always);
@@ -60,25 +52,15 @@ fn defaults_are_those_of_the_table() {
 fn flags_overrule_the_environment_and_that_the_file() {
     let mut inputs = environment(&[("FLUX_WORKERS", "2"), ("FLUX_FSYNC", "no"), ("HOME", "/")]);
     inputs.flags = owned(&[("fsync", "everysec")]);
-    let configuration = from_file(
-        "# a comment\nworkers = 1\nfsync = \"always\"\n\npartitions = 4\n",
-        inputs,
-    )
-    .unwrap();
+    let configuration =
+        from_file("# a comment\nworkers = 1\nfsync = \"always\"\n\npartitions = 4\n", inputs)
+            .unwrap();
     assert_eq!(configuration.settings.workers, 2);
     assert_eq!(configuration.settings.fsync, Fsync::EverySec);
     assert_eq!(configuration.settings.partitions, 4);
     assert_eq!(configuration.origin("fsync").to_string(), "flag --fsync");
-    assert_eq!(
-        configuration.origin("workers").to_string(),
-        "environment variable FLUX_WORKERS"
-    );
-    assert!(
-        configuration
-            .origin("partitions")
-            .to_string()
-            .ends_with("flux.toml:5")
-    );
+    assert_eq!(configuration.origin("workers").to_string(), "environment variable FLUX_WORKERS");
+    assert!(configuration.origin("partitions").to_string().ends_with("flux.toml:5"));
     assert_eq!(configuration.origin("data_dir"), Origin::Default);
 }
 
@@ -95,26 +77,14 @@ fn an_unknown_setting_names_itself_wherever_it_stands() {
     assert!(error.starts_with(start), "{error}");
 
     let error = from_environment("FLUX_XYZZY", "").unwrap_err();
-    assert!(
-        error.contains("no setting `xyzzy`; the settings are"),
-        "{error}"
-    );
+    assert!(error.contains("no setting `xyzzy`; the settings are"), "{error}");
 
-    let flags = Inputs {
-        flags: owned(&[("colour", "red")]),
-        ..Inputs::default()
-    };
+    let flags = Inputs { flags: owned(&[("colour", "red")]), ..Inputs::default() };
     let error = Configuration::load(&flags).unwrap_err().to_string();
-    assert!(
-        error.starts_with("flag --colour: there is no setting `colour`;"),
-        "{error}"
-    );
+    assert!(error.starts_with("flag --colour: there is no setting `colour`;"), "{error}");
 
     let error = from_file("[server]\nworkers = 1\n", Inputs::default()).unwrap_err();
-    assert!(
-        error.starts_with("flux.toml:1: there is no setting `server`;"),
-        "{error}"
-    );
+    assert!(error.starts_with("flux.toml:1: there is no setting `server`;"), "{error}");
 }
 
 #[test]
@@ -151,10 +121,7 @@ fn a_bad_value_says_what_is_allowed() {
     ] {
         let error = refused(text);
         let name = text.split(' ').next().unwrap();
-        assert!(
-            error.starts_with(&format!("flux.toml:1: `{name}` is ")),
-            "{text}: {error}"
-        );
+        assert!(error.starts_with(&format!("flux.toml:1: `{name}` is ")), "{text}: {error}");
         assert!(error.contains("but must be "), "{text}: {error}");
     }
 }
@@ -162,57 +129,35 @@ fn a_bad_value_says_what_is_allowed() {
 #[test]
 fn broken_toml_gives_the_line() {
     let error = from_file("workers = 1\nfsync = always\n", Inputs::default()).unwrap_err();
-    assert!(
-        error.starts_with("flux.toml:2: not valid TOML: "),
-        "{error}"
-    );
+    assert!(error.starts_with("flux.toml:2: not valid TOML: "), "{error}");
     let error = from_file("workers = 1\nworkers = 2\n", Inputs::default()).unwrap_err();
-    assert!(
-        error.starts_with("flux.toml:2: not valid TOML: duplicate key"),
-        "{error}"
-    );
+    assert!(error.starts_with("flux.toml:2: not valid TOML: duplicate key"), "{error}");
 }
 
 #[test]
 fn only_a_named_file_must_exist() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("none.toml");
-    let by_default = Inputs {
-        default_file: Some(missing.clone()),
-        ..Inputs::default()
-    };
+    let by_default = Inputs { default_file: Some(missing.clone()), ..Inputs::default() };
     assert!(Configuration::load(&by_default).is_ok());
-    let by_flag = Inputs {
-        file: Some(missing.clone()),
-        ..Inputs::default()
-    };
+    let by_flag = Inputs { file: Some(missing.clone()), ..Inputs::default() };
     let by_variable = environment(&[("FLUX_CONFIG", missing.to_str().unwrap())]);
     for inputs in [by_flag, by_variable] {
         let error = Configuration::load(&inputs).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            format!("cannot read the configuration file {}", missing.display())
-        );
+        assert_eq!(error, format!("cannot read the configuration file {}", missing.display()));
     }
 }
 
 #[test]
 fn sizes_take_units() {
-    let max_memory = |text: &str| {
-        from_environment("FLUX_MAX_MEMORY", text)
-            .unwrap()
-            .max_memory
-    };
+    let max_memory = |text: &str| from_environment("FLUX_MAX_MEMORY", text).unwrap().max_memory;
     assert_eq!(max_memory("512mb"), 512 << 20);
     assert_eq!(max_memory("2GB"), 2 << 30);
     assert_eq!(max_memory("1tb"), 1 << 40);
     assert_eq!(max_memory("3kb"), 3 << 10);
     assert_eq!(max_memory("100b"), 100);
     assert_eq!(max_memory("1000"), 1000);
-    let settings = Settings {
-        max_memory: 1536 << 20,
-        ..Settings::default()
-    };
+    let settings = Settings { max_memory: 1536 << 20, ..Settings::default() };
     assert_eq!(settings.text("max_memory").unwrap(), "1536mb");
 }
 
@@ -220,26 +165,16 @@ fn sizes_take_units() {
 fn a_listener_beyond_loopback_needs_insecure() {
     let exposed = |variable: &str, address: &str, role: Role| {
         let configuration = Configuration::load(&environment(&[(variable, address)])).unwrap();
-        configuration
-            .validate(role)
-            .map_err(|error| error.to_string())
+        configuration.validate(role).map_err(|error| error.to_string())
     };
     for name in ["DATA", "ADMIN", "PEER", "GRPC", "HTTP"] {
         let variable = format!("FLUX_{name}_ADDR");
         let setting = format!("{}_addr", name.to_lowercase());
-        for address in [
-            "0.0.0.0:9",
-            "[::]:9",
-            "192.168.1.2:9",
-            "[::ffff:10.0.0.1]:9",
-        ] {
+        for address in ["0.0.0.0:9", "[::]:9", "192.168.1.2:9", "[::ffff:10.0.0.1]:9"] {
             let error = exposed(&variable, address, Role::Up).unwrap_err();
             let start = format!("environment variable {variable}: `{setting}` is {address}, which");
             assert!(error.starts_with(&start), "{error}");
-            assert!(
-                error.contains("127.0.0.1:9") && error.contains("--insecure"),
-                "{error}"
-            );
+            assert!(error.contains("127.0.0.1:9") && error.contains("--insecure"), "{error}");
         }
         for address in ["127.0.0.1:9", "127.8.8.8:9", "[::1]:9", "localhost:9"] {
             exposed(&variable, address, Role::Up).expect("loopback is safe");
@@ -249,29 +184,19 @@ fn a_listener_beyond_loopback_needs_insecure() {
     exposed("FLUX_DATA_ADDR", "0.0.0.0:9", Role::Gateway).unwrap();
     exposed("FLUX_HTTP_ADDR", "0.0.0.0:9", Role::Server).unwrap();
     let insecure = environment(&[("FLUX_DATA_ADDR", "0.0.0.0:9"), ("FLUX_INSECURE", "true")]);
-    Configuration::load(&insecure)
-        .unwrap()
-        .validate(Role::Up)
-        .expect("insecure allows it");
+    Configuration::load(&insecure).unwrap().validate(Role::Up).expect("insecure allows it");
 }
 
 #[test]
 fn two_listeners_on_one_port_are_refused() {
     let same = environment(&[("FLUX_GRPC_ADDR", "127.0.0.1:7379")]);
-    let error = Configuration::load(&same)
-        .unwrap()
-        .validate(Role::Up)
-        .unwrap_err()
-        .to_string();
+    let error = Configuration::load(&same).unwrap().validate(Role::Up).unwrap_err().to_string();
     assert_eq!(
         error,
         "environment variable FLUX_GRPC_ADDR: `grpc_addr` is 127.0.0.1:7379, but `data_addr` listens \
          there; give them different ports"
     );
-    let any = environment(&[
-        ("FLUX_GRPC_ADDR", "127.0.0.1:0"),
-        ("FLUX_DATA_ADDR", "127.0.0.1:0"),
-    ]);
+    let any = environment(&[("FLUX_GRPC_ADDR", "127.0.0.1:0"), ("FLUX_DATA_ADDR", "127.0.0.1:0")]);
     Configuration::load(&any)
         .unwrap()
         .validate(Role::Up)
@@ -289,27 +214,13 @@ fn the_printed_configuration_reads_back_as_itself() {
     ];
     let configuration = Configuration::load(&environment(&settings)).unwrap();
     let printed = configuration.to_toml();
+    assert!(printed.contains("gateway_kv_endpoints = [\"a:1\", \"b:2\"]"), "{printed}");
     assert!(
-        printed.contains("gateway_kv_endpoints = [\"a:1\", \"b:2\"]"),
-        "{printed}"
+        printed.lines().any(|line| line.starts_with("workers = 0 ") && line.ends_with("# default"))
     );
-    assert!(
-        printed
-            .lines()
-            .any(|line| line.starts_with("workers = 0 ") && line.ends_with("# default"))
-    );
-    let fsync = printed
-        .lines()
-        .find(|line| line.starts_with("fsync"))
-        .unwrap();
-    assert!(
-        fsync.ends_with("# environment variable FLUX_FSYNC"),
-        "{fsync}"
-    );
-    assert_eq!(
-        from_file(&printed, Inputs::default()).unwrap().settings,
-        configuration.settings
-    );
+    let fsync = printed.lines().find(|line| line.starts_with("fsync")).unwrap();
+    assert!(fsync.ends_with("# environment variable FLUX_FSYNC"), "{fsync}");
+    assert_eq!(from_file(&printed, Inputs::default()).unwrap().settings, configuration.settings);
 }
 
 /// The documents hold the generated table between two markers. When this fails, put the output of
@@ -322,14 +233,9 @@ fn the_documented_table_is_the_table() {
         let (_, rest) = text.split_once("<!-- settings:begin -->\n")?;
         Some(rest.split_once("<!-- settings:end -->")?.0.to_owned())
     };
-    let documented: Vec<String> = ["README.md", "docs/settings.md"]
-        .into_iter()
-        .filter_map(between)
-        .collect();
-    assert!(
-        !documented.is_empty(),
-        "no document has the table of settings"
-    );
+    let documented: Vec<String> =
+        ["README.md", "docs/settings.md"].into_iter().filter_map(between).collect();
+    assert!(!documented.is_empty(), "no document has the table of settings");
     for table in documented {
         assert_eq!(table, markdown_table());
     }

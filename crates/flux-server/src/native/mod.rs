@@ -38,8 +38,15 @@ pub(crate) struct Gather {
 pub(crate) enum Plan<'a> {
     /// Answered already.
     Done,
-    One { partition: PartitionId, command: Command<&'a [u8]>, form: Form },
-    Many { parts: Vec<(PartitionId, Command<&'a [u8]>)>, gather: Gather },
+    One {
+        partition: PartitionId,
+        command: Command<&'a [u8]>,
+        form: Form,
+    },
+    Many {
+        parts: Vec<(PartitionId, Command<&'a [u8]>)>,
+        gather: Gather,
+    },
     /// A scan, which runs when the connection's earlier writes are done.
     Scan(Scan<'a>),
 }
@@ -158,7 +165,8 @@ fn batch_write<'a>(
     };
     let partition = partitions.of(first);
     if keys.any(|key| partitions.of(key) != partition) {
-        let message = "the keys of a batch must be of one partition; a hash tag keeps them together";
+        let message =
+            "the keys of a batch must be of one partition; a hash tag keeps them together";
         wire::encode_error(out, form.id, form.opcode as u8, Code::CrossSlot, message);
         return Plan::Done;
     }
@@ -215,11 +223,7 @@ fn condition_of(condition: wire::Condition) -> Condition {
 }
 
 fn value_of(value: &Value) -> wire::Value<'_> {
-    wire::Value {
-        bytes: &value.bytes,
-        version: value.version,
-        expires_at_ms: value.expires_at_ms,
-    }
+    wire::Value { bytes: &value.bytes, version: value.version, expires_at_ms: value.expires_at_ms }
 }
 
 /// Appends the response for a reply.
@@ -238,11 +242,10 @@ pub(crate) fn render(form: &Form, reply: &Reply, out: &mut Vec<u8>) {
             Response::Deleted(if *count > 0 { deleted } else { wire::DeleteReply::Absent })
         }
         Reply::Integer(count) => Response::Changed(*count > 0),
-        Reply::Counter { value, version } => {
-            Response::Counter { value: *value, version: *version }
-        }
+        Reply::Counter { value, version } => Response::Counter { value: *value, version: *version },
         Reply::Many(replies) => {
-            let results = form.writes.iter().zip(replies).map(|(opcode, reply)| result_of(*opcode, reply));
+            let results =
+                form.writes.iter().zip(replies).map(|(opcode, reply)| result_of(*opcode, reply));
             Response::Batch(wire::BatchReply::Written(results.collect()))
         }
         Reply::Aborted { position } => {
@@ -259,11 +262,7 @@ pub(crate) fn render(form: &Form, reply: &Reply, out: &mut Vec<u8>) {
     respond(out, form.id, form.opcode, &response);
 }
 
-fn set_reply(
-    written: bool,
-    version: Option<u64>,
-    previous: Option<&Value>,
-) -> Response<'_> {
+fn set_reply(written: bool, version: Option<u64>, previous: Option<&Value>) -> Response<'_> {
     Response::Set(wire::SetReply { written, version, previous: previous.map(value_of) })
 }
 
@@ -311,11 +310,8 @@ pub(crate) fn scan(shared: &Shared, request: &Scan<'_>, out: &mut Vec<u8>) {
         let opcode = Opcode::Scan as u8;
         return wire::encode_error(out, id, opcode, Code::InvalidArgument, message);
     };
-    let limits = PageLimits {
-        matches: limit as usize,
-        bytes: PAGE_BYTES,
-        looked_at: PAGE_LOOKED_AT,
-    };
+    let limits =
+        PageLimits { matches: limit as usize, bytes: PAGE_BYTES, looked_at: PAGE_LOOKED_AT };
     let mut found: Vec<(Vec<u8>, Value)> = Vec::new();
     let next = scan::page(shared, cursor, prefix, limits, unix_ms(), |entry| {
         let bytes = if keys_only { Vec::new() } else { entry.value.to_vec() };

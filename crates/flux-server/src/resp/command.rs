@@ -22,17 +22,13 @@ pub(super) fn unknown(args: Args<'_>) -> Refusal {
         rest += &format!("'{}' ", shown(arg, SHOWN_BYTES - rest.len()));
     }
     let name = shown(args.at(0), SHOWN_BYTES);
-    Refusal::new(format!(
-        "ERR unknown command '{name}', with args beginning with: {rest}"
-    ))
+    Refusal::new(format!("ERR unknown command '{name}', with args beginning with: {rest}"))
 }
 
 pub(super) fn unknown_subcommand(container: &Spec, name: &[u8]) -> Refusal {
     let name = String::from_utf8_lossy(&name[..name.len().min(SHOWN_BYTES)]);
     let container = container.name.to_uppercase();
-    Refusal::new(format!(
-        "ERR unknown subcommand '{name}'. Try {container} HELP."
-    ))
+    Refusal::new(format!("ERR unknown subcommand '{name}'. Try {container} HELP."))
 }
 
 pub(super) fn help<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -41,10 +37,7 @@ pub(super) fn help<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let out = &mut *request.out;
     write::array(out, 1 + subcommands.len() * 2);
     let name = name.to_uppercase();
-    write::simple(
-        out,
-        &format!("{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"),
-    );
+    write::simple(out, &format!("{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
     for spec in subcommands {
         let own = spec.name.split('|').next_back().unwrap_or_default();
         write::simple(out, &own.to_uppercase());
@@ -127,11 +120,7 @@ fn write_info(spec: &Spec, version: Version, out: &mut Vec<u8>) {
 /// Where keys stand in a command, in the form that Redis 7 has for it.
 fn write_key_spec(spec: &Spec, version: Version, out: &mut Vec<u8>) {
     let (first, last, step) = spec.keys;
-    let flags = if spec.has(READONLY) {
-        ["RO", "access"]
-    } else {
-        ["RW", "update"]
-    };
+    let flags = if spec.has(READONLY) { ["RO", "access"] } else { ["RW", "update"] };
     write::map(out, 3, version);
     write::bulk(out, b"flags");
     write::set(out, flags.len(), version);
@@ -142,12 +131,7 @@ fn write_key_spec(spec: &Spec, version: Version, out: &mut Vec<u8>) {
     write_typed(out, version, "index", &[("index", first)]);
     write::bulk(out, b"find_keys");
     let last = if last < 0 { last } else { last - first };
-    write_typed(
-        out,
-        version,
-        "range",
-        &[("lastkey", last), ("keystep", step), ("limit", 0)],
-    );
+    write_typed(out, version, "range", &[("lastkey", last), ("keystep", step), ("limit", 0)]);
 }
 
 fn write_typed(out: &mut Vec<u8>, version: Version, kind: &str, fields: &[(&str, i8)]) {
@@ -179,11 +163,7 @@ fn write_docs(specs: &[&Spec], version: Version, out: &mut Vec<u8>) {
         write::bulk(out, spec.name.as_bytes());
         let has_subcommands = !spec.subcommands.is_empty();
         write::map(out, 3 + usize::from(has_subcommands), version);
-        let fields = [
-            ("summary", spec.summary),
-            ("since", spec.since),
-            ("group", spec.group),
-        ];
+        let fields = [("summary", spec.summary), ("since", spec.since), ("group", spec.group)];
         for (name, value) in fields {
             write::bulk(out, name.as_bytes());
             write::bulk(out, value.as_bytes());
@@ -205,20 +185,14 @@ pub(super) fn list<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         5 if is(2, b"FILTERBY") && is(3, b"PATTERN") => {
             &|spec| glob::matches(&wanted, spec.name.as_bytes())
         }
-        5 if is(2, b"FILTERBY") && is(3, b"ACLCAT") => &|spec| {
-            spec.categories()
-                .any(|category| category.as_bytes()[1..] == wanted)
-        },
+        5 if is(2, b"FILTERBY") && is(3, b"ACLCAT") => {
+            &|spec| spec.categories().any(|category| category.as_bytes()[1..] == wanted)
+        }
         5 if is(2, b"FILTERBY") && is(3, b"MODULE") => &|_| false,
         _ => return Err(Refusal::SYNTAX),
     };
-    let every = COMMANDS
-        .iter()
-        .flat_map(|spec| [spec].into_iter().chain(spec.subcommands));
-    let names: Vec<&str> = every
-        .filter(|spec| matches(spec))
-        .map(|spec| spec.name)
-        .collect();
+    let every = COMMANDS.iter().flat_map(|spec| [spec].into_iter().chain(spec.subcommands));
+    let names: Vec<&str> = every.filter(|spec| matches(spec)).map(|spec| spec.name).collect();
     write::array(request.out, names.len());
     for name in names {
         write::bulk(request.out, name.as_bytes());
@@ -239,15 +213,10 @@ pub(super) fn getkeys<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         return Err(Refusal::new("ERR The command has no key arguments"));
     }
     if !spec.accepts(args.len()) {
-        return Err(Refusal::new(
-            "ERR Invalid number of arguments specified for command",
-        ));
+        return Err(Refusal::new("ERR Invalid number of arguments specified for command"));
     }
-    let last = if last < 0 {
-        args.len().saturating_add_signed(isize::from(last))
-    } else {
-        last as usize
-    };
+    let last =
+        if last < 0 { args.len().saturating_add_signed(isize::from(last)) } else { last as usize };
     let keys = (first as usize..=last).step_by(step as usize);
     write::array(request.out, keys.clone().count());
     for position in keys {

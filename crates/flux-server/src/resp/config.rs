@@ -49,17 +49,10 @@ pub fn redis_settings(settings: &RunningSettings<'_>) -> Vec<(&'static str, Stri
 }
 
 pub(super) fn get<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    let patterns: Vec<Vec<u8>> = request
-        .args
-        .from(2)
-        .iter()
-        .map(<[u8]>::to_ascii_lowercase)
-        .collect();
-    let matches = |name: &str| {
-        patterns
-            .iter()
-            .any(|pattern| glob::matches(pattern, name.as_bytes()))
-    };
+    let patterns: Vec<Vec<u8>> =
+        request.args.from(2).iter().map(<[u8]>::to_ascii_lowercase).collect();
+    let matches =
+        |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes()));
     let settings = (request.node.settings)();
     let found = || settings.iter().filter(|(name, _)| matches(name));
     write::map(request.out, found().count(), request.session.version);
@@ -101,10 +94,7 @@ pub(super) fn set<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
             _ => return Err(failed(&name, "can't set immutable config")),
         }
     }
-    Ok(Plan::Node(NodeCommand::Configure {
-        timeout_s,
-        max_clients,
-    }))
+    Ok(Plan::Node(NodeCommand::Configure { timeout_s, max_clients }))
 }
 
 fn number(name: &str, value: &[u8], least: i64, most: i64) -> Result<u64, Refusal> {

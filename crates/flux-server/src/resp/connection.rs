@@ -70,16 +70,12 @@ fn authenticate(user: &[u8]) -> Result<(), Refusal> {
     if user == b"default" {
         Ok(())
     } else {
-        Err(Refusal::new(
-            "WRONGPASS invalid username-password pair or user is disabled.",
-        ))
+        Err(Refusal::new("WRONGPASS invalid username-password pair or user is disabled."))
     }
 }
 
 pub(super) fn hello<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    let Request {
-        args, session, out, ..
-    } = request;
+    let Request { args, session, out, .. } = request;
     let (args, session) = (*args, &mut **session);
     let version = match args.get(1).map(parse_integer) {
         None => session.version,
@@ -87,9 +83,7 @@ pub(super) fn hello<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         Some(Some(3)) => Version::V3,
         Some(Some(_)) => return Err(Refusal::new("NOPROTO unsupported protocol version")),
         Some(None) => {
-            return Err(Refusal::new(
-                "ERR Protocol version is not an integer or out of range",
-            ));
+            return Err(Refusal::new("ERR Protocol version is not an integer or out of range"));
         }
     };
     if let Some(name) = hello_options(args.from(2))? {
@@ -115,9 +109,7 @@ fn hello_options<'a>(options: Args<'a>) -> Result<Option<&'a [u8]>, Refusal> {
             position += 2;
         } else {
             let option = String::from_utf8_lossy(option);
-            return Err(Refusal::new(format!(
-                "ERR Syntax error in HELLO option '{option}'"
-            )));
+            return Err(Refusal::new(format!("ERR Syntax error in HELLO option '{option}'")));
         }
     }
     Ok(name)
@@ -149,12 +141,7 @@ pub(super) fn client_id<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 
 pub(super) fn client_info<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let line = request.session.line(request.node.now_ms(), (0, 0));
-    write::verbatim(
-        request.out,
-        *b"txt",
-        line.as_bytes(),
-        request.session.version,
-    );
+    write::verbatim(request.out, *b"txt", line.as_bytes(), request.session.version);
     Ok(Plan::Done)
 }
 
@@ -191,9 +178,7 @@ pub(super) fn client_setinfo<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         &mut request.session.library_version
     } else {
         let attribute = String::from_utf8_lossy(attribute);
-        return Err(Refusal::new(format!(
-            "ERR Unrecognized option '{attribute}'"
-        )));
+        return Err(Refusal::new(format!("ERR Unrecognized option '{attribute}'")));
     };
     if !is_plain(value) {
         let attribute = String::from_utf8_lossy(attribute);
@@ -247,9 +232,7 @@ pub(super) fn client_list<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 }
 
 fn parse_client_id(text: &[u8]) -> Option<u64> {
-    parse_integer(text)
-        .and_then(|id| u64::try_from(id).ok())
-        .filter(|id| *id > 0)
+    parse_integer(text).and_then(|id| u64::try_from(id).ok()).filter(|id| *id > 0)
 }
 
 /// Whether connections of this type are those that there are.
@@ -267,19 +250,10 @@ fn client_type(name: &[u8]) -> Result<bool, Refusal> {
 
 pub(super) fn client_kill<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     if request.args.len() == 3 {
-        let filter = ClientFilter {
-            peer: Some(request.args.at(2)),
-            ..ClientFilter::default()
-        };
-        return Ok(Plan::Node(NodeCommand::ClientKill {
-            filter,
-            reply_ok: true,
-        }));
+        let filter = ClientFilter { peer: Some(request.args.at(2)), ..ClientFilter::default() };
+        return Ok(Plan::Node(NodeCommand::ClientKill { filter, reply_ok: true }));
     }
-    let mut filter = ClientFilter {
-        skip_me: true,
-        ..ClientFilter::default()
-    };
+    let mut filter = ClientFilter { skip_me: true, ..ClientFilter::default() };
     let mut possible = true;
     let mut options = request.args.from(2).iter();
     while let Some(option) = options.next() {
@@ -312,8 +286,5 @@ pub(super) fn client_kill<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         write::integer(request.out, 0);
         return Ok(Plan::Done);
     }
-    Ok(Plan::Node(NodeCommand::ClientKill {
-        filter,
-        reply_ok: false,
-    }))
+    Ok(Plan::Node(NodeCommand::ClientKill { filter, reply_ok: false }))
 }

@@ -31,23 +31,14 @@ mod tests {
     #[test]
     fn errors_have_the_words_of_redis_or_a_prefix_of_their_own() {
         let cases = [
-            (
-                Error::NotInteger,
-                "ERR value is not an integer or out of range",
-            ),
+            (Error::NotInteger, "ERR value is not an integer or out of range"),
             (Error::NotFloat, "ERR value is not a valid float"),
             (Error::Overflow, "ERR increment or decrement would overflow"),
-            (
-                Error::NotFinite,
-                "ERR increment would produce NaN or Infinity",
-            ),
+            (Error::NotFinite, "ERR increment would produce NaN or Infinity"),
             (Error::OffsetOutOfRange, "ERR offset is out of range"),
             (Error::NoSuchKey, "ERR no such key"),
             (Error::EmptyKey, "ERR empty key"),
-            (
-                Error::KeyTooLong(70_000),
-                "ERR key of 70000 bytes is over the limit of 65536",
-            ),
+            (Error::KeyTooLong(70_000), "ERR key of 70000 bytes is over the limit of 65536"),
             (
                 Error::ValueTooLarge(16_777_217),
                 "ERR string exceeds maximum allowed size (proto-max-bulk-len): value of 16777217 \
@@ -58,10 +49,7 @@ mod tests {
                 "OOM command not allowed when used memory > 'maxmemory'. max_memory of 1000 bytes \
                  is reached; delete keys, or raise max_memory and restart",
             ),
-            (
-                Error::Overloaded,
-                "OVERLOADED too much work is waiting; try again later",
-            ),
+            (Error::Overloaded, "OVERLOADED too much work is waiting; try again later"),
             (
                 Error::DiskFull,
                 "DISKFULL the disk is full; writes are refused until there is space again",
@@ -70,14 +58,8 @@ mod tests {
                 Error::LogFailed("sync failed".into()),
                 "LOGFAILED the log failed and the node takes no more writes: sync failed",
             ),
-            (
-                Error::NotLeader,
-                "NOTLEADER this node does not lead the partition",
-            ),
-            (
-                Error::OutcomeUnknown,
-                "UNKNOWN outcome unknown: the write may or may not take place",
-            ),
+            (Error::NotLeader, "NOTLEADER this node does not lead the partition"),
+            (Error::OutcomeUnknown, "UNKNOWN outcome unknown: the write may or may not take place"),
             (Error::Stopping, "STOPPING the node is stopping"),
         ];
         for (error, expected) in cases {

@@ -25,11 +25,7 @@ fn counted<'a>(
 ) -> Outcome<'a> {
     if request.args.len() == 2 {
         let (partition, key) = request.key(1)?;
-        return Ok(Plan::One {
-            partition,
-            command: command(vec![key]),
-            form: Form::Integer,
-        });
+        return Ok(Plan::One { partition, command: command(vec![key]), form: Form::Integer });
     }
     let mut parts: Vec<(PartitionId, Vec<&[u8]>)> = Vec::new();
     let mut part_of_partition = PartIndex::new(request);
@@ -40,14 +36,8 @@ fn counted<'a>(
             part.push(key);
         }
     }
-    let parts = parts
-        .into_iter()
-        .map(|(partition, keys)| (partition, command(keys)));
-    Ok(one_or_many(
-        parts.collect(),
-        Form::Integer,
-        Gather::Sum { is_write },
-    ))
+    let parts = parts.into_iter().map(|(partition, keys)| (partition, command(keys)));
+    Ok(one_or_many(parts.collect(), Form::Integer, Gather::Sum { is_write }))
 }
 
 pub(super) fn kind<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -56,26 +46,12 @@ pub(super) fn kind<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 
 pub(super) fn ttl<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let now_ms = request.node.now_ms();
-    described(
-        request,
-        1,
-        Form::TimeLeft {
-            seconds: true,
-            now_ms,
-        },
-    )
+    described(request, 1, Form::TimeLeft { seconds: true, now_ms })
 }
 
 pub(super) fn pttl<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let now_ms = request.node.now_ms();
-    described(
-        request,
-        1,
-        Form::TimeLeft {
-            seconds: false,
-            now_ms,
-        },
-    )
+    described(request, 1, Form::TimeLeft { seconds: false, now_ms })
 }
 
 pub(super) fn expiretime<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -89,11 +65,7 @@ pub(super) fn pexpiretime<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 /// A command about the key at `position` that its description answers.
 pub(super) fn described<'a>(request: &Request<'a, '_>, position: usize, form: Form) -> Outcome<'a> {
     let (partition, key) = request.key(position)?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Describe { key },
-        form,
-    })
+    Ok(Plan::One { partition, command: Command::Describe { key }, form })
 }
 
 pub(super) fn rename<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -107,15 +79,7 @@ pub(super) fn renamenx<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 fn renamed<'a>(request: &Request<'a, '_>, if_absent: bool, form: Form) -> Outcome<'a> {
     let (from, to) = (request.args.at(1), request.args.at(2));
     let partition = request.same_partition([from, to].into_iter())?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Rename {
-            from,
-            to,
-            if_absent,
-        },
-        form,
-    })
+    Ok(Plan::One { partition, command: Command::Rename { from, to, if_absent }, form })
 }
 
 pub(super) fn copy<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -134,17 +98,11 @@ pub(super) fn copy<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     }
     let (from, to) = (request.args.at(1), request.args.at(2));
     if from == to {
-        return Err(Refusal::new(
-            "ERR source and destination objects are the same",
-        ));
+        return Err(Refusal::new("ERR source and destination objects are the same"));
     }
     let partition = request.same_partition([from, to].into_iter())?;
     let command = Command::Copy { from, to, replace };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Integer,
-    })
+    Ok(Plan::One { partition, command, form: Form::Integer })
 }
 
 pub(super) fn expire<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -167,11 +125,7 @@ fn expiring<'a>(request: &Request<'a, '_>, seconds: bool, absolute: bool) -> Out
     let condition = expire_condition(request)?;
     let number = request.integer(2)?;
     let factor = if seconds { 1000 } else { 1 };
-    let base = if absolute {
-        0
-    } else {
-        request.node.now_ms() as i64
-    };
+    let base = if absolute { 0 } else { request.node.now_ms() as i64 };
     let milliseconds = number.checked_mul(factor);
     let at = milliseconds.and_then(|milliseconds| milliseconds.checked_add(base));
     let (Some(milliseconds), Some(at)) = (milliseconds, at) else {
@@ -184,11 +138,7 @@ fn expiring<'a>(request: &Request<'a, '_>, seconds: bool, absolute: bool) -> Out
     };
     let (partition, key) = request.key(1)?;
     let command = Command::Expire { key, at, condition };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Integer,
-    })
+    Ok(Plan::One { partition, command, form: Form::Integer })
 }
 
 fn expire_condition(request: &Request<'_, '_>) -> Result<ExpireCondition, Refusal> {
@@ -207,38 +157,25 @@ fn expire_condition(request: &Request<'_, '_>) -> Result<ExpireCondition, Refusa
             return Err(Refusal::new(format!("ERR Unsupported option {option}")));
         }
     }
-    let ExpireCondition {
-        if_none,
-        if_some,
-        if_later,
-        if_earlier,
-    } = condition;
+    let ExpireCondition { if_none, if_some, if_later, if_earlier } = condition;
     if if_none && (if_some || if_later || if_earlier) {
         return Err(Refusal::new(
             "ERR NX and XX, GT or LT options at the same time are not compatible",
         ));
     }
     if if_later && if_earlier {
-        return Err(Refusal::new(
-            "ERR GT and LT options at the same time are not compatible",
-        ));
+        return Err(Refusal::new("ERR GT and LT options at the same time are not compatible"));
     }
     Ok(condition)
 }
 
 pub(super) fn persist<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Persist { key },
-        form: Form::Integer,
-    })
+    Ok(Plan::One { partition, command: Command::Persist { key }, form: Form::Integer })
 }
 
 pub(super) fn keys<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    Ok(Plan::Node(NodeCommand::Keys {
-        pattern: request.args.at(1),
-    }))
+    Ok(Plan::Node(NodeCommand::Keys { pattern: request.args.at(1) }))
 }
 
 pub(super) fn random<'a>(_: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -255,9 +192,7 @@ pub(super) fn scan<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         if option.eq_ignore_ascii_case(b"MATCH") {
             pattern = Some(argument).filter(|pattern| *pattern != b"*");
         } else if option.eq_ignore_ascii_case(b"COUNT") {
-            let number = usize::try_from(integer(argument)?)
-                .ok()
-                .filter(|count| *count > 0);
+            let number = usize::try_from(integer(argument)?).ok().filter(|count| *count > 0);
             count = number.ok_or(Refusal::SYNTAX)?;
         } else if option.eq_ignore_ascii_case(b"TYPE") {
             strings = argument.eq_ignore_ascii_case(b"string");
@@ -272,9 +207,5 @@ pub(super) fn scan<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         write::array(request.out, 0);
         return Ok(Plan::Done);
     }
-    Ok(Plan::Node(NodeCommand::Scan {
-        cursor,
-        pattern,
-        count,
-    }))
+    Ok(Plan::Node(NodeCommand::Scan { cursor, pattern, count }))
 }

@@ -222,13 +222,7 @@ pub fn plan<'a>(
                 transaction::answer_queued(queued, out);
                 return Plan::Done;
             }
-            run(&mut Request {
-                args,
-                spec,
-                session,
-                node,
-                out,
-            })
+            run(&mut Request { args, spec, session, node, out })
         }
         Err(refusal) => {
             if let Some(transaction) = &mut session.transaction {
@@ -258,11 +252,7 @@ fn find(args: Args<'_>) -> Result<Option<&'static table::Spec>, Refusal> {
     };
     if spec.subcommands.is_empty() || args.len() == 1 {
         let well_formed = spec.accepts(args.len());
-        return if well_formed {
-            Ok(Some(spec))
-        } else {
-            Err(Refusal::arity(spec))
-        };
+        return if well_formed { Ok(Some(spec)) } else { Err(Refusal::arity(spec)) };
     }
     match table::subcommand(spec, args.at(1)) {
         Some(sub) if sub.accepts(args.len()) => Ok(Some(sub)),

@@ -103,10 +103,7 @@ impl ScanCursor {
     /// The cursor of a number; `None` if no cursor has it.
     pub fn from_number(number: u64) -> Option<ScanCursor> {
         let position = u32::try_from(number >> 14).ok()?;
-        Some(ScanCursor {
-            partition: PartitionId((number & 0x3fff) as u16),
-            position,
-        })
+        Some(ScanCursor { partition: PartitionId((number & 0x3fff) as u16), position })
     }
 
     pub(super) fn parse(text: &[u8]) -> Option<ScanCursor> {
@@ -178,10 +175,7 @@ mod tests {
     fn cursors_convert_back_and_only_the_start_is_zero() {
         for partition in [0, 1, 15, 16383] {
             for position in [0, 1, u32::MAX] {
-                let cursor = ScanCursor {
-                    partition: PartitionId(partition),
-                    position,
-                };
+                let cursor = ScanCursor { partition: PartitionId(partition), position };
                 assert_eq!(ScanCursor::from_number(cursor.number()), Some(cursor));
                 assert_eq!(cursor.number() == 0, (partition, position) == (0, 0));
                 assert!(cursor.number() < 1 << 46);
@@ -191,34 +185,18 @@ mod tests {
         let parsed = |text: &[u8]| ScanCursor::parse(text).map(ScanCursor::number);
         assert_eq!(parsed(b"00"), Some(0));
         assert_eq!(parsed(b"16385"), Some(16385));
-        for text in [
-            &b""[..],
-            b"x",
-            b"-1",
-            b"+1",
-            b" 1",
-            b"18446744073709551616",
-            b"\xff",
-        ] {
+        for text in [&b""[..], b"x", b"-1", b"+1", b" 1", b"18446744073709551616", b"\xff"] {
             assert_eq!(parsed(text), None);
         }
     }
 
     #[test]
     fn a_filter_means_those_for_which_all_holds() {
-        let filter = ClientFilter {
-            peer: Some(b"a:1"),
-            skip_me: true,
-            ..ClientFilter::default()
-        };
+        let filter = ClientFilter { peer: Some(b"a:1"), skip_me: true, ..ClientFilter::default() };
         assert!(filter.matches(7, "a:1", "b:2", 8));
         assert!(!filter.matches(7, "a:2", "b:2", 8));
         assert!(!filter.matches(7, "a:1", "b:2", 7));
-        let filter = ClientFilter {
-            id: Some(7),
-            local: Some(b"b:2"),
-            ..ClientFilter::default()
-        };
+        let filter = ClientFilter { id: Some(7), local: Some(b"b:2"), ..ClientFilter::default() };
         assert!(filter.matches(7, "a:1", "b:2", 7));
         assert!(!filter.matches(7, "a:1", "b:3", 8));
         assert!(!filter.matches(8, "a:1", "b:2", 8));

@@ -9,11 +9,7 @@ use super::{Form, Plan};
 /// Redis's encodings follow from the value itself, so this one reads it.
 pub(super) fn encoding<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(2)?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Get { key },
-        form: Form::Encoding,
-    })
+    Ok(Plan::One { partition, command: Command::Get { key }, form: Form::Encoding })
 }
 
 pub(super) fn freq<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {

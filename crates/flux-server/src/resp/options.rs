@@ -41,34 +41,10 @@ const WORDS: [(&str, Word); 9] = [
     ("GET", Word::Get),
     ("KEEPTTL", Word::Keep),
     ("PERSIST", Word::Persist),
-    (
-        "EX",
-        Word::Time {
-            seconds: true,
-            absolute: false,
-        },
-    ),
-    (
-        "PX",
-        Word::Time {
-            seconds: false,
-            absolute: false,
-        },
-    ),
-    (
-        "EXAT",
-        Word::Time {
-            seconds: true,
-            absolute: true,
-        },
-    ),
-    (
-        "PXAT",
-        Word::Time {
-            seconds: false,
-            absolute: true,
-        },
-    ),
+    ("EX", Word::Time { seconds: true, absolute: false }),
+    ("PX", Word::Time { seconds: false, absolute: false }),
+    ("EXAT", Word::Time { seconds: true, absolute: true }),
+    ("PXAT", Word::Time { seconds: false, absolute: true }),
 ];
 
 impl Word {
@@ -94,10 +70,7 @@ impl<'a> SetOptions<'a> {
         let mut options = SetOptions::default();
         let mut arguments = request.args.from(if is_set { 3 } else { 2 }).iter();
         while let Some(option) = arguments.next() {
-            match (
-                Word::of(option, is_set).ok_or(Refusal::SYNTAX)?,
-                &options.expiry,
-            ) {
+            match (Word::of(option, is_set).ok_or(Refusal::SYNTAX)?, &options.expiry) {
                 (Word::Get, _) => options.return_previous = true,
                 (Word::If(condition), _)
                     if [Condition::Always, condition].contains(&options.condition) =>
@@ -114,11 +87,7 @@ impl<'a> SetOptions<'a> {
                     if may_follow(before, seconds, absolute) =>
                 {
                     let text = arguments.next().ok_or(Refusal::SYNTAX)?;
-                    options.expiry = Some(ExpiryOption::Time(Time {
-                        text,
-                        seconds,
-                        absolute,
-                    }));
+                    options.expiry = Some(ExpiryOption::Time(Time { text, seconds, absolute }));
                 }
                 _ => return Err(Refusal::SYNTAX),
             }
@@ -141,22 +110,11 @@ impl Time<'_> {
     pub(super) fn expiry(&self, request: &Request<'_, '_>) -> Result<Expiry, Refusal> {
         let number = integer(self.text)?;
         let factor = if self.seconds { 1000 } else { 1 };
-        let base = if self.absolute {
-            0
-        } else {
-            request.node.now_ms() as i64
-        };
-        let milliseconds = number
-            .checked_mul(factor)
-            .filter(|milliseconds| *milliseconds > 0);
+        let base = if self.absolute { 0 } else { request.node.now_ms() as i64 };
+        let milliseconds = number.checked_mul(factor).filter(|milliseconds| *milliseconds > 0);
         let in_range = milliseconds.filter(|milliseconds| milliseconds.checked_add(base).is_some());
-        let milliseconds = in_range
-            .ok_or_else(|| Refusal::expire_time(request.spec))?
-            .unsigned_abs();
-        Ok(if self.absolute {
-            Expiry::At(milliseconds)
-        } else {
-            Expiry::In(milliseconds)
-        })
+        let milliseconds =
+            in_range.ok_or_else(|| Refusal::expire_time(request.spec))?.unsigned_abs();
+        Ok(if self.absolute { Expiry::At(milliseconds) } else { Expiry::In(milliseconds) })
     }
 }

@@ -42,10 +42,7 @@ pub fn render(form: &Form, reply: &Reply, session: &mut Session, out: &mut Vec<u
         },
         (_, Reply::Lcs(lcs)) => render_lcs(form, lcs, session, out),
         (Form::Watched { key }, Reply::Described(description)) => {
-            session.watch(
-                key,
-                description.map_or(0, |description| description.version),
-            );
+            session.watch(key, description.map_or(0, |description| description.version));
             write::simple(out, "OK");
         }
         (_, Reply::Described(description)) => render_description(form, description, session, out),
@@ -61,10 +58,7 @@ pub fn render(form: &Form, reply: &Reply, session: &mut Session, out: &mut Vec<u
 
 /// A reply that does not belong to its command. The client hears of it; others are not concerned.
 fn unexpected(form: &Form, out: &mut Vec<u8>) {
-    tracing::error!(
-        ?form,
-        "a partition answered a command with a reply of another kind"
-    );
+    tracing::error!(?form, "a partition answered a command with a reply of another kind");
     write::error(out, "ERR internal error: unexpected reply");
 }
 
@@ -88,10 +82,7 @@ fn render_lcs(form: &Form, lcs: &Lcs, session: &Session, out: &mut Vec<u8>) {
     let (min_length, with_length) = match *form {
         Form::LcsText => return write::bulk(out, &lcs.bytes),
         Form::LcsLength => return write::integer(out, lcs.bytes.len() as i64),
-        Form::LcsRuns {
-            min_length,
-            with_length,
-        } => (min_length, with_length),
+        Form::LcsRuns { min_length, with_length } => (min_length, with_length),
         _ => return unexpected(form, out),
     };
     let runs = || lcs.runs.iter().filter(|run| run.left.len() >= min_length);
@@ -122,45 +113,24 @@ fn render_description(
     let times = |out: &mut Vec<u8>, number: fn(u64, u64) -> u64, now_ms: u64| {
         let number = match description {
             None => -2,
-            Some(Description {
-                expires_at_ms: None,
-                ..
-            }) => -1,
-            Some(Description {
-                expires_at_ms: Some(at),
-                ..
-            }) => i64::try_from(number(*at, now_ms)).unwrap_or(i64::MAX),
+            Some(Description { expires_at_ms: None, .. }) => -1,
+            Some(Description { expires_at_ms: Some(at), .. }) => {
+                i64::try_from(number(*at, now_ms)).unwrap_or(i64::MAX)
+            }
         };
         write::integer(out, number);
     };
     match *form {
         // Redis rounds both, so that a time to live just set reads as it was set.
-        Form::TimeLeft {
-            seconds: true,
-            now_ms,
-        } => {
-            times(
-                out,
-                |at, now| at.saturating_sub(now).saturating_add(500) / 1000,
-                now_ms,
-            );
+        Form::TimeLeft { seconds: true, now_ms } => {
+            times(out, |at, now| at.saturating_sub(now).saturating_add(500) / 1000, now_ms);
         }
-        Form::TimeLeft {
-            seconds: false,
-            now_ms,
-        } => {
+        Form::TimeLeft { seconds: false, now_ms } => {
             times(out, u64::saturating_sub, now_ms);
         }
         Form::ExpiresAt { seconds: true } => times(out, |at, _| at.saturating_add(500) / 1000, 0),
         Form::ExpiresAt { seconds: false } => times(out, |at, _| at, 0),
-        Form::Type => write::simple(
-            out,
-            if description.is_some() {
-                "string"
-            } else {
-                "none"
-            },
-        ),
+        Form::Type => write::simple(out, if description.is_some() { "string" } else { "none" }),
         Form::IdleSeconds { .. } | Form::References | Form::Frequency | Form::MemoryUsage => {
             match description {
                 Some(description) => render_object(form, description, out),
@@ -218,11 +188,7 @@ pub fn render_gathered(
     if let Gather::Watched { .. } = gather {
         session.unanswered_watches = session.unanswered_watches.saturating_sub(1);
     }
-    let failed = || {
-        replies
-            .iter()
-            .filter(|reply| matches!(reply, Reply::Error(_)))
-    };
+    let failed = || replies.iter().filter(|reply| matches!(reply, Reply::Error(_)));
     if let Some(Reply::Error(error)) = failed().next() {
         let mut text = errors::text(error);
         let is_write = matches!(gather, Gather::Sum { is_write: true } | Gather::Written);
@@ -248,10 +214,7 @@ pub fn render_gathered(
         Gather::Watched { keys } => {
             for (key, reply) in keys.iter().zip(replies) {
                 if let Reply::Described(description) = reply {
-                    session.watch(
-                        key,
-                        description.map_or(0, |description| description.version),
-                    );
+                    session.watch(key, description.map_or(0, |description| description.version));
                 }
             }
             write::simple(out, "OK");

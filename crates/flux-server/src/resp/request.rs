@@ -28,9 +28,8 @@ impl Refusal {
     pub(super) const NOT_INTEGER: Refusal =
         Refusal(Cow::Borrowed("ERR value is not an integer or out of range"));
     pub(super) const DATABASE: Refusal = Refusal(Cow::Borrowed("ERR DB index is out of range"));
-    pub(super) const CROSS_SLOT: Refusal = Refusal(Cow::Borrowed(
-        "CROSSSLOT Keys in request don't hash to the same slot",
-    ));
+    pub(super) const CROSS_SLOT: Refusal =
+        Refusal(Cow::Borrowed("CROSSSLOT Keys in request don't hash to the same slot"));
 
     pub(super) fn new(text: impl Into<Cow<'static, str>>) -> Refusal {
         Refusal(text.into())

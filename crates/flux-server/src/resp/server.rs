@@ -9,9 +9,7 @@ use super::{NodeCommand, Plan, REDIS_VERSION};
 const MAX_SLEEP_S: f64 = 3600.0;
 
 pub(super) fn info<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    Ok(Plan::Node(NodeCommand::Info {
-        sections: request.args.from(1),
-    }))
+    Ok(Plan::Node(NodeCommand::Info { sections: request.args.from(1) }))
 }
 
 pub(super) fn dbsize<'a>(_: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -49,12 +47,7 @@ pub(super) fn lolwut<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 Flux-KV ver. {version}, speaks as Redis ver. {REDIS_VERSION}
 "
     );
-    write::verbatim(
-        request.out,
-        *b"txt",
-        text.as_bytes(),
-        request.session.version,
-    );
+    write::verbatim(request.out, *b"txt", text.as_bytes(), request.session.version);
     Ok(Plan::Done)
 }
 
@@ -87,14 +80,10 @@ pub(super) fn debug<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         .filter(|seconds: &f64| !seconds.is_nan())
         .ok_or_else(|| Refusal::new("ERR value is not a valid float"))?;
     if seconds > MAX_SLEEP_S {
-        return Err(Refusal::new(format!(
-            "ERR sleep is limited to {MAX_SLEEP_S} seconds"
-        )));
+        return Err(Refusal::new(format!("ERR sleep is limited to {MAX_SLEEP_S} seconds")));
     }
     // A negative time becomes 0.
-    Ok(Plan::Node(NodeCommand::Sleep {
-        milliseconds: (seconds * 1000.0) as u64,
-    }))
+    Ok(Plan::Node(NodeCommand::Sleep { milliseconds: (seconds * 1000.0) as u64 }))
 }
 
 /// A node alone has no replicas to wait for. Replies are in order, so the writes before are safe as

@@ -68,11 +68,9 @@ impl Session {
     pub fn line(&self, now_ms: UnixMillis, buffers: (usize, usize)) -> String {
         let seconds_since = |then: UnixMillis| now_ms.saturating_sub(then) / 1000;
         let (flags, multi, multi_bytes) = match &self.transaction {
-            Some(transaction) => (
-                "x",
-                transaction.queue.len().to_string(),
-                transaction.queued_bytes,
-            ),
+            Some(transaction) => {
+                ("x", transaction.queue.len().to_string(), transaction.queued_bytes)
+            }
             None => ("N", "-1".to_owned(), 0),
         };
         let (input, output) = buffers;
@@ -113,10 +111,7 @@ impl Session {
     /// Takes the versions that a WATCH was answered with. The first version of a key counts.
     pub(super) fn watch(&mut self, key: &[u8], version: Revision) {
         if !self.watched.iter().any(|watched| *watched.key == *key) {
-            self.watched.push(Watched {
-                key: key.into(),
-                version,
-            });
+            self.watched.push(Watched { key: key.into(), version });
         }
     }
 }

@@ -9,11 +9,7 @@ use super::{Form, Gather, Plan};
 
 pub(super) fn get<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Get { key },
-        form: Form::Value,
-    })
+    Ok(Plan::One { partition, command: Command::Get { key }, form: Form::Value })
 }
 
 pub(super) fn set<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -29,68 +25,24 @@ pub(super) fn set<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         Some(ExpiryOption::Keep) => Expiry::Keep,
         _ => Expiry::Never,
     };
-    let SetOptions {
-        condition,
-        return_previous,
-        ..
-    } = options;
-    let form = if return_previous {
-        Form::Previous
-    } else {
-        Form::Written
-    };
-    let command = Command::Set {
-        key,
-        value,
-        expiry,
-        condition,
-        return_previous,
-    };
-    Ok(Plan::One {
-        partition,
-        command,
-        form,
-    })
+    let SetOptions { condition, return_previous, .. } = options;
+    let form = if return_previous { Form::Previous } else { Form::Written };
+    let command = Command::Set { key, value, expiry, condition, return_previous };
+    Ok(Plan::One { partition, command, form })
 }
 
 pub(super) fn setnx<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    plain_set(
-        request,
-        2,
-        Expiry::Never,
-        Condition::IfAbsent,
-        Form::WrittenCount,
-    )
+    plain_set(request, 2, Expiry::Never, Condition::IfAbsent, Form::WrittenCount)
 }
 
 pub(super) fn setex<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    let time = Time {
-        text: request.args.at(2),
-        seconds: true,
-        absolute: false,
-    };
-    plain_set(
-        request,
-        3,
-        time.expiry(request)?,
-        Condition::Always,
-        Form::Written,
-    )
+    let time = Time { text: request.args.at(2), seconds: true, absolute: false };
+    plain_set(request, 3, time.expiry(request)?, Condition::Always, Form::Written)
 }
 
 pub(super) fn psetex<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    let time = Time {
-        text: request.args.at(2),
-        seconds: false,
-        absolute: false,
-    };
-    plain_set(
-        request,
-        3,
-        time.expiry(request)?,
-        Condition::Always,
-        Form::Written,
-    )
+    let time = Time { text: request.args.at(2), seconds: false, absolute: false };
+    plain_set(request, 3, time.expiry(request)?, Condition::Always, Form::Written)
 }
 
 pub(super) fn getset<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -108,27 +60,13 @@ fn plain_set<'a>(
     let (partition, key) = request.key(1)?;
     let value = request.value(position)?;
     let return_previous = form == Form::Previous;
-    let command = Command::Set {
-        key,
-        value,
-        expiry,
-        condition,
-        return_previous,
-    };
-    Ok(Plan::One {
-        partition,
-        command,
-        form,
-    })
+    let command = Command::Set { key, value, expiry, condition, return_previous };
+    Ok(Plan::One { partition, command, form })
 }
 
 pub(super) fn getdel<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
-    Ok(Plan::One {
-        partition,
-        command: Command::GetDelete { key },
-        form: Form::Value,
-    })
+    Ok(Plan::One { partition, command: Command::GetDelete { key }, form: Form::Value })
 }
 
 pub(super) fn getex<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -136,20 +74,10 @@ pub(super) fn getex<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
     let command = match options.expiry {
         None => Command::Get { key },
-        Some(ExpiryOption::Time(time)) => Command::GetExpire {
-            key,
-            expiry: time.expiry(request)?,
-        },
-        Some(_) => Command::GetExpire {
-            key,
-            expiry: Expiry::Never,
-        },
+        Some(ExpiryOption::Time(time)) => Command::GetExpire { key, expiry: time.expiry(request)? },
+        Some(_) => Command::GetExpire { key, expiry: Expiry::Never },
     };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Value,
-    })
+    Ok(Plan::One { partition, command, form: Form::Value })
 }
 
 pub(super) fn mget<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -165,12 +93,8 @@ pub(super) fn mget<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         }
         part_of_key.push(part);
     }
-    let parts = parts
-        .into_iter()
-        .map(|(partition, keys)| (partition, Command::GetMany { keys }));
-    let gather = Gather::Values {
-        part_of_key: part_of_key.into(),
-    };
+    let parts = parts.into_iter().map(|(partition, keys)| (partition, Command::GetMany { keys }));
+    let gather = Gather::Values { part_of_key: part_of_key.into() };
     Ok(one_or_many(parts.collect(), Form::Values, gather))
 }
 
@@ -186,15 +110,9 @@ pub(super) fn mset<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
             part.push((key, value));
         }
     }
-    let parts = parts.into_iter().map(|(partition, pairs)| {
-        (
-            partition,
-            Command::SetMany {
-                pairs,
-                if_none_exists: false,
-            },
-        )
-    });
+    let parts = parts
+        .into_iter()
+        .map(|(partition, pairs)| (partition, Command::SetMany { pairs, if_none_exists: false }));
     Ok(one_or_many(parts.collect(), Form::Written, Gather::Written))
 }
 
@@ -205,23 +123,12 @@ pub(super) fn msetnx<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     for position in (1..request.args.len()).step_by(2) {
         pairs.push((request.args.at(position), request.value(position + 1)?));
     }
-    let command = Command::SetMany {
-        pairs,
-        if_none_exists: true,
-    };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::WrittenCount,
-    })
+    let command = Command::SetMany { pairs, if_none_exists: true };
+    Ok(Plan::One { partition, command, form: Form::WrittenCount })
 }
 
 fn check_pairs(count: usize, spec: &Spec) -> Result<(), Refusal> {
-    if count.is_multiple_of(2) {
-        Err(Refusal::arity(spec))
-    } else {
-        Ok(())
-    }
+    if count.is_multiple_of(2) { Err(Refusal::arity(spec)) } else { Ok(()) }
 }
 
 /// Which part of a plan has which partition.
@@ -235,10 +142,7 @@ impl PartIndex {
 
     pub(super) fn new(request: &Request<'_, '_>) -> PartIndex {
         let partitions = usize::from(request.node.partitions.count());
-        PartIndex {
-            parts: vec![PartIndex::NONE; partitions],
-            count: 0,
-        }
+        PartIndex { parts: vec![PartIndex::NONE; partitions], count: 0 }
     }
 
     /// The part of a partition; calls `add` when it is a new one.
@@ -263,46 +167,27 @@ pub(super) fn one_or_many<'a>(
     if parts.len() == 1
         && let Some((partition, command)) = parts.pop()
     {
-        return Plan::One {
-            partition,
-            command,
-            form,
-        };
+        return Plan::One { partition, command, form };
     }
     Plan::Many { parts, gather }
 }
 
 pub(super) fn append<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
-    let command = Command::Append {
-        key,
-        suffix: request.value(2)?,
-    };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Integer,
-    })
+    let command = Command::Append { key, suffix: request.value(2)? };
+    Ok(Plan::One { partition, command, form: Form::Integer })
 }
 
 pub(super) fn strlen<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Length { key },
-        form: Form::Integer,
-    })
+    Ok(Plan::One { partition, command: Command::Length { key }, form: Form::Integer })
 }
 
 pub(super) fn getrange<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (start, end) = (request.integer(2)?, request.integer(3)?);
     let (partition, key) = request.key(1)?;
     let command = Command::GetRange { key, start, end };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Bytes,
-    })
+    Ok(Plan::One { partition, command, form: Form::Bytes })
 }
 
 pub(super) fn setrange<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -311,16 +196,8 @@ pub(super) fn setrange<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         return Err(Error::OffsetOutOfRange.into());
     }
     let (partition, key) = request.key(1)?;
-    let command = Command::SetRange {
-        key,
-        offset,
-        value: request.value(3)?,
-    };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Integer,
-    })
+    let command = Command::SetRange { key, offset, value: request.value(3)? };
+    Ok(Plan::One { partition, command, form: Form::Integer })
 }
 
 pub(super) fn incr<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -344,24 +221,13 @@ pub(super) fn decrby<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 fn increment<'a>(request: &Request<'a, '_>, delta: i64) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
     let command = Command::Increment { key, delta };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Integer,
-    })
+    Ok(Plan::One { partition, command, form: Form::Integer })
 }
 
 pub(super) fn incrbyfloat<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     let (partition, key) = request.key(1)?;
-    let command = Command::IncrementFloat {
-        key,
-        delta: request.args.at(2),
-    };
-    Ok(Plan::One {
-        partition,
-        command,
-        form: Form::Bytes,
-    })
+    let command = Command::IncrementFloat { key, delta: request.args.at(2) };
+    Ok(Plan::One { partition, command, form: Form::Bytes })
 }
 
 pub(super) fn lcs<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
@@ -387,18 +253,11 @@ pub(super) fn lcs<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
                 "ERR If you want both the length and indexes, please just use IDX.",
             ));
         }
-        (true, false) => Form::LcsRuns {
-            min_length,
-            with_length,
-        },
+        (true, false) => Form::LcsRuns { min_length, with_length },
         (false, true) => Form::LcsLength,
         (false, false) => Form::LcsText,
     };
     let (left, right) = (request.args.at(1), request.args.at(2));
     let partition = request.same_partition([left, right].into_iter())?;
-    Ok(Plan::One {
-        partition,
-        command: Command::Lcs { left, right },
-        form,
-    })
+    Ok(Plan::One { partition, command: Command::Lcs { left, right }, form })
 }

@@ -67,11 +67,7 @@ impl Spec {
     /// Whether a command of so many arguments, the name included, is well-formed.
     pub(super) fn accepts(&self, count: usize) -> bool {
         let arity = usize::from(self.arity.unsigned_abs());
-        if self.arity < 0 {
-            count >= arity
-        } else {
-            count == arity
-        }
+        if self.arity < 0 { count >= arity } else { count == arity }
     }
 
     /// The categories of access control, in Redis's order.
@@ -381,20 +377,12 @@ mod tests {
             for sub in spec.subcommands {
                 let (container, name) = sub.name.split_once('|').expect("a subcommand");
                 assert_eq!(container, spec.name);
-                assert!(std::ptr::eq(
-                    subcommand(spec, name.as_bytes()).expect("listed"),
-                    sub
-                ));
+                assert!(std::ptr::eq(subcommand(spec, name.as_bytes()).expect("listed"), sub));
             }
         }
-        for name in [
-            "",
-            "ge",
-            "gett",
-            "lpush",
-            "client|id",
-            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-        ] {
+        for name in
+            ["", "ge", "gett", "lpush", "client|id", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+        {
             assert!(lookup(name.as_bytes()).is_none(), "{name}");
         }
     }
@@ -411,10 +399,7 @@ mod tests {
         }
         assert!(probes < COMMANDS.len() / 4, "{probes} extra probes");
         for name in ["get", "set"] {
-            assert_eq!(
-                COMMANDS[usize::from(INDEX[hash(name.as_bytes())])].name,
-                name
-            );
+            assert_eq!(COMMANDS[usize::from(INDEX[hash(name.as_bytes())])].name, name);
         }
     }
 }

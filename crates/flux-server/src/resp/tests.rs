@@ -55,13 +55,7 @@ fn planned<R>(
     let mut parser = RequestParser::new(Limits::default());
     let input = format!("{line}\n");
     let parsed = parser.parse(input.as_bytes());
-    assert_eq!(
-        parsed,
-        Ok(Parsed::Command {
-            consumed: input.len()
-        }),
-        "{line}"
-    );
+    assert_eq!(parsed, Ok(Parsed::Command { consumed: input.len() }), "{line}");
     planned_args(parser.args(input.as_bytes()), session, out, see)
 }
 
@@ -94,13 +88,9 @@ fn what_needs_no_partition_is_answered_as_redis_does() {
             session = self::session();
         } else if let Some((line, expected)) = line.split_once(" => ") {
             // `escape_ascii` escapes quotes, too.
-            let answer = answer(line, &mut session)
-                .replace("\\'", "'")
-                .replace("\\\"", "\"");
+            let answer = answer(line, &mut session).replace("\\'", "'").replace("\\\"", "\"");
             if answer != expected {
-                wrong.push(format!(
-                    "{line}\n  expected {expected}\n  answered {answer}"
-                ));
+                wrong.push(format!("{line}\n  expected {expected}\n  answered {answer}"));
             }
         }
     }
@@ -112,10 +102,7 @@ fn what_needs_no_partition_is_answered_as_redis_does() {
 fn commands_describe_themselves() {
     let mut session = session();
     let count = table::COMMANDS.len();
-    assert_eq!(
-        answer("command count", &mut session),
-        format!(":{count}\\r\\n")
-    );
+    assert_eq!(answer("command count", &mut session), format!(":{count}\\r\\n"));
     assert!(answer("command", &mut session).starts_with(&format!("*{count}\\r\\n*10\\r\\n")));
     assert!(answer("command docs", &mut session).starts_with(&format!("*{}\\r\\n", count * 2)));
     let docs = "*2\\r\\n$3\\r\\nget\\r\\n*6\\r\\n$7\\r\\nsummary\\r\\n";
@@ -124,10 +111,7 @@ fn commands_describe_themselves() {
     assert!(answer("command list filterby aclcat transaction", &mut session).starts_with("*5"));
     for container in ["client", "command", "config", "memory", "object", "debug"] {
         let help = answer(&format!("{container} help"), &mut session);
-        assert!(
-            help.contains(&format!("+{} <subcommand>", container.to_uppercase())),
-            "{help}"
-        );
+        assert!(help.contains(&format!("+{} <subcommand>", container.to_uppercase())), "{help}");
         assert!(help.contains("+HELP"), "{help}");
     }
 }
@@ -164,19 +148,11 @@ fn the_node_answers_with_its_own_figures() {
 fn info_has_the_sections_that_are_asked_for() {
     let sections = |names: &[&str]| {
         let names: OwnedArgs = names.iter().collect();
-        let node = NodeInfo {
-            keys: 3,
-            volatile_keys: 1,
-            used_memory: 1536,
-            ..NodeInfo::default()
-        };
+        let node = NodeInfo { keys: 3, volatile_keys: 1, used_memory: 1536, ..NodeInfo::default() };
         info(names.borrowed(), &node)
     };
     assert_eq!(sections(&["foo"]), "");
-    assert_eq!(
-        sections(&["KEYSPACE"]),
-        "# Keyspace\r\ndb0:keys=3,expires=1,avg_ttl=0\r\n"
-    );
+    assert_eq!(sections(&["KEYSPACE"]), "# Keyspace\r\ndb0:keys=3,expires=1,avg_ttl=0\r\n");
     let two = sections(&["keyspace", "replication"]);
     assert!(two.starts_with("# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n# Key"));
     assert_eq!(sections(&[]), sections(&["everything"]));

@@ -100,20 +100,12 @@ pub(super) fn watch<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     request.session.unanswered_watches += 1;
     match (keys.len(), parts.pop()) {
         (1, Some((partition, command))) => {
-            let form = Form::Watched {
-                key: keys.at(0).into(),
-            };
-            Ok(Plan::One {
-                partition,
-                command,
-                form,
-            })
+            let form = Form::Watched { key: keys.at(0).into() };
+            Ok(Plan::One { partition, command, form })
         }
         (_, last) => {
             parts.extend(last);
-            let gather = Gather::Watched {
-                keys: keys.iter().map(Box::from).collect(),
-            };
+            let gather = Gather::Watched { keys: keys.iter().map(Box::from).collect() };
             Ok(Plan::Many { parts, gather })
         }
     }
@@ -137,17 +129,12 @@ pub(super) fn exec<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     };
     let watched = std::mem::take(&mut request.session.watched);
     if transaction.failed {
-        return Err(Refusal::new(
-            "EXECABORT Transaction discarded because of previous errors.",
-        ));
+        return Err(Refusal::new("EXECABORT Transaction discarded because of previous errors."));
     }
     let mut batch = Batch::default();
     for Watched { key, version } in watched {
         batch.belongs_to(request.node.partitions.of(&key))?;
-        batch.guards.push(Guard {
-            key: key.into_vec(),
-            version,
-        });
+        batch.guards.push(Guard { key: key.into_vec(), version });
     }
     for queued in &transaction.queue {
         let mut rendered = Vec::new();
@@ -188,11 +175,7 @@ impl Batch {
     fn add(&mut self, plan: Plan<'_>, rendered: Vec<u8>) -> Result<(), Refusal> {
         match plan {
             Plan::Done => self.parts.push(TransactionPart::Rendered(rendered.into())),
-            Plan::One {
-                partition,
-                command,
-                form,
-            } => {
+            Plan::One { partition, command, form } => {
                 self.belongs_to(partition)?;
                 self.commands.push(command.to_owned());
                 self.parts.push(TransactionPart::Partition(form));
@@ -207,27 +190,12 @@ impl Batch {
     }
 
     fn plan<'a>(self, out: &mut Vec<u8>) -> Plan<'a> {
-        let Batch {
-            partition,
-            guards,
-            commands,
-            parts,
-        } = self;
+        let Batch { partition, guards, commands, parts } = self;
         if let Some(partition) = partition {
             let mode = TransactionMode::KeepGoing;
-            let command = Command::Transaction {
-                guards,
-                commands,
-                mode,
-            };
-            let form = Form::Transaction {
-                parts: parts.into(),
-            };
-            return Plan::Transaction {
-                partition,
-                command,
-                form,
-            };
+            let command = Command::Transaction { guards, commands, mode };
+            let form = Form::Transaction { parts: parts.into() };
+            return Plan::Transaction { partition, command, form };
         }
         write::array(out, parts.len());
         for part in parts {

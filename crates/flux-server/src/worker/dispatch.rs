@@ -267,8 +267,7 @@ impl Dispatch {
 
     /// Counts anew what is in flight, after a turn.
     pub(super) fn recount(&mut self) {
-        self.in_flight_bytes =
-            self.replicas.iter().flatten().map(Replica::in_flight_bytes).sum();
+        self.in_flight_bytes = self.replicas.iter().flatten().map(Replica::in_flight_bytes).sum();
         if self.refusing == Some(Error::Overloaded)
             && self.in_flight_bytes < self.max_in_flight_bytes / 2
         {

@@ -14,7 +14,9 @@ use super::Worker;
 use super::serve::FLUSH_STEP;
 use crate::connection::{Render, Slot};
 use crate::mailbox::{Message, Origin};
-use crate::resp::{self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session};
+use crate::resp::{
+    self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session,
+};
 use crate::scan;
 
 /// Bytes of keys that KEYS answers at the most: what waits for a reader is bounded.

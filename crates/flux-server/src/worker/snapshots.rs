@@ -140,16 +140,20 @@ impl Snapshots {
     }
 
     /// The thread has finished the snapshot, or could not.
-    pub(super) fn written(&mut self, result: Result<(), LogError>, dispatch: &mut Dispatch, turn: &mut Turn) {
+    pub(super) fn written(
+        &mut self,
+        result: Result<(), LogError>,
+        dispatch: &mut Dispatch,
+        turn: &mut Turn,
+    ) {
         let Some(walk) = self.walk.take() else { return };
         match result {
             Ok(()) => {
                 dispatch.shared().stats.snapshots.add(1);
                 self.indexes.insert(walk.partition.0, walk.index);
                 let indexes = &self.indexes;
-                let trimmed = turn.log().trim(&mut |partition| {
-                    indexes.get(&partition).copied().unwrap_or(0)
-                });
+                let trimmed =
+                    turn.log().trim(&mut |partition| indexes.get(&partition).copied().unwrap_or(0));
                 match trimmed {
                     Ok(segments) => {
                         tracing::debug!(partition = %walk.partition, index = walk.index, segments, "snapshot done");

@@ -127,11 +127,7 @@ impl Turn {
     }
 
     /// Writes what the replicas ask for until they ask for nothing more.
-    fn write(
-        &mut self,
-        active: &[PartitionId],
-        dispatch: &mut Dispatch,
-    ) -> Result<(), LogError> {
+    fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
             let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
             for &partition in active {

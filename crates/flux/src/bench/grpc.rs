@@ -50,10 +50,7 @@ pub async fn run_calls(
     let mut tasks = Vec::new();
     for (client, channel) in channels {
         for call in 0..phase.pipeline {
-            let share = Share {
-                lane: call * phase.clients + client,
-                lanes,
-            };
+            let share = Share { lane: call * phase.clients + client, lanes };
             let caller = Caller {
                 client: KvClient::new(channel.clone()),
                 workload: Workload::new(phase.shape.clone(), share.lane, lanes),
@@ -77,10 +74,7 @@ async fn connect(address: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .with_context(|| format!("`{address}` is no address"))?
         .tcp_nodelay(true);
-    endpoint
-        .connect()
-        .await
-        .with_context(|| format!("cannot connect to {address}"))
+    endpoint.connect().await.with_context(|| format!("cannot connect to {address}"))
 }
 
 /// One call after another.
@@ -126,9 +120,7 @@ impl Caller {
         if let (Pace::Open(schedule), Some(end)) = (&self.pace, self.window.stop_at)
             && !self.shared.stop.load(Ordering::Relaxed)
         {
-            let left = schedule
-                .left_before(end)
-                .min(self.quota.unwrap_or(u64::MAX));
+            let left = schedule.left_before(end).min(self.quota.unwrap_or(u64::MAX));
             self.measurements.borrow_mut().unsent += left;
         }
     }
@@ -163,31 +155,17 @@ async fn call(client: &mut KvClient<Channel>, request: &Request<'_>) -> Result<(
     match request.operation {
         Operation::Set => {
             let value = Bytes::copy_from_slice(request.value);
-            let set = SetRequest {
-                key,
-                value,
-                ttl_ms: request.ttl_ms,
-                ..SetRequest::default()
-            };
+            let set = SetRequest { key, value, ttl_ms: request.ttl_ms, ..SetRequest::default() };
             client.set(set).await.map(drop)
         }
         Operation::Get => client.get(GetRequest { key }).await.map(drop),
-        Operation::Incr => client
-            .increment(IncrementRequest { key, delta: None })
-            .await
-            .map(drop),
-        Operation::Del => client
-            .delete(DeleteRequest { key, only_if: None })
-            .await
-            .map(drop),
+        Operation::Incr => client.increment(IncrementRequest { key, delta: None }).await.map(drop),
+        Operation::Del => client.delete(DeleteRequest { key, only_if: None }).await.map(drop),
     }
 }
 
 /// The error's code in the table of all protocols, or else the status of gRPC.
 fn kind(status: &Status) -> String {
-    let code = status
-        .metadata()
-        .get(CODE_TRAILER)
-        .and_then(|code| code.to_str().ok());
+    let code = status.metadata().get(CODE_TRAILER).and_then(|code| code.to_str().ok());
     code.map_or_else(|| format!("{:?}", status.code()), str::to_owned)
 }

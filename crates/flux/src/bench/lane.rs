@@ -117,17 +117,10 @@ impl<W: Wire> Lane<W> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.traffic = Traffic {
-            oldest: 1,
-            ..Traffic::default()
-        };
+        self.traffic = Traffic { oldest: 1, ..Traffic::default() };
         self.wire.hello(&mut self.traffic.output);
         let outcome = self.talk(&mut stream).await;
-        let kind = if outcome.is_ok() {
-            NO_REPLY
-        } else {
-            CONNECTION_LOST
-        };
+        let kind = if outcome.is_ok() { NO_REPLY } else { CONNECTION_LOST };
         self.abandon(kind);
         outcome
     }
@@ -143,9 +136,7 @@ impl<W: Wire> Lane<W> {
         if let (Pace::Open(schedule), Some(end)) = (&self.pace, self.window.stop_at)
             && !self.shared.stop.load(Ordering::Relaxed)
         {
-            let left = schedule
-                .left_before(end)
-                .min(self.quota.unwrap_or(u64::MAX));
+            let left = schedule.left_before(end).min(self.quota.unwrap_or(u64::MAX));
             self.measurements.borrow_mut().unsent += left;
         }
     }
@@ -226,11 +217,7 @@ impl<W: Wire> Lane<W> {
             let request = self.workload.next();
             self.wire.encode(id, &request, &mut traffic.output);
             let operation = request.operation;
-            traffic.in_flight.push_back(InFlight {
-                operation,
-                due,
-                answered: false,
-            });
+            traffic.in_flight.push_back(InFlight { operation, due, answered: false });
         }
     }
 
@@ -283,10 +270,7 @@ impl<W: Wire> Lane<W> {
             Poll::Pending => {}
         }
         match wake_at {
-            Some(at) => self
-                .timer
-                .poll_until(context, at)
-                .map(|woken| woken.map(|()| 0)),
+            Some(at) => self.timer.poll_until(context, at).map(|woken| woken.map(|()| 0)),
             None => Poll::Pending,
         }
     }
@@ -303,9 +287,7 @@ impl<W: Wire> Lane<W> {
             && let Some(reply) = self.wire.reply(&traffic.input[traffic.consumed..])?
         {
             traffic.consumed += reply.length;
-            let position = reply
-                .id
-                .map_or(Some(0), |id| id.checked_sub(traffic.oldest));
+            let position = reply.id.map_or(Some(0), |id| id.checked_sub(traffic.oldest));
             let asked = position
                 .and_then(|position| traffic.in_flight.get_mut(position as usize))
                 .filter(|asked| !asked.answered)
@@ -318,11 +300,7 @@ impl<W: Wire> Lane<W> {
                     Some(kind) => measurements.failure(&String::from_utf8_lossy(kind), 1),
                 }
             }
-            while traffic
-                .in_flight
-                .front()
-                .is_some_and(|oldest| oldest.answered)
-            {
+            while traffic.in_flight.front().is_some_and(|oldest| oldest.answered) {
                 traffic.in_flight.pop_front();
                 traffic.oldest += 1;
             }
@@ -336,14 +314,8 @@ impl<W: Wire> Lane<W> {
     /// Counts what is in flight as failed.
     fn abandon(&mut self, kind: &str) {
         let from = self.window.measure_from;
-        let open = self
-            .traffic
-            .in_flight
-            .iter()
-            .filter(|one| !one.answered && one.due >= from);
-        self.measurements
-            .borrow_mut()
-            .failure(kind, open.count() as u64);
+        let open = self.traffic.in_flight.iter().filter(|one| !one.answered && one.due >= from);
+        self.measurements.borrow_mut().failure(kind, open.count() as u64);
         self.traffic.in_flight.clear();
     }
 }

@@ -37,12 +37,7 @@ impl Schedule {
     /// The share of one lane in `per_second` requests of all lanes, which take turns.
     pub fn new(start: Instant, per_second: f64, lane: u64, lanes: u64) -> Schedule {
         let first = start + Duration::from_secs_f64(lane as f64 / per_second);
-        Schedule {
-            first,
-            per_second,
-            lanes,
-            taken: 0,
-        }
+        Schedule { first, per_second, lanes, taken: 0 }
     }
 
     /// When the next request is due.
@@ -145,10 +140,7 @@ mod exact {
                           of an OwnedFd cannot"
             )]
             let descriptor = AsyncFd::new(descriptor)?;
-            Ok(Timer {
-                descriptor,
-                armed_for: None,
-            })
+            Ok(Timer { descriptor, armed_for: None })
         }
 
         pub fn poll_until(
@@ -180,23 +172,13 @@ mod exact {
         }
 
         fn arm(&self, wait: std::time::Duration) -> io::Result<()> {
-            let zero = Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
             let once = Timespec {
                 tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(wait.subsec_nanos()),
             };
-            let setting = Itimerspec {
-                it_interval: zero,
-                it_value: once,
-            };
-            timerfd_settime(
-                self.descriptor.get_ref(),
-                TimerfdTimerFlags::empty(),
-                &setting,
-            )?;
+            let setting = Itimerspec { it_interval: zero, it_value: once };
+            timerfd_settime(self.descriptor.get_ref(), TimerfdTimerFlags::empty(), &setting)?;
             Ok(())
         }
     }
@@ -238,14 +220,10 @@ mod tests {
         let mut timer = Timer::exact().expect("the system has timers");
         for _ in 0..2 {
             let at = Instant::now() + Duration::from_millis(2);
-            std::future::poll_fn(|context| timer.poll_until(context, at))
-                .await
-                .expect("it works");
+            std::future::poll_fn(|context| timer.poll_until(context, at)).await.expect("it works");
             assert!(Instant::now() >= at);
         }
         let past = Instant::now();
-        std::future::poll_fn(|context| timer.poll_until(context, past))
-            .await
-            .expect("it works");
+        std::future::poll_fn(|context| timer.poll_until(context, past)).await.expect("it works");
     }
 }

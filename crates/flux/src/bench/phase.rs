@@ -102,9 +102,7 @@ impl Phase {
                 .map(|number| scope.spawn(move || self.run_thread(number, start_line, shared)))
                 .collect();
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow!("a thread of the benchmark panicked")))
+                thread.join().unwrap_or_else(|_| Err(anyhow!("a thread of the benchmark panicked")))
             };
             threads.into_iter().map(join).collect()
         });
@@ -121,10 +119,7 @@ impl Phase {
             }
         }
         match missing {
-            None => Ok(Outcome {
-                measurements,
-                elapsed,
-            }),
+            None => Ok(Outcome { measurements, elapsed }),
             Some(()) => Err(anyhow!("another thread failed")),
         }
     }
@@ -135,9 +130,7 @@ impl Phase {
         start_line: &StartLine,
         shared: &Shared,
     ) -> anyhow::Result<ThreadOutcome> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let local = LocalSet::new();
         let run = async {
             match self.protocol {
@@ -175,10 +168,7 @@ impl Phase {
         let window = self.window(start);
         let mut tasks = Vec::new();
         for (lane, stream) in streams {
-            let share = Share {
-                lane,
-                lanes: self.clients,
-            };
+            let share = Share { lane, lanes: self.clients };
             let lane = Lane {
                 wire: wire(),
                 workload: Workload::new(self.shape.clone(), lane, self.clients),
@@ -204,11 +194,7 @@ impl Phase {
     pub fn window(&self, start: Instant) -> Window {
         let measure_from = start + self.warmup;
         let stop_at = self.duration.map(|duration| measure_from + duration);
-        Window {
-            measure_from,
-            stop_at,
-            give_up_at: stop_at.map(|at| at + GRACE),
-        }
+        Window { measure_from, stop_at, give_up_at: stop_at.map(|at| at + GRACE) }
     }
 
     /// The rhythm of one part.
@@ -235,10 +221,7 @@ pub fn finished(measurements: Measurements, window: Window) -> (Measurements, Du
     let now = Instant::now();
     let end = window.stop_at.map_or(window.measure_from, |at| at.min(now));
     let end = end.max(measurements.last_reply.unwrap_or(end));
-    (
-        measurements,
-        end.saturating_duration_since(window.measure_from),
-    )
+    (measurements, end.saturating_duration_since(window.measure_from))
 }
 
 /// Where threads wait for each other to be connected.

@@ -127,21 +127,13 @@ impl Zipf {
     fn integral(&self, x: f64) -> f64 {
         let log = x.ln();
         let t = (1.0 - self.exponent) * log;
-        let ratio = if t.abs() > 1e-8 {
-            t.exp_m1() / t
-        } else {
-            1.0 + t / 2.0
-        };
+        let ratio = if t.abs() > 1e-8 { t.exp_m1() / t } else { 1.0 + t / 2.0 };
         ratio * log
     }
 
     fn inverse(&self, y: f64) -> f64 {
         let t = (y * (1.0 - self.exponent)).max(-1.0);
-        let ratio = if t.abs() > 1e-8 {
-            t.ln_1p() / t
-        } else {
-            1.0 - t / 2.0
-        };
+        let ratio = if t.abs() > 1e-8 { t.ln_1p() / t } else { 1.0 - t / 2.0 };
         (ratio * y).exp()
     }
 }
@@ -168,10 +160,7 @@ mod tests {
         for _ in 0..100_000 {
             counts[random.below(10) as usize] += 1;
         }
-        assert!(
-            counts.iter().all(|count| (9_500..10_500).contains(count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
     }
 
     #[test]
@@ -217,9 +206,7 @@ mod tests {
             assert_eq!(text.parse(), Ok(distribution));
             assert_eq!(distribution.to_string().parse(), Ok(distribution));
         }
-        for text in [
-            "", "zipf:", "zipf:0", "zipf:-1", "zipf:nan", "zipf:11", "normal",
-        ] {
+        for text in ["", "zipf:", "zipf:0", "zipf:-1", "zipf:nan", "zipf:11", "normal"] {
             assert!(text.parse::<Distribution>().is_err(), "{text}");
         }
     }

@@ -59,9 +59,7 @@ impl Settings {
             rate: phase.rate,
             mix: shape.mix.to_string(),
             keys: shape.keys,
-            distribution: shape
-                .distribution
-                .map(|distribution| distribution.to_string()),
+            distribution: shape.distribution.map(|distribution| distribution.to_string()),
             key_size: shape.key_size,
             value_size: shape.value_size,
             ttl_ms: shape.ttl_ms,
@@ -147,13 +145,7 @@ impl Latency {
 impl Figures {
     /// The figures of a phase during which this program used so much CPU time.
     pub fn of(outcome: &Outcome, cpu: Duration) -> Figures {
-        let Measurements {
-            errors,
-            unsent,
-            bytes_sent,
-            bytes_received,
-            ..
-        } = &outcome.measurements;
+        let Measurements { errors, unsent, bytes_sent, bytes_received, .. } = &outcome.measurements;
         let elapsed_s = outcome.elapsed.as_secs_f64().max(1e-9);
         let all = outcome.measurements.all_latencies();
         let failed: u64 = errors.values().sum();
@@ -206,22 +198,8 @@ impl OperationFigures {
 impl Report {
     /// For a person.
     pub fn to_text(&self) -> String {
-        let Settings {
-            protocol,
-            addr,
-            clients,
-            pipeline,
-            threads,
-            ..
-        } = &self.settings;
-        let Settings {
-            mix,
-            keys,
-            key_size,
-            value_size,
-            distribution,
-            ..
-        } = &self.settings;
+        let Settings { protocol, addr, clients, pipeline, threads, .. } = &self.settings;
+        let Settings { mix, keys, key_size, value_size, distribution, .. } = &self.settings;
         let mode = match self.settings.rate {
             None => "closed loop".to_owned(),
             Some(rate) => format!("open loop at {rate}/s"),
@@ -249,22 +227,10 @@ impl Figures {
             "requests", "per second", "p50 us", "p90", "p99", "p99.9", "p99.99", "max"
         );
         for (operation, figures) in &self.operations {
-            row(
-                text,
-                operation,
-                figures.requests,
-                figures.throughput_per_s,
-                &figures.latency_us,
-            );
+            row(text, operation, figures.requests, figures.throughput_per_s, &figures.latency_us);
         }
         if self.operations.len() != 1 {
-            row(
-                text,
-                "all",
-                self.requests,
-                self.throughput_per_s,
-                &self.latency_us,
-            );
+            row(text, "all", self.requests, self.throughput_per_s, &self.latency_us);
         }
         if let (Some(sent), Some(received)) = (self.bytes_sent, self.bytes_received) {
             let (sent, received) = (sent as f64 / 1e6, received as f64 / 1e6);
@@ -277,17 +243,10 @@ impl Figures {
             self.client_cpu_us_per_request,
             self.client_cpu_s / self.elapsed_s * 100.0
         );
-        let Errors {
-            total,
-            unsent,
-            by_kind,
-            ..
-        } = &self.errors;
+        let Errors { total, unsent, by_kind, .. } = &self.errors;
         if *total > 0 {
-            let mut kinds: Vec<String> = by_kind
-                .iter()
-                .map(|(kind, count)| format!("{kind} {count}"))
-                .collect();
+            let mut kinds: Vec<String> =
+                by_kind.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
             if *unsent > 0 {
                 kinds.push(format!("unsent {unsent}"));
             }
@@ -297,15 +256,7 @@ impl Figures {
 }
 
 fn row(text: &mut String, name: &str, requests: u64, throughput: f64, latency: &Latency) {
-    let Latency {
-        p50,
-        p90,
-        p99,
-        p99_9,
-        p99_99,
-        max,
-        ..
-    } = latency;
+    let Latency { p50, p90, p99, p99_9, p99_99, max, .. } = latency;
     let _ = writeln!(
         text,
         "{name:<6} {requests:>11} {throughput:>10.0} {p50:>9.0} {p90:>9.0} {p99:>9.0} {p99_9:>9.0} \

@@ -22,15 +22,9 @@ fn defaults_are_a_closed_loop_of_ten_seconds() {
     assert_eq!(main.protocol, Protocol::Resp);
     assert_eq!(main.address, "127.0.0.1:7379");
     assert_eq!((main.clients, main.pipeline, main.threads), (50, 1, 1));
-    assert_eq!(
-        (main.rate, main.requests, main.duration),
-        (None, None, Some(DEFAULT_DURATION))
-    );
+    assert_eq!((main.rate, main.requests, main.duration), (None, None, Some(DEFAULT_DURATION)));
     assert_eq!(main.shape.mix.to_string(), "set=50,get=50");
-    assert_eq!(
-        (main.shape.keys, main.shape.key_size, main.shape.value_size),
-        (1_000_000, 16, 64)
-    );
+    assert_eq!((main.shape.keys, main.shape.key_size, main.shape.value_size), (1_000_000, 16, 64));
 }
 
 #[test]
@@ -44,10 +38,7 @@ fn arguments_reach_the_phase() {
     assert_eq!(main.address, "127.0.0.1:50052");
     assert_eq!((main.clients, main.pipeline, main.threads), (8, 16, 2));
     assert_eq!(main.duration, Some(Duration::from_millis(2500)));
-    assert_eq!(
-        (main.rate, main.warmup),
-        (Some(1e4), Duration::from_secs(1))
-    );
+    assert_eq!((main.rate, main.warmup), (Some(1e4), Duration::from_secs(1)));
     assert_eq!(main.shape.mix.to_string(), "set=1,get=2,incr=3,del=4");
     assert_eq!(main.shape.distribution, Some(Distribution::Zipf(1.1)));
     assert_eq!((main.shape.ttl_ms, main.shape.seed), (Some(5000), 9));
@@ -57,10 +48,7 @@ fn arguments_reach_the_phase() {
 fn filling_writes_each_key_once() {
     let (load, main) = parsed("--load --requests 0 --keys 500 --rate 5").unwrap();
     let load = load.expect("filling was asked for");
-    assert_eq!(
-        (load.requests, load.rate, load.duration),
-        (Some(500), None, None)
-    );
+    assert_eq!((load.requests, load.rate, load.duration), (Some(500), None, None));
     assert_eq!(load.shape.mix, Mix::only(Operation::Set));
     assert_eq!(load.shape.distribution, None);
     assert_eq!(main.requests, Some(0));
@@ -104,17 +92,9 @@ fn report() -> Report {
     }
     measurements.failure("OVERLOADED", 20);
     measurements.failure("ERR", 1);
-    let outcome = Outcome {
-        measurements,
-        elapsed: Duration::from_secs(2),
-    };
+    let outcome = Outcome { measurements, elapsed: Duration::from_secs(2) };
     let figures = Figures::of(&outcome, Duration::from_millis(1021));
-    Report {
-        version: "1",
-        settings: Settings::of(&main),
-        load: None,
-        run: Some(figures),
-    }
+    Report { version: "1", settings: Settings::of(&main), load: None, run: Some(figures) }
 }
 
 #[test]
@@ -153,13 +133,6 @@ fn the_json_has_a_stable_shape() {
 fn the_table_names_errors() {
     let text = report().to_text();
     assert!(text.contains("open loop at 1000/s"), "{text}");
-    assert!(
-        text.contains("errors: 24 (ERR 1, OVERLOADED 20, unsent 3)"),
-        "{text}"
-    );
-    assert!(
-        text.lines()
-            .any(|line| line.starts_with("set           1000        500")),
-        "{text}"
-    );
+    assert!(text.contains("errors: 24 (ERR 1, OVERLOADED 20, unsent 3)"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("set           1000        500")), "{text}");
 }

@@ -71,12 +71,7 @@ impl Wire for Resp {
     }
 
     fn encode(&self, _: u64, request: &Request<'_>, output: &mut Vec<u8>) {
-        let Request {
-            operation,
-            key,
-            value,
-            ttl_ms,
-        } = *request;
+        let Request { operation, key, value, ttl_ms } = *request;
         match (operation, ttl_ms) {
             (Operation::Set, None) => {
                 output.extend_from_slice(b"*3\r\n$3\r\nSET\r\n");
@@ -110,18 +105,12 @@ impl Wire for Resp {
             return Ok(None);
         };
         let error = is_error.then(|| first_word(&input[1..length]));
-        Ok(Some(WireReply {
-            length,
-            id: None,
-            error,
-        }))
+        Ok(Some(WireReply { length, id: None, error }))
     }
 }
 
 fn first_word(text: &[u8]) -> &[u8] {
-    text.split(u8::is_ascii_whitespace)
-        .next()
-        .unwrap_or_default()
+    text.split(u8::is_ascii_whitespace).next().unwrap_or_default()
 }
 
 /// Version 1 of the native protocol.
@@ -143,12 +132,7 @@ impl Wire for Native {
     }
 
     fn encode(&self, id: u64, request: &Request<'_>, output: &mut Vec<u8>) {
-        let Request {
-            operation,
-            key,
-            value,
-            ttl_ms,
-        } = *request;
+        let Request { operation, key, value, ttl_ms } = *request;
         let condition = Condition::Always;
         let native = match operation {
             Operation::Set => NativeRequest::Set {
@@ -170,21 +154,14 @@ impl Wire for Native {
         let Some((frame, length)) = decode_response(input)? else {
             return Ok(None);
         };
-        let error = (frame.status != 0).then(|| {
-            Code::try_from(frame.status)
-                .map_or("unknown code", Code::name)
-                .as_bytes()
-        });
+        let error = (frame.status != 0)
+            .then(|| Code::try_from(frame.status).map_or("unknown code", Code::name).as_bytes());
         // An error under id 0 concerns the connection: all that is in flight is lost with it.
         if frame.id == 0 {
             let kind = String::from_utf8_lossy(error.unwrap_or_default()).into_owned();
             return Err(WireError::Refused(kind));
         }
-        Ok(Some(WireReply {
-            length,
-            id: Some(frame.id),
-            error,
-        }))
+        Ok(Some(WireReply { length, id: Some(frame.id), error }))
     }
 }
 
@@ -197,12 +174,7 @@ mod tests {
     use super::*;
 
     fn request(operation: Operation, ttl_ms: Option<u64>) -> Request<'static> {
-        Request {
-            operation,
-            key: b"key:1",
-            value: b"hello",
-            ttl_ms,
-        }
+        Request { operation, key: b"key:1", value: b"hello", ttl_ms }
     }
 
     #[test]
@@ -220,18 +192,9 @@ mod tests {
             encoded(Operation::Set, Some(250)),
             "*5\r\n$3\r\nSET\r\n$5\r\nkey:1\r\n$5\r\nhello\r\n$2\r\nPX\r\n$3\r\n250\r\n"
         );
-        assert_eq!(
-            encoded(Operation::Get, Some(1)),
-            "*2\r\n$3\r\nGET\r\n$5\r\nkey:1\r\n"
-        );
-        assert_eq!(
-            encoded(Operation::Incr, None),
-            "*2\r\n$4\r\nINCR\r\n$5\r\nkey:1\r\n"
-        );
-        assert_eq!(
-            encoded(Operation::Del, None),
-            "*2\r\n$3\r\nDEL\r\n$5\r\nkey:1\r\n"
-        );
+        assert_eq!(encoded(Operation::Get, Some(1)), "*2\r\n$3\r\nGET\r\n$5\r\nkey:1\r\n");
+        assert_eq!(encoded(Operation::Incr, None), "*2\r\n$4\r\nINCR\r\n$5\r\nkey:1\r\n");
+        assert_eq!(encoded(Operation::Del, None), "*2\r\n$3\r\nDEL\r\n$5\r\nkey:1\r\n");
     }
 
     #[test]
@@ -252,37 +215,19 @@ mod tests {
             &mut input,
             7,
             Opcode::Increment,
-            &Response::Counter {
-                value: 1,
-                version: 2,
-            },
+            &Response::Counter { value: 1, version: 2 },
         )
         .unwrap();
         let first = input.len();
-        encode_error(
-            &mut input,
-            8,
-            Opcode::Set as u8,
-            Code::Overloaded,
-            "try later",
-        );
+        encode_error(&mut input, 8, Opcode::Set as u8, Code::Overloaded, "try later");
         let reply = Native.reply(&input).unwrap().unwrap();
-        assert_eq!(
-            (reply.length, reply.id, reply.error),
-            (first, Some(7), None)
-        );
+        assert_eq!((reply.length, reply.id, reply.error), (first, Some(7), None));
         let reply = Native.reply(&input[first..]).unwrap().unwrap();
         assert_eq!((reply.id, reply.error), (Some(8), Some(&b"OVERLOADED"[..])));
         assert_eq!(Native.reply(&input[..first - 1]).unwrap(), None);
         let mut last = Vec::new();
         encode_error(&mut last, 0, 0, Code::Stopping, "");
-        assert!(
-            Native
-                .reply(&last)
-                .unwrap_err()
-                .to_string()
-                .contains("STOPPING")
-        );
+        assert!(Native.reply(&last).unwrap_err().to_string().contains("STOPPING"));
     }
 
     #[test]
@@ -294,13 +239,7 @@ mod tests {
         assert_eq!(Native.greeting(&accepted[..5]).unwrap(), None);
         let mut refused = Vec::new();
         encode_server_preface(&mut refused, &ServerPreface::VERSION_MISMATCH);
-        assert!(
-            Native
-                .greeting(&refused)
-                .unwrap_err()
-                .to_string()
-                .contains("no protocol version")
-        );
+        assert!(Native.greeting(&refused).unwrap_err().to_string().contains("no protocol version"));
         let mut hello = Vec::new();
         Native.hello(&mut hello);
         assert!(flux_proto::native::is_native(hello[0]));

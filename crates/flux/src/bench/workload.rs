@@ -19,12 +19,8 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in the order of reports.
-    pub const ALL: [Operation; 4] = [
-        Operation::Set,
-        Operation::Get,
-        Operation::Incr,
-        Operation::Del,
-    ];
+    pub const ALL: [Operation; 4] =
+        [Operation::Set, Operation::Get, Operation::Incr, Operation::Del];
 
     /// The name in a mix and in reports.
     pub fn name(self) -> &'static str {
@@ -75,26 +71,21 @@ impl FromStr for Mix {
         let mut weights = [0; 4];
         for part in text.split(',') {
             let (name, weight) = part.trim().split_once('=').unwrap_or((part.trim(), "1"));
-            let operation = Operation::ALL
-                .into_iter()
-                .find(|operation| operation.name() == name)
-                .ok_or_else(|| format!("`{name}` is no operation: set, get, incr and del are"))?;
+            let operation =
+                Operation::ALL.into_iter().find(|operation| operation.name() == name).ok_or_else(
+                    || format!("`{name}` is no operation: set, get, incr and del are"),
+                )?;
             let slot = &mut weights[operation as usize];
             if *slot != 0 {
                 return Err(format!("`{name}` is given twice"));
             }
-            *slot = weight
-                .parse()
-                .ok()
-                .filter(|weight| *weight <= 1_000_000)
-                .ok_or_else(|| format!("the weight of `{name}` must be a number up to 1000000"))?;
+            *slot =
+                weight.parse().ok().filter(|weight| *weight <= 1_000_000).ok_or_else(|| {
+                    format!("the weight of `{name}` must be a number up to 1000000")
+                })?;
         }
         let mix = Mix { weights };
-        if mix.total() == 0 {
-            Err("all weights are 0".into())
-        } else {
-            Ok(mix)
-        }
+        if mix.total() == 0 { Err("all weights are 0".into()) } else { Ok(mix) }
     }
 }
 
@@ -179,24 +170,13 @@ impl Workload {
     pub fn new(shape: Shape, lane: u64, lanes: u64) -> Workload {
         let mut random = Random::new(shape.seed, lane);
         let choice = match shape.distribution {
-            None => Choice::InOrder {
-                next: lane,
-                step: lanes,
-            },
+            None => Choice::InOrder { next: lane, step: lanes },
             Some(Distribution::Uniform) => Choice::Uniform,
             Some(Distribution::Zipf(exponent)) => Choice::Zipf(Zipf::new(shape.keys, exponent)),
         };
-        let value = (0..shape.value_size)
-            .map(|_| b'a' + random.below(26) as u8)
-            .collect();
+        let value = (0..shape.value_size).map(|_| b'a' + random.below(26) as u8).collect();
         let key = vec![b'0'; shape.key_size];
-        Workload {
-            shape,
-            random,
-            choice,
-            key,
-            value,
-        }
+        Workload { shape, random, choice, key, value }
     }
 
     /// The next request.
@@ -213,22 +193,13 @@ impl Workload {
         let operation = self.shape.mix.pick(&mut self.random);
         write_key(&mut self.key, operation, number);
         let ttl_ms = self.shape.ttl_ms;
-        Request {
-            operation,
-            key: &self.key,
-            value: &self.value,
-            ttl_ms,
-        }
+        Request { operation, key: &self.key, value: &self.value, ttl_ms }
     }
 }
 
 /// A prefix and the number, with as many leading zeros as the key is long.
 fn write_key(key: &mut [u8], operation: Operation, mut number: u64) {
-    let prefix = if operation == Operation::Incr {
-        COUNTER_PREFIX
-    } else {
-        VALUE_PREFIX
-    };
+    let prefix = if operation == Operation::Incr { COUNTER_PREFIX } else { VALUE_PREFIX };
     key[..PREFIX_BYTES].copy_from_slice(prefix);
     for digit in key[PREFIX_BYTES..].iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
@@ -275,9 +246,7 @@ mod tests {
     #[test]
     fn operations_come_in_proportion() {
         let mut workload = Workload::new(shape("set=10,get=30", Some(Distribution::Uniform)), 0, 1);
-        let sets = (0..10_000)
-            .filter(|_| workload.next().operation == Operation::Set)
-            .count();
+        let sets = (0..10_000).filter(|_| workload.next().operation == Operation::Set).count();
         assert!((2_250..2_750).contains(&sets), "{sets}");
     }
 

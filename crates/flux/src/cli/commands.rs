@@ -23,11 +23,7 @@ pub const GROUPS: &[(&str, &[Entry])] = &[
 
 /// Short rows for a long table.
 const fn entry(name: &'static str, arguments: &'static str, summary: &'static str) -> Entry {
-    Entry {
-        name,
-        arguments,
-        summary,
-    }
+    Entry { name, arguments, summary }
 }
 
 const VALUES: &[Entry] = &[
@@ -39,16 +35,8 @@ const VALUES: &[Entry] = &[
     ),
     entry("SETNX", "key value", "Writes a value if there is none."),
     entry("SETEX", "key seconds value", "Writes a value that expires."),
-    entry(
-        "PSETEX",
-        "key milliseconds value",
-        "Writes a value that expires.",
-    ),
-    entry(
-        "GETSET",
-        "key value",
-        "Writes a value and answers the one before.",
-    ),
+    entry("PSETEX", "key milliseconds value", "Writes a value that expires."),
+    entry("GETSET", "key value", "Writes a value and answers the one before."),
     entry("GETDEL", "key", "Answers a value and removes the key."),
     entry(
         "GETEX",
@@ -56,11 +44,7 @@ const VALUES: &[Entry] = &[
         "Answers a value and changes its expiry.",
     ),
     entry("MGET", "key [key ...]", "The values of several keys."),
-    entry(
-        "MSET",
-        "key value [key value ...]",
-        "Writes several values.",
-    ),
+    entry("MSET", "key value [key value ...]", "Writes several values."),
     entry(
         "MSETNX",
         "key value [key value ...]",
@@ -68,26 +52,14 @@ const VALUES: &[Entry] = &[
     ),
     entry("APPEND", "key value", "Appends to a value."),
     entry("STRLEN", "key", "The length of a value."),
-    entry(
-        "GETRANGE",
-        "key start end",
-        "Part of a value; negative positions count from its end.",
-    ),
+    entry("GETRANGE", "key start end", "Part of a value; negative positions count from its end."),
     entry("SUBSTR", "key start end", "The same as GETRANGE."),
-    entry(
-        "SETRANGE",
-        "key offset value",
-        "Overwrites part of a value.",
-    ),
+    entry("SETRANGE", "key offset value", "Overwrites part of a value."),
     entry("INCR", "key", "Adds 1 to a number."),
     entry("DECR", "key", "Takes 1 from a number."),
     entry("INCRBY", "key increment", "Adds to a number."),
     entry("DECRBY", "key decrement", "Takes from a number."),
-    entry(
-        "INCRBYFLOAT",
-        "key increment",
-        "Adds to a floating point number.",
-    ),
+    entry("INCRBYFLOAT", "key increment", "Adds to a floating point number."),
     entry(
         "LCS",
         "key1 key2 [LEN] [IDX] [MINMATCHLEN length] [WITHMATCHLEN]",
@@ -101,74 +73,26 @@ const KEYS: &[Entry] = &[
     entry("EXISTS", "key [key ...]", "How many of the keys exist."),
     entry("TYPE", "key", "The type of a value."),
     entry("TOUCH", "key [key ...]", "How many of the keys exist."),
-    entry(
-        "KEYS",
-        "pattern",
-        "All keys that match. Slow where there are many: see SCAN.",
-    ),
-    entry(
-        "SCAN",
-        "cursor [MATCH pattern] [COUNT count] [TYPE type]",
-        "Keys, a page at a time.",
-    ),
+    entry("KEYS", "pattern", "All keys that match. Slow where there are many: see SCAN."),
+    entry("SCAN", "cursor [MATCH pattern] [COUNT count] [TYPE type]", "Keys, a page at a time."),
     entry("RANDOMKEY", "", "Some key."),
     entry("RENAME", "key newkey", "Renames a key."),
-    entry(
-        "RENAMENX",
-        "key newkey",
-        "Renames a key if the new name is free.",
-    ),
+    entry("RENAMENX", "key newkey", "Renames a key if the new name is free."),
     entry("COPY", "source destination [REPLACE]", "Copies a key."),
     entry("OBJECT ENCODING", "key", "How a value is stored."),
-    entry(
-        "OBJECT IDLETIME",
-        "key",
-        "Seconds since a key was last written.",
-    ),
-    entry(
-        "MEMORY USAGE",
-        "key",
-        "The bytes of memory that a key takes.",
-    ),
+    entry("OBJECT IDLETIME", "key", "Seconds since a key was last written."),
+    entry("MEMORY USAGE", "key", "The bytes of memory that a key takes."),
 ];
 
 const EXPIRY: &[Entry] = &[
-    entry(
-        "EXPIRE",
-        "key seconds [NX | XX | GT | LT]",
-        "Lets a key expire after some seconds.",
-    ),
-    entry(
-        "PEXPIRE",
-        "key milliseconds [NX | XX | GT | LT]",
-        "Lets a key expire.",
-    ),
-    entry(
-        "EXPIREAT",
-        "key unix-seconds [NX | XX | GT | LT]",
-        "Lets a key expire at a time.",
-    ),
-    entry(
-        "PEXPIREAT",
-        "key unix-milliseconds [NX | XX | GT | LT]",
-        "Lets a key expire at a time.",
-    ),
-    entry(
-        "TTL",
-        "key",
-        "Seconds until a key expires; -1 never, -2 no such key.",
-    ),
-    entry(
-        "PTTL",
-        "key",
-        "Milliseconds until a key expires; -1 never, -2 no such key.",
-    ),
+    entry("EXPIRE", "key seconds [NX | XX | GT | LT]", "Lets a key expire after some seconds."),
+    entry("PEXPIRE", "key milliseconds [NX | XX | GT | LT]", "Lets a key expire."),
+    entry("EXPIREAT", "key unix-seconds [NX | XX | GT | LT]", "Lets a key expire at a time."),
+    entry("PEXPIREAT", "key unix-milliseconds [NX | XX | GT | LT]", "Lets a key expire at a time."),
+    entry("TTL", "key", "Seconds until a key expires; -1 never, -2 no such key."),
+    entry("PTTL", "key", "Milliseconds until a key expires; -1 never, -2 no such key."),
     entry("EXPIRETIME", "key", "When a key expires, in Unix seconds."),
-    entry(
-        "PEXPIRETIME",
-        "key",
-        "When a key expires, in Unix milliseconds.",
-    ),
+    entry("PEXPIRETIME", "key", "When a key expires, in Unix milliseconds."),
     entry("PERSIST", "key", "Lets a key live for ever."),
 ];
 
@@ -187,11 +111,7 @@ const TRANSACTIONS: &[Entry] = &[
 const SERVER: &[Entry] = &[
     entry("PING", "[message]", "Answers PONG, or the message."),
     entry("ECHO", "message", "Answers the message."),
-    entry(
-        "HELLO",
-        "[protover]",
-        "What the server is; chooses RESP2 or RESP3.",
-    ),
+    entry("HELLO", "[protover]", "What the server is; chooses RESP2 or RESP3."),
     entry("AUTH", "[username] password", "Logs in."),
     entry("SELECT", "index", "Chooses a database; there is only 0."),
     entry("CLIENT ID", "", "The number of this connection."),
@@ -204,21 +124,13 @@ const SERVER: &[Entry] = &[
     entry("COMMAND COUNT", "", "How many commands the server knows."),
     entry("INFO", "[section ...]", "About the server."),
     entry("CONFIG GET", "pattern [pattern ...]", "The settings."),
-    entry(
-        "CONFIG SET",
-        "name value [name value ...]",
-        "Changes settings.",
-    ),
+    entry("CONFIG SET", "name value [name value ...]", "Changes settings."),
     entry("CONFIG RESETSTAT", "", "Sets the counters of INFO to zero."),
     entry("DBSIZE", "", "How many keys there are."),
     entry("FLUSHDB", "", "Removes all keys."),
     entry("FLUSHALL", "", "Removes all keys."),
     entry("TIME", "", "The server's clock."),
-    entry(
-        "WAIT",
-        "numreplicas timeout",
-        "Waits until replicas have this connection's writes.",
-    ),
+    entry("WAIT", "numreplicas timeout", "Waits until replicas have this connection's writes."),
     entry("DEBUG SLEEP", "seconds", "Stops the server for a while."),
     entry("RESET", "", "Makes the connection as new."),
     entry("QUIT", "", "Closes the connection."),
@@ -237,12 +149,7 @@ pub fn help(topic: &str) -> String {
     }
     let prefix = format!("{topic} ");
     let mut text = String::new();
-    for Entry {
-        name,
-        arguments,
-        summary,
-    } in all()
-    {
+    for Entry { name, arguments, summary } in all() {
         if *name == topic || name.starts_with(&prefix) {
             let usage = format!("{name} {arguments}");
             text += &format!("{}\n    {summary}\n", usage.trim_end());
@@ -278,9 +185,7 @@ fn overview() -> String {
 /// The hint that stands behind a command without arguments yet.
 pub fn arguments(line: &str) -> Option<&'static str> {
     let typed = line.strip_suffix(' ')?.to_uppercase();
-    all()
-        .find(|entry| entry.name == typed)
-        .map(|entry| entry.arguments)
+    all().find(|entry| entry.name == typed).map(|entry| entry.arguments)
 }
 
 #[cfg(test)]

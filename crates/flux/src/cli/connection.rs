@@ -70,11 +70,7 @@ struct Open {
 impl Connection {
     /// A connection that is not made yet. With `resp3` it says `HELLO 3` first.
     pub fn new(address: String, resp3: bool) -> Connection {
-        Connection {
-            address,
-            resp3,
-            open: None,
-        }
+        Connection { address, resp3, open: None }
     }
 
     /// The server's address, as it was given.
@@ -97,9 +93,7 @@ impl Connection {
         let open = self.opened()?;
         if open.is_closed() {
             self.open = None;
-            return Err(ConnectionError::Closed {
-                address: self.address.clone(),
-            });
+            return Err(ConnectionError::Closed { address: self.address.clone() });
         }
         let outcome = open.exchange(args);
         outcome.map_err(|error| {
@@ -114,10 +108,7 @@ impl Connection {
 
     /// What the server sent without being asked, oldest first.
     pub fn take_pushes(&mut self) -> Vec<Reply> {
-        self.open
-            .as_mut()
-            .map(|open| open.pushes.drain(..).collect())
-            .unwrap_or_default()
+        self.open.as_mut().map(|open| open.pushes.drain(..).collect()).unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -132,18 +123,13 @@ impl Connection {
                 address: self.address.clone(),
                 cause,
             })?;
-            let mut open = Open {
-                stream,
-                input: Vec::new(),
-                pushes: VecDeque::new(),
-            };
+            let mut open = Open { stream, input: Vec::new(), pushes: VecDeque::new() };
             if self.resp3 {
                 let hello = [b"HELLO".to_vec(), b"3".to_vec()];
-                open.exchange(&hello)
-                    .map_err(|error| ConnectionError::Connect {
-                        address: self.address.clone(),
-                        cause: error.into(),
-                    })?;
+                open.exchange(&hello).map_err(|error| ConnectionError::Connect {
+                    address: self.address.clone(),
+                    cause: error.into(),
+                })?;
             }
             return Ok(self.open.insert(open));
         }
@@ -168,10 +154,7 @@ impl From<Broken> for io::Error {
 impl Open {
     /// Whether the server has closed its side already.
     fn is_closed(&self) -> bool {
-        let peeked = self
-            .stream
-            .set_nonblocking(true)
-            .and_then(|()| self.stream.peek(&mut [0]));
+        let peeked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut [0]));
         let restored = self.stream.set_nonblocking(false);
         let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         restored.is_err()
@@ -203,13 +186,9 @@ impl Open {
         let start = self.input.len();
         self.input.resize(start + READ_BYTES, 0);
         let outcome = self.stream.read(&mut self.input[start..]);
-        self.input
-            .truncate(start + outcome.as_ref().map_or(0, |count| *count));
+        self.input.truncate(start + outcome.as_ref().map_or(0, |count| *count));
         match outcome? {
-            0 => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the server closed it",
-            )),
+            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it")),
             _ => Ok(()),
         }
     }

@@ -25,10 +25,7 @@ use super::{
 
 /// Reads and carries out commands until the user leaves.
 pub fn run(mut connection: Connection, style: Style) -> anyhow::Result<()> {
-    let config = Config::builder()
-        .max_history_size(10_000)?
-        .history_ignore_space(true)
-        .build();
+    let config = Config::builder().max_history_size(10_000)?.history_ignore_space(true).build();
     let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config)?;
     editor.set_helper(Some(Assistant));
     editor.set_auto_add_history(false);
@@ -66,10 +63,7 @@ pub fn run(mut connection: Connection, style: Style) -> anyhow::Result<()> {
 
 /// Carries out one line. False when it was the last.
 fn carry_out(line: &str, connection: &mut Connection, style: Style) -> io::Result<bool> {
-    let (first, rest) = line
-        .trim()
-        .split_once(char::is_whitespace)
-        .unwrap_or((line.trim(), ""));
+    let (first, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
     match first.to_lowercase().as_str() {
         "" => return Ok(true),
         "exit" => return Ok(false),
@@ -157,13 +151,7 @@ fn complete(typed: &str) -> (usize, Vec<String>) {
         // A name that is typed whole is not offered again.
         !word.is_empty() && name.starts_with(&capital) && *name != capital
     });
-    let candidates = candidates.map(|name| {
-        if lower {
-            name.to_lowercase()
-        } else {
-            name.into()
-        }
-    });
+    let candidates = candidates.map(|name| if lower { name.to_lowercase() } else { name.into() });
     (start, candidates.collect())
 }
 
@@ -171,9 +159,7 @@ impl Hinter for Assistant {
     type Hint = String;
 
     fn hint(&self, line: &str, position: usize, _: &Context<'_>) -> Option<String> {
-        (position == line.len())
-            .then(|| commands::arguments(line).map(str::to_owned))
-            .flatten()
+        (position == line.len()).then(|| commands::arguments(line).map(str::to_owned)).flatten()
     }
 }
 
@@ -195,10 +181,7 @@ mod tests {
     fn commands_are_completed_in_the_case_they_were_begun() {
         assert_eq!(complete("expiret"), (0, vec!["expiretime".to_owned()]));
         assert_eq!(complete("EXPIRET"), (0, vec!["EXPIRETIME".to_owned()]));
-        assert_eq!(
-            complete("help client k"),
-            (5, vec!["client kill".to_owned()])
-        );
+        assert_eq!(complete("help client k"), (5, vec!["client kill".to_owned()]));
         assert!(complete("get").1.contains(&"getrange".to_owned()));
         assert_eq!(complete("get k").1, Vec::<String>::new());
         assert_eq!(complete("").1, Vec::<String>::new());

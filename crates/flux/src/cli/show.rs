@@ -41,19 +41,12 @@ fn pretty(out: &mut Vec<u8>, reply: &Reply, indent: usize) {
         Reply::Set(values) => sequence(out, values, "(empty set)", '~', indent),
         Reply::Push(values) => sequence(out, values, "(empty push)", '>', indent),
         Reply::Map(pairs) => {
-            numbered(
-                out,
-                pairs.len(),
-                "(empty hash)",
-                '#',
-                indent,
-                |out, at, indent| {
-                    pretty(out, &pairs[at].0, indent);
-                    out.pop();
-                    out.extend_from_slice(b" => ");
-                    pretty(out, &pairs[at].1, indent);
-                },
-            );
+            numbered(out, pairs.len(), "(empty hash)", '#', indent, |out, at, indent| {
+                pretty(out, &pairs[at].0, indent);
+                out.pop();
+                out.extend_from_slice(b" => ");
+                pretty(out, &pairs[at].1, indent);
+            });
         }
     }
 }
@@ -143,11 +136,7 @@ mod tests {
     fn scalars_look_as_in_redis_cli() {
         let cases = [
             (Reply::Simple(b"OK".into()), "OK\n", "OK\n"),
-            (
-                Reply::Error(b"ERR no".into()),
-                "(error) ERR no\n",
-                "ERR no\n",
-            ),
+            (Reply::Error(b"ERR no".into()), "(error) ERR no\n", "ERR no\n"),
             (Reply::Integer(-1), "(integer) -1\n", "-1\n"),
             (Reply::Null, "(nil)\n", "\n"),
             (bulk("a\"b\n"), "\"a\\\"b\\n\"\n", "a\"b\n\n"),
@@ -155,14 +144,7 @@ mod tests {
             (Reply::Boolean(true), "(true)\n", "(true)\n"),
             (Reply::Array(vec![]), "(empty array)\n", "\n"),
             (Reply::Map(vec![]), "(empty hash)\n", "\n"),
-            (
-                Reply::Verbatim {
-                    format: b"txt".into(),
-                    text: b"a b".into(),
-                },
-                "a b\n",
-                "a b\n",
-            ),
+            (Reply::Verbatim { format: b"txt".into(), text: b"a b".into() }, "a b\n", "a b\n"),
         ];
         for (reply, pretty, raw) in cases {
             assert_eq!(shown(&reply, Style::Pretty), pretty);
@@ -174,10 +156,7 @@ mod tests {
     fn nested_arrays_are_numbered_and_indented() {
         let mut values = vec![
             bulk("a"),
-            Reply::Array(vec![
-                Reply::Integer(1),
-                Reply::Array(vec![bulk("x"), Reply::Null]),
-            ]),
+            Reply::Array(vec![Reply::Integer(1), Reply::Array(vec![bulk("x"), Reply::Null])]),
         ];
         values.extend((3..=10).map(Reply::Integer));
         let expected = r#" 1) "a"

@@ -40,10 +40,7 @@ fn a_script_runs_line_by_line_and_remembers_errors() {
     let input = b"set k \"a b\"\n\n  frob\nget k\n";
     let code = script(&input[..], &mut connection, Style::Pretty, &mut out).expect("output works");
     assert_eq!(code, ERROR_REPLY);
-    assert_eq!(
-        String::from_utf8(out).unwrap(),
-        "OK\n(error) ERR no\n\"hi\"\n"
-    );
+    assert_eq!(String::from_utf8(out).unwrap(), "OK\n(error) ERR no\n\"hi\"\n");
     let seen = served.join().expect("the server is done");
     assert_eq!(seen[0], "*3\r\n$3\r\nset\r\n$1\r\nk\r\n$3\r\na b\r\n");
 }
@@ -53,16 +50,11 @@ fn a_lost_connection_is_said_and_made_anew() {
     let (address, served) = server(vec![vec![b""], vec![b"+PONG\r\n"]]);
     let mut connection = Connection::new(address.clone(), false);
     let ping = [b"PING".to_vec()];
-    let error = connection
-        .request(&ping)
-        .expect_err("the server closed the connection");
+    let error = connection.request(&ping).expect_err("the server closed the connection");
     assert!(matches!(error, ConnectionError::Lost { .. }), "{error}");
     assert!(error.to_string().contains(&address) && error.to_string().contains("may or may not"));
     assert!(!connection.is_open());
-    assert_eq!(
-        connection.request(&ping).unwrap(),
-        Reply::Simple(b"PONG".into())
-    );
+    assert_eq!(connection.request(&ping).unwrap(), Reply::Simple(b"PONG".into()));
     served.join().expect("the server is done");
 }
 
@@ -74,9 +66,7 @@ fn a_command_is_not_sent_on_a_connection_that_was_closed_before() {
     connection.request(&ping).expect("the first reply");
     // The close that follows the first reply is there once the server waits for the next client.
     connection.wait_for_close();
-    let error = connection
-        .request(&ping)
-        .expect_err("the server closed the connection");
+    let error = connection.request(&ping).expect_err("the server closed the connection");
     assert!(matches!(error, ConnectionError::Closed { .. }), "{error}");
     connection.request(&ping).expect("a new connection");
     assert_eq!(served.join().expect("the server is done").len(), 2);
@@ -88,12 +78,7 @@ fn nobody_at_the_address_is_code_2() {
     let address = listener.local_addr().expect("a bound listener").to_string();
     drop(listener);
     let mut connection = Connection::new(address, false);
-    let code = once(
-        &[b"PING".to_vec()],
-        &mut connection,
-        Style::Raw,
-        &mut Vec::new(),
-    );
+    let code = once(&[b"PING".to_vec()], &mut connection, Style::Raw, &mut Vec::new());
     assert_eq!(code.unwrap(), NO_REPLY);
 }
 
@@ -101,15 +86,7 @@ fn nobody_at_the_address_is_code_2() {
 fn resp3_is_agreed_on_first() {
     let (address, served) = server(vec![vec![b"%1\r\n+proto\r\n:3\r\n", b">1\r\n+x\r\n_\r\n"]]);
     let mut connection = Connection::new(address, true);
-    assert_eq!(
-        connection
-            .request(&[b"GET".to_vec(), b"k".to_vec()])
-            .unwrap(),
-        Reply::Null
-    );
-    assert_eq!(
-        connection.take_pushes(),
-        [Reply::Push(vec![Reply::Simple(b"x".into())])]
-    );
+    assert_eq!(connection.request(&[b"GET".to_vec(), b"k".to_vec()]).unwrap(), Reply::Null);
+    assert_eq!(connection.take_pushes(), [Reply::Push(vec![Reply::Simple(b"x".into())])]);
     assert!(served.join().unwrap()[0].starts_with("*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"));
 }

@@ -123,10 +123,7 @@ mod tests {
         assert_eq!(words(""), Vec::<Vec<u8>>::new());
         assert_eq!(words("  get\t k  "), [&b"get"[..], b"k"]);
         assert_eq!(words(r#"set k "a b""#), [&b"set"[..], b"k", b"a b"]);
-        assert_eq!(
-            words(r#""\x00\xfF\n\r\t\b\a\"\\\q""#),
-            [b"\x00\xff\n\r\t\x08\x07\"\\q"]
-        );
+        assert_eq!(words(r#""\x00\xfF\n\r\t\b\a\"\\\q""#), [b"\x00\xff\n\r\t\x08\x07\"\\q"]);
         assert_eq!(words(r#""\xg1""#), [b"xg1"]);
         assert_eq!(words(r"'it\'s \n'"), [br"it's \n"]);
         assert_eq!(words(r#"'' """#), [b"", b""]);

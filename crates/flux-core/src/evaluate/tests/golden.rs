@@ -21,11 +21,7 @@ pub(super) fn check(script: &str) {
 pub(super) fn run(partition: &mut Partition, script: &str, after_each: impl Fn(&mut Partition)) {
     let mut reply = String::new();
     let mut shown = 0;
-    for line in script
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(now) = line.strip_prefix("now=") {
             partition.now_ms = now.parse().expect(line);
         } else if let Some(command) = line.strip_prefix("> ") {
@@ -33,10 +29,8 @@ pub(super) fn run(partition: &mut Partition, script: &str, after_each: impl Fn(&
             after_each(partition);
         } else if let Some(expected) = line.strip_prefix("=>") {
             partition.close();
-            let effects: Vec<String> = partition.payloads[shown..]
-                .iter()
-                .flat_map(|payload| effects(payload))
-                .collect();
+            let effects: Vec<String> =
+                partition.payloads[shown..].iter().flat_map(|payload| effects(payload)).collect();
             shown = partition.payloads.len();
             assert_eq!(effects.join(", ").trim(), expected.trim(), "in\n{script}");
         } else {
@@ -48,41 +42,17 @@ pub(super) fn run(partition: &mut Partition, script: &str, after_each: impl Fn(&
 fn effects(payload: &[u8]) -> Vec<String> {
     let effects = Effects::new(payload).expect("a batch");
     let effect = |item| match item {
-        (
-            revision,
-            Effect::Put {
-                key,
-                value,
-                expires_at_ms: None,
-            },
-        ) => {
-            format!(
-                "{revision} put {} {}",
-                key.escape_ascii(),
-                value.escape_ascii()
-            )
+        (revision, Effect::Put { key, value, expires_at_ms: None }) => {
+            format!("{revision} put {} {}", key.escape_ascii(), value.escape_ascii())
         }
-        (
-            revision,
-            Effect::Put {
-                key,
-                value,
-                expires_at_ms: Some(at),
-            },
-        ) => {
-            format!(
-                "{revision} put {} {} at={at}",
-                key.escape_ascii(),
-                value.escape_ascii()
-            )
+        (revision, Effect::Put { key, value, expires_at_ms: Some(at) }) => {
+            format!("{revision} put {} {} at={at}", key.escape_ascii(), value.escape_ascii())
         }
         (revision, Effect::Delete { key, reason }) => {
             format!("{revision} delete {} {reason:?}", key.escape_ascii())
         }
     };
-    effects
-        .map(|item| effect(item.expect("an effect")))
-        .collect()
+    effects.map(|item| effect(item.expect("an effect"))).collect()
 }
 
 #[test]

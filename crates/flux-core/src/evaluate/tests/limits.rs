@@ -46,18 +46,10 @@ fn limits_hold_for_every_command() {
             ));
         };
         script("\"\"", "error: empty key");
-        script(
-            "k*65537",
-            "error: key of 65537 bytes is over the limit of 65536",
-        );
+        script("k*65537", "error: key of 65537 bytes is over the limit of 65536");
     }
-    let with_value = [
-        "set k V",
-        "setmany k v l V",
-        "setmanynx k V",
-        "append k V",
-        "setrange k 0 V",
-    ];
+    let with_value =
+        ["set k V", "setmany k v l V", "setmanynx k V", "append k V", "setrange k 0 V"];
     for command in with_value {
         let command = command.replace('V', "v*16777217");
         check(&format!(

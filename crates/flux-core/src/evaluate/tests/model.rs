@@ -18,12 +18,7 @@ type Bytes = Vec<u8>;
 impl Model {
     pub(super) fn rows(&self) -> Vec<Row> {
         let row = |(key, value): (&Bytes, &Value)| {
-            (
-                key.clone(),
-                value.bytes.clone(),
-                value.version,
-                value.expires_at_ms,
-            )
+            (key.clone(), value.bytes.clone(), value.version, value.expires_at_ms)
         };
         self.keys.iter().map(row).collect()
     }
@@ -44,14 +39,7 @@ impl Model {
         }
         self.revision += 1;
         let version = self.revision;
-        self.keys.insert(
-            key.clone(),
-            Value {
-                bytes,
-                version,
-                expires_at_ms,
-            },
-        );
+        self.keys.insert(key.clone(), Value { bytes, version, expires_at_ms });
         version
     }
 
@@ -81,13 +69,7 @@ impl Model {
                 let exists = |key: &&Bytes| self.present(key).is_some();
                 Reply::Integer(keys.iter().filter(exists).count() as i64)
             }
-            Command::Set {
-                key,
-                value,
-                expiry,
-                condition,
-                return_previous,
-            } => {
+            Command::Set { key, value, expiry, condition, return_previous } => {
                 let previous = self.present(key);
                 let expires_at_ms = match expiry {
                     Expiry::Never => None,
@@ -107,21 +89,14 @@ impl Model {
                     (false, false) => Reply::NotWritten { version },
                 }
             }
-            Command::SetMany {
-                pairs,
-                if_none_exists,
-            } => {
+            Command::SetMany { pairs, if_none_exists } => {
                 let existing = pairs.iter().find(|(key, _)| self.version(key) != 0);
                 match existing.filter(|_| *if_none_exists) {
-                    Some((key, _)) => Reply::NotWritten {
-                        version: self.version(key),
-                    },
+                    Some((key, _)) => Reply::NotWritten { version: self.version(key) },
                     None => {
                         let put =
                             |(key, value): &(Bytes, Bytes)| self.put(key, value.clone(), None);
-                        Reply::Written {
-                            version: pairs.iter().map(put).last().unwrap_or(0),
-                        }
+                        Reply::Written { version: pairs.iter().map(put).last().unwrap_or(0) }
                     }
                 }
             }
@@ -153,9 +128,7 @@ impl Model {
                 let old = self.present(key);
                 let number = old.as_ref().map_or(Some(0), |value| {
                     let text = std::str::from_utf8(&value.bytes).ok()?;
-                    text.parse()
-                        .ok()
-                        .filter(|number: &i64| number.to_string() == text)
+                    text.parse().ok().filter(|number: &i64| number.to_string() == text)
                 });
                 let number = number.ok_or(Error::NotInteger)?;
                 let value = number.checked_add(*delta).ok_or(Error::Overflow)?;
@@ -186,19 +159,13 @@ impl Model {
                 Reply::Integer(i64::from(applies))
             }
             Command::Persist { key } => {
-                let value = self
-                    .present(key)
-                    .filter(|value| value.expires_at_ms.is_some());
+                let value = self.present(key).filter(|value| value.expires_at_ms.is_some());
                 if let Some(value) = &value {
                     self.put(key, value.bytes.clone(), None);
                 }
                 Reply::Integer(i64::from(value.is_some()))
             }
-            Command::Rename {
-                from,
-                to,
-                if_absent,
-            } => {
+            Command::Rename { from, to, if_absent } => {
                 let value = self.present(from).ok_or(Error::NoSuchKey)?;
                 if *if_absent && self.present(to).is_some() {
                     return Ok(Reply::Integer(0));
@@ -221,15 +188,8 @@ impl Model {
                 self.revision += removed as u64;
                 Reply::Integer(removed as i64)
             }
-            Command::Transaction {
-                guards,
-                commands,
-                mode,
-            } => {
-                if guards
-                    .iter()
-                    .any(|guard| self.version(&guard.key) != guard.version)
-                {
+            Command::Transaction { guards, commands, mode } => {
+                if guards.iter().any(|guard| self.version(&guard.key) != guard.version) {
                     return Ok(Reply::Aborted { position: None });
                 }
                 let before = self.clone();
@@ -239,9 +199,7 @@ impl Model {
                     let failed = match &reply {
                         Reply::Error(error) => Some(Err(error.clone())),
                         Reply::NotWritten { .. } | Reply::Previous { written: false, .. } => {
-                            Some(Ok(Reply::Aborted {
-                                position: Some(position),
-                            }))
+                            Some(Ok(Reply::Aborted { position: Some(position) }))
                         }
                         _ => None,
                     };

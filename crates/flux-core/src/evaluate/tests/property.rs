@@ -64,12 +64,7 @@ fn condition() -> impl Strategy<Value = Condition> {
 fn single() -> impl Strategy<Value = Command<Vec<u8>>> {
     let expire_condition = any::<[bool; 4]>().prop_map(|[none, some, later, earlier]| {
         let [if_none, if_some] = [none && some, some && !none];
-        ExpireCondition {
-            if_none,
-            if_some,
-            if_later: later,
-            if_earlier: earlier && !later,
-        }
+        ExpireCondition { if_none, if_some, if_later: later, if_earlier: earlier && !later }
     });
     let pairs = vec((key(), value()), 1..4);
     prop_oneof![
@@ -104,10 +99,7 @@ fn single() -> impl Strategy<Value = Command<Vec<u8>>> {
 
 fn command() -> impl Strategy<Value = Command<Vec<u8>>> {
     let guard = (key(), 0u64..3).prop_map(|(key, version)| Guard { key, version });
-    let mode = prop_oneof![
-        Just(TransactionMode::KeepGoing),
-        Just(TransactionMode::AllOrNothing)
-    ];
+    let mode = prop_oneof![Just(TransactionMode::KeepGoing), Just(TransactionMode::AllOrNothing)];
     prop_oneof![
         30 => single(),
         1 => Just(Command::Clear { limit: 100 }),
@@ -127,16 +119,8 @@ struct Pair {
 impl Pair {
     fn new() -> Pair {
         let partition = Partition::new(0, 1);
-        let model = Model {
-            now_ms: partition.now_ms,
-            ..Model::default()
-        };
-        Pair {
-            partition,
-            applied: model.clone(),
-            closed: Vec::new(),
-            model,
-        }
+        let model = Model { now_ms: partition.now_ms, ..Model::default() };
+        Pair { partition, applied: model.clone(), closed: Vec::new(), model }
     }
 
     fn take(&mut self, step: &Step) -> Result<(), TestCaseError> {
@@ -166,10 +150,7 @@ impl Pair {
                 self.back_to(self.applied.clone());
             }
         }
-        prop_assert_eq!(
-            self.partition.in_flight.next_revision(),
-            self.model.revision + 1
-        );
+        prop_assert_eq!(self.partition.in_flight.next_revision(), self.model.revision + 1);
         Ok(())
     }
 
@@ -189,10 +170,7 @@ impl Pair {
     }
 
     fn back_to(&mut self, state: Model) {
-        self.model = Model {
-            now_ms: self.model.now_ms,
-            ..state
-        };
+        self.model = Model { now_ms: self.model.now_ms, ..state };
     }
 }
 

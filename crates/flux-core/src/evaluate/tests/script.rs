@@ -8,11 +8,7 @@ use crate::{Command, Condition, Expiry, Reply, Value};
 
 pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
     let mut parts = line.split(" | ");
-    let words: Vec<&str> = parts
-        .next()
-        .into_iter()
-        .flat_map(|part| part.split(' '))
-        .collect();
+    let words: Vec<&str> = parts.next().into_iter().flat_map(|part| part.split(' ')).collect();
     if let [name @ ("multi" | "all"), guards @ ..] = &words[..] {
         return Command::Transaction {
             guards: guards.iter().map(|word| guard(word)).collect(),
@@ -28,17 +24,12 @@ pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
     match words[..] {
         ["get", key] => Command::Get { key: bytes(key) },
         ["getmany", ref keys @ ..] => Command::GetMany { keys: many(keys) },
-        ["getrange", key, start, end] => Command::GetRange {
-            key: bytes(key),
-            start: int(start),
-            end: int(end),
-        },
+        ["getrange", key, start, end] => {
+            Command::GetRange { key: bytes(key), start: int(start), end: int(end) }
+        }
         ["length", key] => Command::Length { key: bytes(key) },
         ["exists", ref keys @ ..] => Command::Exists { keys: many(keys) },
-        ["lcs", left, right] => Command::Lcs {
-            left: bytes(left),
-            right: bytes(right),
-        },
+        ["lcs", left, right] => Command::Lcs { left: bytes(left), right: bytes(right) },
         ["describe", key] => Command::Describe { key: bytes(key) },
         ["set", key, value, ref options @ ..] => Command::Set {
             key: bytes(key),
@@ -48,39 +39,25 @@ pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
             return_previous: has("get"),
         },
         [name @ ("setmany" | "setmanynx"), ref words @ ..] => Command::SetMany {
-            pairs: words
-                .chunks(2)
-                .map(|pair| (bytes(pair[0]), bytes(pair[1])))
-                .collect(),
+            pairs: words.chunks(2).map(|pair| (bytes(pair[0]), bytes(pair[1]))).collect(),
             if_none_exists: name == "setmanynx",
         },
         ["delete", ref keys @ ..] => Command::Delete { keys: many(keys) },
-        ["deleteif", key, option] => Command::DeleteIf {
-            key: bytes(key),
-            condition: condition(&[option]),
-        },
+        ["deleteif", key, option] => {
+            Command::DeleteIf { key: bytes(key), condition: condition(&[option]) }
+        }
         ["getdelete", key] => Command::GetDelete { key: bytes(key) },
-        ["getexpire", key, option] => Command::GetExpire {
-            key: bytes(key),
-            expiry: expiry(&[option]),
-        },
-        ["append", key, suffix] => Command::Append {
-            key: bytes(key),
-            suffix: bytes(suffix),
-        },
-        ["setrange", key, offset, value] => Command::SetRange {
-            key: bytes(key),
-            offset: int(offset),
-            value: bytes(value),
-        },
-        ["increment", key, delta] => Command::Increment {
-            key: bytes(key),
-            delta: int(delta),
-        },
-        ["incrementfloat", key, delta] => Command::IncrementFloat {
-            key: bytes(key),
-            delta: bytes(delta),
-        },
+        ["getexpire", key, option] => {
+            Command::GetExpire { key: bytes(key), expiry: expiry(&[option]) }
+        }
+        ["append", key, suffix] => Command::Append { key: bytes(key), suffix: bytes(suffix) },
+        ["setrange", key, offset, value] => {
+            Command::SetRange { key: bytes(key), offset: int(offset), value: bytes(value) }
+        }
+        ["increment", key, delta] => Command::Increment { key: bytes(key), delta: int(delta) },
+        ["incrementfloat", key, delta] => {
+            Command::IncrementFloat { key: bytes(key), delta: bytes(delta) }
+        }
         ["expire", key, ref options @ ..] => Command::Expire {
             key: bytes(key),
             at: expiry(options),
@@ -92,19 +69,13 @@ pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
             },
         },
         ["persist", key] => Command::Persist { key: bytes(key) },
-        ["rename", from, to, ..] => Command::Rename {
-            from: bytes(from),
-            to: bytes(to),
-            if_absent: has("nx"),
-        },
-        ["copy", from, to, ..] => Command::Copy {
-            from: bytes(from),
-            to: bytes(to),
-            replace: has("replace"),
-        },
-        ["clear", limit] => Command::Clear {
-            limit: limit.parse().expect(line),
-        },
+        ["rename", from, to, ..] => {
+            Command::Rename { from: bytes(from), to: bytes(to), if_absent: has("nx") }
+        }
+        ["copy", from, to, ..] => {
+            Command::Copy { from: bytes(from), to: bytes(to), replace: has("replace") }
+        }
+        ["clear", limit] => Command::Clear { limit: limit.parse().expect(line) },
         _ => panic!("no command: {line}"),
     }
 }
@@ -129,32 +100,25 @@ fn int(word: &str) -> i64 {
 
 fn guard(word: &str) -> Guard<Vec<u8>> {
     let (key, version) = word.split_once(":v=").expect(word);
-    Guard {
-        key: bytes(key),
-        version: version.parse().expect(word),
-    }
+    Guard { key: bytes(key), version: version.parse().expect(word) }
 }
 
 fn expiry(options: &[&str]) -> Expiry {
-    let named = options
-        .iter()
-        .find_map(|option| match option.split_once('=') {
-            Some(("in", ms)) => Some(Expiry::In(ms.parse().expect(option))),
-            Some(("at", ms)) => Some(Expiry::At(ms.parse().expect(option))),
-            _ => (*option == "keep").then_some(Expiry::Keep),
-        });
+    let named = options.iter().find_map(|option| match option.split_once('=') {
+        Some(("in", ms)) => Some(Expiry::In(ms.parse().expect(option))),
+        Some(("at", ms)) => Some(Expiry::At(ms.parse().expect(option))),
+        _ => (*option == "keep").then_some(Expiry::Keep),
+    });
     named.unwrap_or(Expiry::Never)
 }
 
 fn condition(options: &[&str]) -> Condition {
-    let named = options
-        .iter()
-        .find_map(|option| match option.split_once('=') {
-            Some(("v", version)) => Some(Condition::IfVersion(version.parse().expect(option))),
-            _ if *option == "nx" => Some(Condition::IfAbsent),
-            _ if *option == "xx" => Some(Condition::IfPresent),
-            _ => None,
-        });
+    let named = options.iter().find_map(|option| match option.split_once('=') {
+        Some(("v", version)) => Some(Condition::IfVersion(version.parse().expect(option))),
+        _ if *option == "nx" => Some(Condition::IfAbsent),
+        _ if *option == "xx" => Some(Condition::IfPresent),
+        _ => None,
+    });
     named.unwrap_or(Condition::Always)
 }
 
@@ -176,10 +140,7 @@ pub(super) fn render(reply: &Reply) -> String {
             )
         }
         Reply::Lcs(lcs) => {
-            let runs = lcs
-                .runs
-                .iter()
-                .map(|run| format!("{:?}={:?}", run.left, run.right));
+            let runs = lcs.runs.iter().map(|run| format!("{:?}={:?}", run.left, run.right));
             format!("{} {}", text(&lcs.bytes), list(runs.collect()))
         }
         Reply::Described(None) => "nil".to_string(),
@@ -189,9 +150,7 @@ pub(super) fn render(reply: &Reply) -> String {
         ),
         Reply::Many(replies) => list(replies.iter().map(render).collect()),
         Reply::Aborted { position: None } => "aborted".to_string(),
-        Reply::Aborted {
-            position: Some(position),
-        } => format!("aborted by {position}"),
+        Reply::Aborted { position: Some(position) } => format!("aborted by {position}"),
         Reply::Error(error) => format!("error: {error}"),
     }
 }
@@ -199,16 +158,10 @@ pub(super) fn render(reply: &Reply) -> String {
 fn render_value(value: &Option<Value>) -> String {
     match value {
         None => "nil".to_string(),
-        Some(Value {
-            bytes,
-            version,
-            expires_at_ms: None,
-        }) => format!("{} v={version}", text(bytes)),
-        Some(Value {
-            bytes,
-            version,
-            expires_at_ms: Some(at),
-        }) => {
+        Some(Value { bytes, version, expires_at_ms: None }) => {
+            format!("{} v={version}", text(bytes))
+        }
+        Some(Value { bytes, version, expires_at_ms: Some(at) }) => {
             format!("{} v={version} at={at}", text(bytes))
         }
     }

@@ -18,17 +18,8 @@ fn take(table: &Table, budget: usize, mut between: impl FnMut(&Table)) -> Vec<Ve
 
 /// The contents of chunks, loaded into a new table; no key may come twice.
 fn loaded(chunks: &[Vec<u8>]) -> Model {
-    let table = Table::new(
-        TableOptions {
-            hash_seed: 7,
-            shards: 4,
-        },
-        Memory::new(0),
-    );
-    let count: usize = chunks
-        .iter()
-        .map(|chunk| table.load(chunk).expect("own chunks"))
-        .sum();
+    let table = Table::new(TableOptions { hash_seed: 7, shards: 4 }, Memory::new(0));
+    let count: usize = chunks.iter().map(|chunk| table.load(chunk).expect("own chunks")).sum();
     assert_eq!(count, table.len(), "a key came twice");
     contents(&table, 100)
 }
@@ -119,35 +110,21 @@ fn saves_only_what_is_overwritten_ahead_of_the_walk() {
     let value = vec![1; 100_000];
     let write = |number: u32, version| {
         let key = number.to_le_bytes();
-        put(
-            &table,
-            table.hash(&key),
-            &key,
-            &(value.clone(), version, None, 1),
-        );
+        put(&table, table.hash(&key), &key, &(value.clone(), version, None, 1));
     };
     (0..50).for_each(|number| write(number, 1));
     let bytes = table.memory_bytes();
     table.begin_snapshot();
     write(0, 2);
     let saved = table.memory_bytes() - bytes;
-    assert!(
-        (100_000..101_000).contains(&saved),
-        "the old value is kept: {saved}"
-    );
+    assert!((100_000..101_000).contains(&saved), "the old value is kept: {saved}");
     write(0, 3);
     write(100, 3);
     write(100, 4);
-    assert!(
-        table.memory_bytes() - bytes < 202_000,
-        "once, and nothing for a new key"
-    );
+    assert!(table.memory_bytes() - bytes < 202_000, "once, and nothing for a new key");
     let mut chunk = Vec::new();
     assert!(!table.snapshot_chunk(1, &mut chunk));
-    assert!(
-        table.memory_bytes() - bytes < 102_000,
-        "the next chunk takes it"
-    );
+    assert!(table.memory_bytes() - bytes < 102_000, "the next chunk takes it");
     let mut rest = Vec::new();
     assert!(table.snapshot_chunk(usize::MAX / 2, &mut rest));
     let before = table.memory_bytes();
@@ -185,25 +162,14 @@ fn a_cut_chunk_is_refused_at_every_byte() {
     let mut ends = vec![0];
     for (key, (value, version, expires_at_ms, written_at_s)) in &rows {
         let (version, expires_at_ms, written_at_s) = (*version, *expires_at_ms, *written_at_s);
-        encode_entry(
-            &Entry {
-                key,
-                value,
-                version,
-                expires_at_ms,
-                written_at_s,
-            },
-            &mut chunk,
-        );
+        encode_entry(&Entry { key, value, version, expires_at_ms, written_at_s }, &mut chunk);
         ends.push(chunk.len());
     }
     for cut in 0..chunk.len() {
         let whole = ends.iter().rposition(|&end| end <= cut).expect("0 is one");
         let expected = match ends[whole] == cut {
             true => Ok(whole),
-            false => Err(ChunkError::Truncated {
-                offset: ends[whole],
-            }),
+            false => Err(ChunkError::Truncated { offset: ends[whole] }),
         };
         assert_eq!(table.load(&chunk[..cut]), expected);
     }
@@ -215,31 +181,16 @@ fn a_cut_chunk_is_refused_at_every_byte() {
 fn damaged_chunks_name_the_place() {
     let table = table(1);
     let mut chunk = Vec::new();
-    let entry = Entry {
-        key: b"k",
-        value: b"v",
-        version: 1,
-        expires_at_ms: None,
-        written_at_s: 1,
-    };
+    let entry = Entry { key: b"k", value: b"v", version: 1, expires_at_ms: None, written_at_s: 1 };
     encode_entry(&entry, &mut chunk);
     let offset = chunk.len();
     let with = |tail: &[u8]| [chunk.as_slice(), tail].concat();
-    assert_eq!(
-        table.load(&with(&[4; 50])),
-        Err(ChunkError::Flags { offset, flags: 4 })
-    );
+    assert_eq!(table.load(&with(&[4; 50])), Err(ChunkError::Flags { offset, flags: 4 }));
     let mut long = vec![1];
     long.extend_from_slice(&(MAX_KEY_BYTES as u32 + 1).to_le_bytes());
     long.extend_from_slice(&[0; 17 - 5 + 4]);
     long.resize(long.len() + MAX_KEY_BYTES + 1, 0);
-    assert_eq!(
-        table.load(&with(&long)),
-        Err(ChunkError::TooLong { offset })
-    );
+    assert_eq!(table.load(&with(&long)), Err(ChunkError::TooLong { offset }));
     long[1..9].fill(0xff);
-    assert_eq!(
-        table.load(&with(&long)),
-        Err(ChunkError::Truncated { offset })
-    );
+    assert_eq!(table.load(&with(&long)), Err(ChunkError::Truncated { offset }));
 }

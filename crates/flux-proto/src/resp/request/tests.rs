@@ -5,12 +5,7 @@ use super::*;
 type Command = Vec<Vec<u8>>;
 
 fn small_limits() -> Limits {
-    Limits {
-        args: 100,
-        bulk_bytes: 1000,
-        inline_bytes: 200,
-        command_bytes: 4000,
-    }
+    Limits { args: 100, bulk_bytes: 1000, inline_bytes: 200, command_bytes: 4000 }
 }
 
 /// All commands of `input`, and the error that ended them or whether something was left.
@@ -63,10 +58,7 @@ fn arrays_and_lines_are_commands() {
     assert_eq!(commands(b"*1\r\n$4\r\nPING\r\n"), [[b"PING"]]);
     assert_eq!(commands(b"PING\r\n"), [[b"PING"]]);
     assert_eq!(commands(b"PING\n"), [[b"PING"]]);
-    assert_eq!(
-        commands(b"*2\r\n$3\r\nGET\r\n$0\r\n\r\n"),
-        [[&b"GET"[..], b""]]
-    );
+    assert_eq!(commands(b"*2\r\n$3\r\nGET\r\n$0\r\n\r\n"), [[&b"GET"[..], b""]]);
     assert_eq!(
         commands(b"*2\r\n$3\r\nGET\r\n$4\r\n\r\n\0\xff\r\n"),
         [[&b"GET"[..], b"\r\n\0\xff"]]
@@ -78,20 +70,8 @@ fn arrays_and_lines_are_commands() {
 
 #[test]
 fn empty_arrays_and_lines_are_commands_without_arguments() {
-    for input in [
-        &b"*0\r\n"[..],
-        b"*-1\r\n",
-        b"\r\n",
-        b"\n",
-        b"   \r\n",
-        b"*-99999\r\n",
-    ] {
-        assert_eq!(
-            commands(input),
-            [Command::new()],
-            "{}",
-            input.escape_ascii()
-        );
+    for input in [&b"*0\r\n"[..], b"*-1\r\n", b"\r\n", b"\n", b"   \r\n", b"*-99999\r\n"] {
+        assert_eq!(commands(input), [Command::new()], "{}", input.escape_ascii());
     }
 }
 
@@ -113,10 +93,7 @@ fn malformed_input_is_refused_in_the_words_of_redis() {
         (b"*1\r\n$1\r\nab\r\n", "expected CRLF after bulk string"),
         (b"get \"a\r\n", "unbalanced quotes in request"),
         (&[b'*'; 65], "too big mbulk count string"),
-        (
-            &[b"*1\r\n$".as_slice(), &[b'1'; 64]].concat(),
-            "too big bulk count string",
-        ),
+        (&[b"*1\r\n$".as_slice(), &[b'1'; 64]].concat(), "too big bulk count string"),
         (&[b'a'; 65_537], "too big inline request"),
         (
             b"*1\r\n$2147483648\r\n",
@@ -124,12 +101,7 @@ fn malformed_input_is_refused_in_the_words_of_redis() {
         ),
     ];
     for (input, expected) in cases {
-        assert_eq!(
-            error(input),
-            format!("Protocol error: {expected}"),
-            "{}",
-            input.escape_ascii()
-        );
+        assert_eq!(error(input), format!("Protocol error: {expected}"), "{}", input.escape_ascii());
     }
 }
 
@@ -143,10 +115,7 @@ fn a_command_is_limited_as_a_whole() {
     let expected = Err(ProtocolError::CommandTooLarge { limit: 4000 });
     assert_eq!(parse_all(&too_large, limits).1, expected);
     // That the rest cannot fit is seen as soon as the count is known.
-    let tight = Limits {
-        args: 1000,
-        ..limits
-    };
+    let tight = Limits { args: 1000, ..limits };
     assert_eq!(parse_all(b"*700\r\n", tight).1, expected);
 }
 
@@ -173,18 +142,10 @@ fn progress_in_a_command_is_kept() {
     }
     let mut parser = RequestParser::new(Limits::default());
     let half = input.len() / 2;
-    assert!(matches!(
-        parser.parse(&input[..half]),
-        Ok(Parsed::Incomplete { .. })
-    ));
+    assert!(matches!(parser.parse(&input[..half]), Ok(Parsed::Incomplete { .. })));
     assert!(parser.position > half - 10);
     assert_eq!(parser.spans.len(), (half - 7) / 7);
-    assert_eq!(
-        parser.parse(&input),
-        Ok(Parsed::Command {
-            consumed: input.len()
-        })
-    );
+    assert_eq!(parser.parse(&input), Ok(Parsed::Command { consumed: input.len() }));
     assert_eq!(parser.args(&input).len(), 1000);
 }
 
@@ -197,10 +158,7 @@ fn arguments_can_be_kept() {
     let owned: OwnedArgs = args.iter().collect();
     assert!(owned.borrowed().iter().eq(args.iter()));
     assert_eq!(args.from(1).iter().collect::<Vec<_>>(), [&b"k"[..], b""]);
-    assert_eq!(
-        (args.get(3), args.at(3), args.from(7).len()),
-        (None, &b""[..], 0)
-    );
+    assert_eq!((args.get(3), args.at(3), args.from(7).len()), (None, &b""[..], 0));
     assert_eq!(args.total_bytes(), 4);
 }
 

@@ -7,11 +7,7 @@ use flux_proto::resp::Version;
 use super::*;
 
 fn value(text: &str) -> Value {
-    Value {
-        bytes: text.into(),
-        version: 7,
-        expires_at_ms: None,
-    }
+    Value { bytes: text.into(), version: 7, expires_at_ms: None }
 }
 
 fn rendered(form: &Form, reply: &Reply, session: &mut Session) -> String {
@@ -26,65 +22,27 @@ fn check(form: &Form, reply: &Reply, resp2: &str, resp3: Option<&str>) {
     let mut session = session();
     assert_eq!(rendered(form, reply, &mut session), resp2, "{form:?}");
     session.version = Version::V3;
-    assert_eq!(
-        rendered(form, reply, &mut session),
-        resp3.unwrap_or(resp2),
-        "{form:?}"
-    );
+    assert_eq!(rendered(form, reply, &mut session), resp3.unwrap_or(resp2), "{form:?}");
 }
 
 #[test]
 fn values_and_writes() {
-    let (written, not_written) = (
-        Reply::Written { version: 7 },
-        Reply::NotWritten { version: 3 },
-    );
-    check(
-        &Form::Value,
-        &Reply::Value(Some(value("v"))),
-        "$1\r\nv\r\n",
-        None,
-    );
+    let (written, not_written) = (Reply::Written { version: 7 }, Reply::NotWritten { version: 3 });
+    check(&Form::Value, &Reply::Value(Some(value("v"))), "$1\r\nv\r\n", None);
     check(&Form::Value, &Reply::Value(None), "$-1\r\n", Some("_\r\n"));
     check(&Form::Written, &written, "+OK\r\n", None);
     check(&Form::Written, &not_written, "$-1\r\n", Some("_\r\n"));
     check(&Form::WrittenCount, &written, ":1\r\n", None);
     check(&Form::WrittenCount, &not_written, ":0\r\n", None);
     check(&Form::Integer, &Reply::Integer(-3), ":-3\r\n", None);
-    check(
-        &Form::Integer,
-        &Reply::Counter {
-            value: 8,
-            version: 1,
-        },
-        ":8\r\n",
-        None,
-    );
-    check(
-        &Form::Bytes,
-        &Reply::Bytes(b"1.5".into()),
-        "$3\r\n1.5\r\n",
-        None,
-    );
+    check(&Form::Integer, &Reply::Counter { value: 8, version: 1 }, ":8\r\n", None);
+    check(&Form::Bytes, &Reply::Bytes(b"1.5".into()), "$3\r\n1.5\r\n", None);
     check(&Form::Renamed, &Reply::Integer(1), "+OK\r\n", None);
-    let previous = |previous| Reply::Previous {
-        previous,
-        written: true,
-    };
-    check(
-        &Form::Previous,
-        &previous(Some(value("v"))),
-        "$1\r\nv\r\n",
-        None,
-    );
+    let previous = |previous| Reply::Previous { previous, written: true };
+    check(&Form::Previous, &previous(Some(value("v"))), "$1\r\nv\r\n", None);
     check(&Form::Previous, &previous(None), "$-1\r\n", Some("_\r\n"));
     let values = Reply::Values(vec![Some(value("v")), None]);
-    check(
-        &Form::Values,
-        &values,
-        "*2\r\n$1\r\nv\r\n$-1\r\n",
-        Some("*2\r\n$1\r\nv\r\n_\r\n"),
-    );
+    check(&Form::Values, &values, "*2\r\n$1\r\nv\r\n$-1\r\n", Some("*2\r\n$1\r\nv\r\n_\r\n"));
     let error = Reply::Error(Error::NotInteger);
     let text = "-ERR value is not an integer or out of range\r\n";
     check(&Form::Integer, &error, text, None);
@@ -95,43 +53,18 @@ fn values_and_writes() {
 fn longest_common_subsequences() {
     let lcs = Reply::Lcs(Lcs {
         bytes: b"mytext".into(),
-        runs: vec![
-            LcsRun {
-                left: 4..8,
-                right: 5..9,
-            },
-            LcsRun {
-                left: 2..4,
-                right: 0..2,
-            },
-        ],
+        runs: vec![LcsRun { left: 4..8, right: 5..9 }, LcsRun { left: 2..4, right: 0..2 }],
     });
     check(&Form::LcsText, &lcs, "$6\r\nmytext\r\n", None);
     check(&Form::LcsLength, &lcs, ":6\r\n", None);
     let runs = "$7\r\nmatches\r\n*2\r\n*2\r\n*2\r\n:4\r\n:7\r\n*2\r\n:5\r\n:8\r\n*2\r\n*2\r\n:2\r\n:3\r\n\
                 *2\r\n:0\r\n:1\r\n$3\r\nlen\r\n:6\r\n";
     let (resp2, resp3) = (format!("*4\r\n{runs}"), format!("%2\r\n{runs}"));
-    check(
-        &Form::LcsRuns {
-            min_length: 0,
-            with_length: false,
-        },
-        &lcs,
-        &resp2,
-        Some(&resp3),
-    );
+    check(&Form::LcsRuns { min_length: 0, with_length: false }, &lcs, &resp2, Some(&resp3));
     let runs = "$7\r\nmatches\r\n*1\r\n*3\r\n*2\r\n:4\r\n:7\r\n*2\r\n:5\r\n:8\r\n:4\r\n\
                 $3\r\nlen\r\n:6\r\n";
     let (resp2, resp3) = (format!("*4\r\n{runs}"), format!("%2\r\n{runs}"));
-    check(
-        &Form::LcsRuns {
-            min_length: 4,
-            with_length: true,
-        },
-        &lcs,
-        &resp2,
-        Some(&resp3),
-    );
+    check(&Form::LcsRuns { min_length: 4, with_length: true }, &lcs, &resp2, Some(&resp3));
 }
 
 #[test]
@@ -149,20 +82,8 @@ fn descriptions() {
     let now_ms = NOW_MS;
     let expires = description(Some(NOW_MS + 9_600));
     let cases = [
-        (
-            Form::TimeLeft {
-                seconds: true,
-                now_ms,
-            },
-            ":10\r\n",
-        ),
-        (
-            Form::TimeLeft {
-                seconds: false,
-                now_ms,
-            },
-            ":9600\r\n",
-        ),
+        (Form::TimeLeft { seconds: true, now_ms }, ":10\r\n"),
+        (Form::TimeLeft { seconds: false, now_ms }, ":9600\r\n"),
         (Form::ExpiresAt { seconds: true }, ":1700000010\r\n"),
         (Form::ExpiresAt { seconds: false }, ":1700000009600\r\n"),
     ];
@@ -202,42 +123,21 @@ fn encodings() {
     ];
     for (text, encoding) in cases {
         let expected = format!("${}\r\n{encoding}\r\n", encoding.len());
-        check(
-            &Form::Encoding,
-            &Reply::Value(Some(value(text))),
-            &expected,
-            None,
-        );
+        check(&Form::Encoding, &Reply::Value(Some(value(text))), &expected, None);
     }
-    check(
-        &Form::Encoding,
-        &Reply::Value(None),
-        "$-1\r\n",
-        Some("_\r\n"),
-    );
+    check(&Form::Encoding, &Reply::Value(None), "$-1\r\n", Some("_\r\n"));
 }
 
 #[test]
 fn a_reply_of_another_kind_is_an_error_and_not_a_panic() {
-    let forms = [
-        Form::Value,
-        Form::Integer,
-        Form::LcsText,
-        Form::Type,
-        Form::Renamed,
-    ];
+    let forms = [Form::Value, Form::Integer, Form::LcsText, Form::Type, Form::Renamed];
     for form in forms {
         let text = "-ERR internal error: unexpected reply\r\n";
         check(&form, &Reply::Written { version: 1 }, text, None);
     }
     let parts: Box<[_]> = [TransactionPart::Partition(Form::Value)].into();
     let text = "*1\r\n-ERR internal error: unexpected reply\r\n";
-    check(
-        &Form::Transaction { parts },
-        &Reply::Many(vec![]),
-        text,
-        None,
-    );
+    check(&Form::Transaction { parts }, &Reply::Many(vec![]), text, None);
 }
 
 #[test]
@@ -247,18 +147,11 @@ fn transactions() {
         TransactionPart::Rendered(b"+PONG\r\n".as_slice().into()),
         TransactionPart::Partition(Form::Value),
     ];
-    let form = Form::Transaction {
-        parts: parts.into(),
-    };
+    let form = Form::Transaction { parts: parts.into() };
     let replies = vec![Reply::Written { version: 1 }, Reply::Error(Error::NotFloat)];
     let expected = "*3\r\n+OK\r\n+PONG\r\n-ERR value is not a valid float\r\n";
     check(&form, &Reply::Many(replies), expected, None);
-    check(
-        &form,
-        &Reply::Aborted { position: None },
-        "*-1\r\n",
-        Some("_\r\n"),
-    );
+    check(&form, &Reply::Aborted { position: None }, "*-1\r\n", Some("_\r\n"));
     let text = "-OVERLOADED too much work is waiting; try again later\r\n";
     check(&form, &Reply::Error(Error::Overloaded), text, None);
 }
@@ -272,9 +165,7 @@ fn gathered(gather: &Gather, replies: &[Reply], session: &mut Session) -> String
 #[test]
 fn replies_of_several_partitions() {
     let mut session = session();
-    let values = Gather::Values {
-        part_of_key: [0, 1, 0, 1].into(),
-    };
+    let values = Gather::Values { part_of_key: [0, 1, 0, 1].into() };
     let parts = [
         Reply::Values(vec![Some(value("a")), None]),
         Reply::Values(vec![Some(value("b")), Some(value("c"))]),
@@ -283,10 +174,7 @@ fn replies_of_several_partitions() {
     assert_eq!(gathered(&values, &parts, &mut session), expected);
 
     let sum = Gather::Sum { is_write: true };
-    assert_eq!(
-        gathered(&sum, &[Reply::Integer(2), Reply::Integer(3)], &mut session),
-        ":5\r\n"
-    );
+    assert_eq!(gathered(&sum, &[Reply::Integer(2), Reply::Integer(3)], &mut session), ":5\r\n");
     let written = Reply::Written { version: 1 };
     let all = [written.clone(), written.clone()];
     assert_eq!(gathered(&Gather::Written, &all, &mut session), "+OK\r\n");
@@ -294,10 +182,7 @@ fn replies_of_several_partitions() {
     let overloaded = Reply::Error(Error::Overloaded);
     let text = "-OVERLOADED too much work is waiting; try again later";
     let all = [overloaded.clone(), overloaded.clone()];
-    assert_eq!(
-        gathered(&Gather::Written, &all, &mut session),
-        format!("{text}\r\n")
-    );
+    assert_eq!(gathered(&Gather::Written, &all, &mut session), format!("{text}\r\n"));
     let some = [written, overloaded.clone()];
     assert_eq!(
         gathered(&Gather::Written, &some, &mut session),
@@ -321,48 +206,30 @@ fn watched_keys_guard_the_transaction() {
             memory_bytes: 99,
         }))
     };
-    let form = planned(
-        "watch {k}a",
-        &mut session,
-        &mut Vec::new(),
-        |plan| match plan {
-            Plan::One { form, .. } => form,
-            other => panic!("{other:?}"),
-        },
-    );
+    let form = planned("watch {k}a", &mut session, &mut Vec::new(), |plan| match plan {
+        Plan::One { form, .. } => form,
+        other => panic!("{other:?}"),
+    });
     let later = |line: &str, session: &mut Session| {
-        planned(line, session, &mut Vec::new(), |plan| {
-            matches!(plan, Plan::Later)
-        })
+        planned(line, session, &mut Vec::new(), |plan| matches!(plan, Plan::Later))
     };
     assert!(later("watch {k}b", &mut session));
     assert_eq!(rendered(&form, &described(7), &mut session), "+OK\r\n");
-    let gather = planned(
-        "watch {k}b {k}a",
-        &mut session,
-        &mut Vec::new(),
-        |plan| match plan {
-            Plan::Many { gather, .. } => gather,
-            other => panic!("{other:?}"),
-        },
-    );
+    let gather = planned("watch {k}b {k}a", &mut session, &mut Vec::new(), |plan| match plan {
+        Plan::Many { gather, .. } => gather,
+        other => panic!("{other:?}"),
+    });
     assert_eq!(answer("multi", &mut session), r"+OK\r\n");
     assert_eq!(answer("get {k}a", &mut session), r"+QUEUED\r\n");
     assert!(later("exec", &mut session));
     let replies = [Reply::Described(None), described(9)];
     assert_eq!(gathered(&gather, &replies, &mut session), "+OK\r\n");
     let guards = planned("exec", &mut session, &mut Vec::new(), |plan| match plan {
-        Plan::Transaction {
-            command: Command::Transaction { guards, .. },
-            ..
-        } => guards,
+        Plan::Transaction { command: Command::Transaction { guards, .. }, .. } => guards,
         other => panic!("{other:?}"),
     });
     // The version that was seen first counts; an absent key has version 0.
-    let guards: Vec<_> = guards
-        .iter()
-        .map(|guard| (&guard.key[..], guard.version))
-        .collect();
+    let guards: Vec<_> = guards.iter().map(|guard| (&guard.key[..], guard.version)).collect();
     assert_eq!(guards, [(&b"{k}a"[..], 7), (&b"{k}b"[..], 0)]);
     assert_eq!(answer("exec", &mut session), r"-ERR EXEC without MULTI\r\n");
 }
@@ -371,15 +238,10 @@ fn watched_keys_guard_the_transaction() {
 #[test]
 fn a_failed_watch_is_forgotten() {
     let mut session = session();
-    let form = planned(
-        "watch k",
-        &mut session,
-        &mut Vec::new(),
-        |plan| match plan {
-            Plan::One { form, .. } => form,
-            other => panic!("{other:?}"),
-        },
-    );
+    let form = planned("watch k", &mut session, &mut Vec::new(), |plan| match plan {
+        Plan::One { form, .. } => form,
+        other => panic!("{other:?}"),
+    });
     let reply = Reply::Error(Error::NotLeader);
     assert!(rendered(&form, &reply, &mut session).starts_with("-NOTLEADER"));
     assert_eq!(answer("multi", &mut session), r"+OK\r\n");
@@ -390,18 +252,11 @@ fn a_failed_watch_is_forgotten() {
 #[test]
 fn an_empty_transaction_checks_its_guards() {
     let mut session = session();
-    let form = Form::Watched {
-        key: b"k".as_slice().into(),
-    };
+    let form = Form::Watched { key: b"k".as_slice().into() };
     rendered(&form, &Reply::Described(None), &mut session);
     answer("multi", &mut session);
     let is_transaction = |plan: Plan<'_>| matches!(plan, Plan::Transaction { .. });
-    assert!(planned(
-        "exec",
-        &mut session,
-        &mut Vec::new(),
-        is_transaction
-    ));
+    assert!(planned("exec", &mut session, &mut Vec::new(), is_transaction));
 }
 
 #[test]
@@ -412,50 +267,25 @@ fn replies_of_the_node() {
         render_node(&reply, &session, &mut out);
         String::from_utf8(out).expect("tests use text")
     };
-    let next = Some(ScanCursor {
-        partition: PartitionId(3),
-        position: 1,
-    });
+    let next = Some(ScanCursor { partition: PartitionId(3), position: 1 });
     let cases = [
         (NodeReply::Ok, "+OK\r\n", "+OK\r\n"),
         (NodeReply::Integer(3), ":3\r\n", ":3\r\n"),
         (NodeReply::Key(None), "$-1\r\n", "_\r\n"),
+        (NodeReply::Key(Some(b"k".into())), "$1\r\nk\r\n", "$1\r\nk\r\n"),
+        (NodeReply::Keys(vec![b"k".into()]), "*1\r\n$1\r\nk\r\n", "*1\r\n$1\r\nk\r\n"),
         (
-            NodeReply::Key(Some(b"k".into())),
-            "$1\r\nk\r\n",
-            "$1\r\nk\r\n",
-        ),
-        (
-            NodeReply::Keys(vec![b"k".into()]),
-            "*1\r\n$1\r\nk\r\n",
-            "*1\r\n$1\r\nk\r\n",
-        ),
-        (
-            NodeReply::Page {
-                next,
-                keys: vec![b"k".into()],
-            },
+            NodeReply::Page { next, keys: vec![b"k".into()] },
             "*2\r\n$5\r\n16387\r\n*1\r\n$1\r\nk\r\n",
             "*2\r\n$5\r\n16387\r\n*1\r\n$1\r\nk\r\n",
         ),
         (
-            NodeReply::Page {
-                next: None,
-                keys: vec![],
-            },
+            NodeReply::Page { next: None, keys: vec![] },
             "*2\r\n$1\r\n0\r\n*0\r\n",
             "*2\r\n$1\r\n0\r\n*0\r\n",
         ),
-        (
-            NodeReply::Text("a".into()),
-            "$1\r\na\r\n",
-            "=5\r\ntxt:a\r\n",
-        ),
-        (
-            NodeReply::Error("ERR a\r\nb".into()),
-            "-ERR a  b\r\n",
-            "-ERR a  b\r\n",
-        ),
+        (NodeReply::Text("a".into()), "$1\r\na\r\n", "=5\r\ntxt:a\r\n"),
+        (NodeReply::Error("ERR a\r\nb".into()), "-ERR a  b\r\n", "-ERR a  b\r\n"),
         (
             NodeReply::Failed(Error::Overloaded),
             "-OVERLOADED too much work is waiting; try again later\r\n",

@@ -109,11 +109,7 @@ async fn a_closed_loop_waits_for_the_stalled_server() {
     let latencies = measurements.latencies(Operation::Get);
     let slow = latencies.len() - latencies.count_between(0, 100_000_000);
     assert_eq!(slow, 1, "only the one request that met the stall");
-    assert!(
-        (7_900..=8_002).contains(&latencies.len()),
-        "{}",
-        latencies.len()
-    );
+    assert!((7_900..=8_002).contains(&latencies.len()), "{}", latencies.len());
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,20 +137,13 @@ async fn what_an_overrun_open_loop_cannot_send_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn a_quota_ends_a_closed_loop_and_warming_up_is_not_measured() {
     let start = Instant::now();
-    let window = Window {
-        measure_from: start + 500 * MS,
-        stop_at: None,
-        give_up_at: None,
-    };
+    let window = Window { measure_from: start + 500 * MS, stop_at: None, give_up_at: None };
     let mut lane = lane(Pace::Closed, 16, window, Some(100));
     let (client, remote) = duplex(1 << 16);
     let serving = tokio::spawn(server(remote, usize::MAX, MS));
     lane.run(client).await.expect("the server stays");
     assert_eq!(serving.await.expect("the server ends"), 16);
-    assert_eq!(
-        lane.measurements.borrow().latencies(Operation::Get).len(),
-        100
-    );
+    assert_eq!(lane.measurements.borrow().latencies(Operation::Get).len(), 100);
     assert!(lane.shared.answered.load(Ordering::Relaxed) > 500);
     assert!(lane.is_over());
 }
@@ -175,10 +164,7 @@ async fn errors_and_lost_connections_are_counted_by_kind() {
     let kinds = [("OVERLOADED", 1), ("ERR", 1), (CONNECTION_LOST, 1)];
     let expected: BTreeMap<_, _> = kinds.map(|(kind, count)| (kind.to_owned(), count)).into();
     assert_eq!(lane.measurements.borrow().errors, expected);
-    assert_eq!(
-        lane.measurements.borrow().latencies(Operation::Get).len(),
-        1
-    );
+    assert_eq!(lane.measurements.borrow().latencies(Operation::Get).len(), 1);
     assert!(!lane.is_over());
 }
 
@@ -186,16 +172,7 @@ async fn errors_and_lost_connections_are_counted_by_kind() {
 async fn a_reply_that_nobody_asked_for_is_an_error() {
     let mut lane = lane(Pace::Closed, 1, window(Instant::now(), 10 * MS), None);
     let (client, mut remote) = duplex(1 << 16);
-    remote
-        .write_all(b"+OK\r\n+OK\r\n")
-        .await
-        .expect("there is room");
-    let error = lane
-        .run(client)
-        .await
-        .expect_err("two replies to one request");
-    assert!(
-        matches!(error, LaneError::Wire(WireError::Unasked)),
-        "{error}"
-    );
+    remote.write_all(b"+OK\r\n+OK\r\n").await.expect("there is room");
+    let error = lane.run(client).await.expect_err("two replies to one request");
+    assert!(matches!(error, LaneError::Wire(WireError::Unasked)), "{error}");
 }
