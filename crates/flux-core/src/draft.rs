@@ -42,6 +42,8 @@ pub struct Draft<'a> {
     in_flight: &'a mut InFlight,
     memory: &'a Memory,
     now_ms: UnixMillis,
+    /// The size of the open batch when this draft began.
+    open_before: usize,
 }
 
 /// A point to which a draft can be rolled back; only valid before the open batch is closed.
@@ -56,7 +58,8 @@ impl<'a> Draft<'a> {
         memory: &'a Memory,
         now_ms: UnixMillis,
     ) -> Draft<'a> {
-        Draft { table, in_flight, memory, now_ms }
+        let open_before = in_flight.open_bytes();
+        Draft { table, in_flight, memory, now_ms, open_before }
     }
 
     /// The time at which everything here happens.
@@ -159,10 +162,16 @@ impl<'a> Draft<'a> {
 
     /// Whether there is room in the batch for a key and value of so many bytes together. To be asked
     /// before a put that adds no data, such as a change of expiry.
+    ///
+    /// What does not fit a batch at all is too large; what only finds this batch too full may come again.
     pub(crate) fn check_room(&self, bytes: usize) -> Result<(), Error> {
-        let batch_bytes = self.in_flight.open_bytes() + bytes + EFFECT_OVERHEAD_BYTES;
-        if batch_bytes > MAX_BATCH_BYTES {
-            return Err(Error::WriteTooLarge(batch_bytes));
+        let (open, needed) = (self.in_flight.open_bytes(), bytes + EFFECT_OVERHEAD_BYTES);
+        let own = open.saturating_sub(self.open_before) + needed;
+        if own > MAX_BATCH_BYTES {
+            return Err(Error::WriteTooLarge(own));
+        }
+        if open + needed > MAX_BATCH_BYTES {
+            return Err(Error::Overloaded);
         }
         Ok(())
     }

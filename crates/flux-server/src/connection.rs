@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
+use flux_proto::native as wire;
 use flux_proto::resp::RequestParser;
 use mio::net::TcpStream;
 use parking_lot::Mutex;
 
+use crate::codes::code_of;
 use crate::native;
 use crate::resp::{self, Form, Gather, NodeReply, Session};
 use crate::shared::Shared;
@@ -249,6 +251,17 @@ impl Connection {
             self.output.extend_from_slice(&bytes);
         } else {
             self.push(Slot::Bytes(bytes));
+        }
+    }
+
+    /// Tells a client of the native protocol, behind its replies, that what it sends from here on is
+    /// not carried out. RESP has no words for that.
+    pub(crate) fn say_goodbye(&mut self) {
+        if let Protocol::Native = self.protocol {
+            let mut text = Vec::new();
+            let error = Error::Stopping;
+            wire::encode_error(&mut text, 0, 0, code_of(&error), &error.to_string());
+            self.answer(text);
         }
     }
 

@@ -138,7 +138,7 @@ impl Mailbox {
     }
 
     /// Wakes the loop if it sleeps: one system call for any number of messages until it is awake.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             // An eventfd write fails only when it is full, and then a wake-up is already pending.

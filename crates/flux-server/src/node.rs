@@ -264,6 +264,7 @@ fn start_workers(
         idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),
         failure: Default::default(),
         stopping: AtomicBool::new(false),
+        drained: AtomicUsize::new(0),
         settings: settings.clone(),
     });
 

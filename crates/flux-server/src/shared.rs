@@ -59,6 +59,9 @@ pub(crate) struct Shared {
     /// Why the node takes no writes any more, if it does not.
     pub(crate) failure: Mutex<Option<String>>,
     pub(crate) stopping: AtomicBool,
+    /// Workers that were told to stop and have no connection left. The last one lets all of them end:
+    /// until then each may be asked by the others.
+    pub(crate) drained: AtomicUsize,
 }
 
 impl Shared {

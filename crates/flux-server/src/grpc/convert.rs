@@ -47,12 +47,15 @@ pub(super) fn condition(condition: Option<wire::Condition>) -> Result<Condition,
     }
 }
 
-/// The one transaction of a batch and its partition; `None` for an empty batch.
+/// A command with the partition that it is for.
+type Placed = (PartitionId, Command<Vec<u8>>);
+
+/// The one transaction of a batch; `None` for an empty batch.
 pub(super) fn batch(
     ops: Vec<wire::WriteOp>,
     guards: Vec<wire::Guard>,
     partitions: Partitions,
-) -> Result<Option<(PartitionId, Command<Vec<u8>>)>, Status> {
+) -> Result<Option<Placed>, Status> {
     let mut partition = None;
     let mut place = |key: &Bytes| {
         let own = partitions.of(key);
@@ -105,8 +108,8 @@ fn command(op: wire::WriteOp) -> Result<(Bytes, Command<Vec<u8>>), Status> {
     }
 }
 
-pub(super) fn write_result(reply: Reply) -> wire::WriteResult {
-    match reply {
+pub(super) fn write_result(reply: &Reply) -> wire::WriteResult {
+    match *reply {
         Reply::Written { version } => {
             wire::WriteResult { version: Some(version), ..Default::default() }
         }

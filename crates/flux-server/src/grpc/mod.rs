@@ -227,7 +227,7 @@ impl Kv for Service {
         let response = match self.run(partition, command).await? {
             Reply::Many(replies) => wire::BatchWriteResponse {
                 written: true,
-                results: replies.into_iter().map(convert::write_result).collect(),
+                results: replies.iter().map(convert::write_result).collect(),
                 failed_op: None,
             },
             Reply::Aborted { position } => wire::BatchWriteResponse {

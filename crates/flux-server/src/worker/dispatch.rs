@@ -96,7 +96,7 @@ impl Dispatch {
             return self.execute(partition, command, waiter).map(|(_, reply)| reply);
         }
         if self.outstanding >= MAX_OUTSTANDING {
-            return Some(self.overloaded());
+            return Some(self.turned_away());
         }
         let message = Message::Command {
             partition,
@@ -105,7 +105,7 @@ impl Dispatch {
         };
         let owner = usize::from(self.shared.owner(partition));
         if self.shared.mailboxes[owner].send(message).is_err() {
-            return Some(self.overloaded());
+            return Some(self.turned_away());
         }
         self.outstanding += 1;
         None
@@ -177,7 +177,11 @@ impl Dispatch {
         decided
     }
 
-    fn overloaded(&self) -> Reply {
+    /// The answer where a mailbox takes no more.
+    fn turned_away(&self) -> Reply {
+        if self.shared.stopping.load(Ordering::Relaxed) {
+            return Reply::Error(Error::Stopping);
+        }
         self.shared.stats.overloaded.add(1);
         Reply::Error(Error::Overloaded)
     }

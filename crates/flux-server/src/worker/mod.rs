@@ -19,6 +19,7 @@ mod turn;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,10 @@ pub(crate) struct Worker {
     next_sweep: Instant,
     /// Set when the worker is to stop: when it ends with whatever is unfinished.
     stop_by: Option<Instant>,
+    /// It was told to stop and has no connection left.
+    drained: bool,
+    /// What the log took on the disk when it was last added to the node's figure.
+    reported_log_bytes: u64,
 }
 
 impl Worker {
@@ -139,6 +144,8 @@ impl Worker {
             next_tick: now + TICK,
             next_sweep: now + IDLE_SWEEP,
             stop_by: None,
+            drained: false,
+            reported_log_bytes: 0,
         })
     }
 
@@ -237,7 +244,16 @@ impl Worker {
         if now >= self.next_sweep {
             self.next_sweep = now + IDLE_SWEEP;
             self.close_idle(now);
+            self.report_log_bytes();
         }
+    }
+
+    /// Adds to the node's figure what the log has grown, or takes off what it has shrunk.
+    fn report_log_bytes(&mut self) {
+        let bytes = self.turn.log().bytes();
+        let change = bytes.wrapping_sub(self.reported_log_bytes);
+        self.shared.log_bytes.fetch_add(change, Ordering::Relaxed);
+        self.reported_log_bytes = bytes;
     }
 
     fn receive(&mut self, message: Message) {
@@ -336,12 +352,11 @@ impl Worker {
     }
 
     fn adopt(&mut self, mut stream: TcpStream) {
-        use std::sync::atomic::Ordering::Relaxed;
-        let limit = self.shared.max_connections.load(Relaxed);
+        let limit = self.shared.max_connections.load(Ordering::Relaxed);
         if self.stop_by.is_some() {
             return;
         }
-        if self.shared.connections.load(Relaxed) >= limit {
+        if self.shared.connections.load(Ordering::Relaxed) >= limit {
             self.shared.stats.connections_refused.add(1);
             // The socket's buffer is empty, so this is taken whole; a client that has gone misses it.
             let _ = io::Write::write(&mut stream, b"-ERR max number of clients reached\r\n");
@@ -356,12 +371,12 @@ impl Worker {
             return;
         }
         self.next_serial = self.next_serial.wrapping_add(1);
-        let id = self.shared.next_connection.fetch_add(1, Relaxed);
+        let id = self.shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let mut connection = Connection::new(stream, id, self.next_serial, Instant::now());
         connection.listed = true;
         self.connections.insert(connection);
         self.listed.push(key);
-        self.shared.connections.fetch_add(1, Relaxed);
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
         self.shared.stats.connections_accepted.add(1);
     }
 
@@ -384,18 +399,16 @@ impl Worker {
     }
 
     fn close(&mut self, key: usize) {
-        use std::sync::atomic::Ordering::Relaxed;
         if let Some(mut connection) = self.connections.try_remove(key) {
             // Closing the descriptor takes it out of the poll in any case.
             let _ = self.poll.registry().deregister(&mut connection.stream);
-            self.shared.connections.fetch_sub(1, Relaxed);
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
             self.shared.clients.lock().remove(&connection.id);
         }
     }
 
     fn close_idle(&mut self, now: Instant) {
-        use std::sync::atomic::Ordering::Relaxed;
-        let timeout = Duration::from_secs(self.shared.idle_timeout_s.load(Relaxed));
+        let timeout = Duration::from_secs(self.shared.idle_timeout_s.load(Ordering::Relaxed));
         if timeout.is_zero() {
             return;
         }
@@ -414,24 +427,39 @@ impl Worker {
         if self.stop_by.is_some() {
             return;
         }
+        let now = Instant::now();
         let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
-        self.stop_by = Some(Instant::now() + timeout);
+        self.stop_by = Some(now + timeout);
         // Dropping the listener refuses new connections.
         self.listener = None;
-        // What a client has sent and we have not read yet is still served, once.
-        for (key, connection) in &mut self.connections {
-            if !connection.listed {
-                connection.listed = true;
-                self.listed.push(key);
+        // What clients have sent by now is still served, once; then nothing more is read.
+        let keys: Vec<usize> = self.connections.iter().map(|(key, _)| key).collect();
+        for &key in &keys {
+            self.list(key);
+        }
+        self.serve_listed(now);
+        for key in keys {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.say_goodbye();
+                connection.closing = true;
+                self.list_for_flush(key);
             }
         }
     }
 
-    /// Whether the worker was told to stop and has nothing left to do, or no time.
+    /// Whether the worker was told to stop and nobody needs it any more, or there is no time left.
     fn finished(&mut self) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
-        let busy = self.turn.is_busy(&self.dispatch)
-            || self.connections.iter().any(|(_, one)| !one.slots.is_empty() || one.unsent() > 0);
-        !busy || Instant::now() >= stop_by
+        let count = self.shared.mailboxes.len();
+        if !self.drained && self.connections.is_empty() {
+            self.drained = true;
+            if self.shared.drained.fetch_add(1, Ordering::AcqRel) + 1 == count {
+                for mailbox in &self.shared.mailboxes {
+                    mailbox.wake();
+                }
+            }
+        }
+        let all_drained = self.shared.drained.load(Ordering::Acquire) == count;
+        (all_drained && !self.turn.is_busy(&self.dispatch)) || Instant::now() >= stop_by
     }
 }

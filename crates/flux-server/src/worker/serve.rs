@@ -127,7 +127,7 @@ impl Worker {
         }
     }
 
-    fn list_for_flush(&mut self, key: usize) {
+    pub(super) fn list_for_flush(&mut self, key: usize) {
         let connection = &mut self.connections[key];
         if !connection.unflushed {
             connection.unflushed = true;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -150,6 +151,7 @@ impl Snapshots {
         match result {
             Ok(()) => {
                 dispatch.shared().stats.snapshots.add(1);
+                dispatch.shared().last_snapshot_s.store(dispatch.now_ms / 1000, Ordering::Relaxed);
                 self.indexes.insert(walk.partition.0, walk.index);
                 let indexes = &self.indexes;
                 let trimmed =

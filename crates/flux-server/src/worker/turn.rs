@@ -18,6 +18,9 @@ const RECORD_OVERHEAD: usize = 128;
 /// With `fsync = everysec`.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
+/// So much is left to be synced at the most, whatever the policy.
+const SYNC_BYTES: u64 = 4 * 1024 * 1024;
+
 pub(super) struct Turn {
     log: Log,
     syncer: Syncer,
@@ -163,7 +166,11 @@ impl Turn {
     /// Starts a sync if something waits for it, or a second has passed with `everysec`.
     fn sync_if_due(&mut self, now: Instant) {
         let elapsed = self.policy == Fsync::EverySec && self.unsynced && now >= self.next_sync;
-        if self.syncing_since.is_some() || (self.written.is_empty() && !elapsed) {
+        // A segment is synced by the worker when it is full: what the thread has not synced by then
+        // would stop everything.
+        let far_behind = self.log.written() - self.log.durable() >= SYNC_BYTES;
+        let wanted = !self.written.is_empty() || elapsed || far_behind;
+        if self.syncing_since.is_some() || !wanted {
             return;
         }
         std::mem::swap(&mut self.syncing, &mut self.written);
