@@ -35,24 +35,35 @@ def start_flux(flux_binary, tmp_path):
 
 @pytest.fixture(scope="session")
 def shared_flux(flux_binary, tmp_path_factory):
-    """One node with its gateway for tests that need no settings of their own."""
-    node = servers.Flux(
-        tmp_path_factory.mktemp("flux"), mode="up", binary=flux_binary, fsync="no"
-    ).start()
-    yield node
-    code = node.stop()
-    log = node.log()
-    assert code == 0, f"exit code {code} on SIGTERM:\n{log[-8000:]}"
-    assert "panicked" not in log, log[-8000:]
+    """A function that returns the one node, with its gateway, for tests without settings of their own.
+
+    A node that has ended by itself fails the test that notices it; the next one gets a new node.
+    """
+    nodes = []
+
+    def current():
+        if nodes and not nodes[-1].running():
+            node = nodes.pop()
+            pytest.fail(f"the shared node ended with {node.wait()}:\n{node.log()[-6000:]}")
+        if not nodes:
+            directory = tmp_path_factory.mktemp("flux")
+            nodes.append(servers.Flux(directory, "up", binary=flux_binary, fsync="no").start())
+        return nodes[-1]
+
+    yield current
+    for node in nodes:
+        code = node.stop()
+        assert code == 0, f"exit code {code} on SIGTERM:\n{node.log()[-6000:]}"
+        assert "panicked" not in node.log(), node.log()[-6000:]
 
 
 @pytest.fixture
 def flux(shared_flux):
     """The shared node, empty."""
-    assert shared_flux.running(), f"the shared node has ended:\n{shared_flux.log()[-8000:]}"
-    with shared_flux.connect() as connection:
+    node = shared_flux()
+    with node.connect() as connection:
         connection.call("FLUSHALL")
-    return shared_flux
+    return node
 
 
 @pytest.fixture(scope="session")

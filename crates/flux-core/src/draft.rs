@@ -111,17 +111,24 @@ impl<'a> Draft<'a> {
         self.in_flight.delete(self.now_ms, (self.table.hash(key), key), reason)
     }
 
-    /// Deletes what is expired of the table's keys at this position, and returns how many that were.
+    /// Deletes what is expired of the table's keys at these positions, and returns how many that were.
     /// A key that is written in flight is left alone: what it is then has a time of its own.
-    pub fn expire_at(&mut self, position: Position) -> usize {
+    pub fn expire_at(&mut self, positions: &[Position]) -> usize {
         let Draft { table, in_flight, now_ms, .. } = self;
         let before = in_flight.next_revision();
-        table.at_position(position, |entry| {
-            let hash = table.hash(entry.key);
-            if entry.is_expired(*now_ms) && in_flight.find(hash, entry.key).is_none() {
-                in_flight.delete(*now_ms, (hash, entry.key), Reason::Expired);
+        for group in positions.chunks(TOUCHED_AHEAD) {
+            if table.len() > CACHED_ENTRIES {
+                std::hint::black_box(table.touch(group));
             }
-        });
+            for &position in group {
+                table.at_position(position, |entry| {
+                    let hash = table.hash(entry.key);
+                    if entry.is_expired(*now_ms) && in_flight.find(hash, entry.key).is_none() {
+                        in_flight.delete(*now_ms, (hash, entry.key), Reason::Expired);
+                    }
+                });
+            }
+        }
         (in_flight.next_revision() - before) as usize
     }
 
@@ -267,17 +274,19 @@ pub fn apply(
     let ahead = if table.len() > CACHED_ENTRIES { TOUCHED_AHEAD } else { 1 };
     let mut applied = last;
     let mut effects = effects.peekable();
-    let (mut group, mut hashes) = (Vec::with_capacity(ahead), Vec::with_capacity(ahead));
+    let (mut group, mut positions) = (Vec::with_capacity(ahead), Vec::with_capacity(ahead));
     while effects.peek().is_some() {
         for item in effects.by_ref().take(ahead) {
             let (revision, effect) = item?;
-            hashes.push(table.hash(effect.key()));
-            group.push((revision, effect));
+            let hash = table.hash(effect.key());
+            positions.push(hash.position());
+            group.push((revision, hash, effect));
         }
         if group.len() > 1 {
-            std::hint::black_box(table.touch(&hashes));
+            std::hint::black_box(table.touch(&positions));
         }
-        for ((revision, effect), hash) in group.drain(..).zip(hashes.drain(..)) {
+        positions.clear();
+        for (revision, hash, effect) in group.drain(..) {
             match effect {
                 Effect::Put { key, value, expires_at_ms } => {
                     let version = revision;

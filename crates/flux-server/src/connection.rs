@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
+use flux_core::{Error, Reply};
 use flux_proto::native as wire;
 use flux_proto::resp::RequestParser;
 use mio::net::TcpStream;
@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 use crate::codes::code_of;
 use crate::native;
 use crate::resp::{self, Form, Gather, NodeReply, Session};
-use crate::shared::Shared;
 
 /// A connection is not read while this much output waits: the client's own pace bounds our memory.
 pub(crate) const OUTPUT_PAUSE: usize = 256 * 1024;
@@ -56,22 +55,12 @@ pub(crate) enum Slot {
     Waiting(Render),
     /// Answered, but an earlier one is not.
     Done(Reply, Render),
-    /// A read that waits for the connection's earlier writes; it runs when it comes first.
-    Read(PartitionId, Command<Vec<u8>>, Render),
     /// Rendered bytes.
     Bytes(Vec<u8>),
     /// Its keys span partitions; some parts are missing.
-    Parts { parts: Vec<Part>, missing: usize, gather: Gathering },
+    Parts { parts: Vec<Option<Reply>>, missing: usize, gather: Gathering },
     /// All keys are being deleted; so many partitions are not done.
     Flush { missing: usize, failed: Option<Error> },
-}
-
-/// One partition's part of a request.
-#[derive(Debug)]
-pub(crate) enum Part {
-    Waiting,
-    Done(Reply),
-    Read(PartitionId, Command<Vec<u8>>),
 }
 
 /// How the replies of several partitions become one.
@@ -97,36 +86,20 @@ impl Slot {
     fn is_due(&self) -> bool {
         match self {
             Slot::Waiting(_) => false,
-            Slot::Done(..) | Slot::Read(..) | Slot::Bytes(_) => true,
+            Slot::Done(..) | Slot::Bytes(_) => true,
             Slot::Parts { missing, .. } | Slot::Flush { missing, .. } => *missing == 0,
         }
     }
 
-    /// Appends the reply of a slot that is due. A read that waited runs now.
-    pub(crate) fn put(
-        self,
-        shared: &Shared,
-        now_ms: UnixMillis,
-        session: Option<&mut Session>,
-        out: &mut Vec<u8>,
-    ) {
+    /// Appends the reply of a slot that is due.
+    pub(crate) fn put(self, session: Option<&mut Session>, out: &mut Vec<u8>) {
         match self {
             Slot::Waiting(_) => unreachable!("it is not due"),
             Slot::Done(reply, render) => render.put(&reply, session, out),
-            Slot::Read(partition, command, render) => {
-                let reply = shared.read(partition, &command.borrowed(), now_ms);
-                render.put(&reply, session, out);
-            }
             Slot::Bytes(bytes) => out.extend_from_slice(&bytes),
             Slot::Parts { parts, gather, .. } => {
-                let answer = |part| match part {
-                    Part::Done(reply) => reply,
-                    Part::Read(partition, command) => {
-                        shared.read(partition, &command.borrowed(), now_ms)
-                    }
-                    Part::Waiting => unreachable!("no part is missing"),
-                };
-                let replies: Vec<Reply> = parts.into_iter().map(answer).collect();
+                let replies: Vec<Reply> =
+                    parts.into_iter().map(|part| part.expect("no part is missing")).collect();
                 match (gather, session) {
                     (Gathering::Resp(gather), Some(session)) => {
                         resp::render_gathered(&gather, &replies, session, out);
@@ -165,6 +138,8 @@ pub(crate) struct Connection {
     pub(crate) first_sequence: u64,
     /// The socket may have more to read: it has not said otherwise since it was last readable.
     pub(crate) readable: bool,
+    /// The other side has sent its last byte, though it may not have been read yet.
+    pub(crate) ended: bool,
     /// The socket takes no more until it says so.
     pub(crate) blocked: bool,
     /// Close when the output is sent.
@@ -191,6 +166,7 @@ impl Connection {
             slots: VecDeque::new(),
             first_sequence: 0,
             readable: true,
+            ended: false,
             blocked: false,
             closing: false,
             listed: false,
@@ -228,7 +204,7 @@ impl Connection {
             Slot::Waiting(render) => *slot = Slot::Done(reply, render.clone()),
             Slot::Parts { parts, missing, .. } => {
                 if let Some(place) = parts.get_mut(part as usize) {
-                    *place = Part::Done(reply);
+                    *place = Some(reply);
                     *missing -= 1;
                 }
             }
@@ -273,7 +249,7 @@ impl Connection {
     }
 
     /// Renders the replies that are due: those before the first request that is not answered.
-    pub(crate) fn answer_due(&mut self, shared: &Shared, now_ms: UnixMillis) {
+    pub(crate) fn answer_due(&mut self) {
         if !self.slots.front().is_some_and(Slot::is_due) {
             return;
         }
@@ -285,7 +261,7 @@ impl Connection {
         while self.slots.front().is_some_and(Slot::is_due) && self.unsent() < OUTPUT_PAUSE {
             let Some(slot) = self.slots.pop_front() else { return };
             self.first_sequence += 1;
-            slot.put(shared, now_ms, session.as_deref_mut(), &mut self.output);
+            slot.put(session.as_deref_mut(), &mut self.output);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The data directory: who may use it, what it was created with, and where its parts lie.
 //!
 //! ```text
-//! lock                  held while a node runs
+//! LOCK                  held while a node runs
 //! node.toml             what was fixed at creation, and the generation of the logs
 //! log-<generation>-<n>/ the log of worker n
 //! snapshots/            snapshots of all partitions
@@ -10,22 +10,38 @@
 //! The logs belong to workers. When their number changes, the records are copied into logs of a new
 //! generation; `node.toml` names the generation that counts, so a crash in between changes nothing.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use flux_log::Disk;
 use serde::{Deserialize, Serialize};
+
+use crate::folders::{Folders, RealFolders};
 
 /// The format of the directory that this version reads and writes.
 const FORMAT: u32 = 1;
 const DESCRIPTION: &str = "node.toml";
+/// A description that is being written.
+const NEW_DESCRIPTION: &str = "node.toml.new";
+const SNAPSHOTS: &str = "snapshots";
+/// No description is as long.
+const MAX_DESCRIPTION_BYTES: u64 = 64 * 1024;
 
-/// An open data directory. Its lock is released when it is dropped.
+/// An open data directory, locked as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
-    path: PathBuf,
+    folders: Box<dyn Folders>,
     pub(crate) description: Description,
-    _lock: File,
+}
+
+/// One of the directories in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Its path, for messages.
+    pub(crate) name: String,
+    pub(crate) disk: Arc<dyn Disk>,
 }
 
 /// The contents of `node.toml`.
@@ -92,70 +108,88 @@ impl DataDir {
         partitions: u16,
         workers: u16,
     ) -> Result<DataDir, DataDirError> {
+        match RealFolders::open(path) {
+            Ok(folders) => DataDir::open_in(Box::new(folders), partitions, workers),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                Err(DataDirError::InUse(path.to_owned()))
+            }
+            Err(source) => Err(DataDirError::Io { action: "open", path: path.to_owned(), source }),
+        }
+    }
+
+    /// The same, wherever the directory is. Logs that a crash left behind are removed.
+    pub(crate) fn open_in(
+        folders: Box<dyn Folders>,
+        partitions: u16,
+        workers: u16,
+    ) -> Result<DataDir, DataDirError> {
+        let path = folders.path().to_owned();
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| DataDirError::Io { action, path, source }
         };
-        fs::create_dir_all(path).map_err(failed("create", path))?;
-        let lock_path = path.join("lock");
-        let lock = File::create(&lock_path).map_err(failed("create", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => {
-                return Err(DataDirError::Io { action: "lock", path: lock_path, source });
-            }
-        }
         let file = path.join(DESCRIPTION);
-        let description = match fs::read_to_string(&file) {
-            Ok(text) => read(&file, &text)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                refuse_foreign(path)?;
+        let description = match read(folders.root()) {
+            Ok(bytes) => decode(&file, &bytes)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if !is_unused(&*folders).map_err(failed("list", &path))? {
+                    return Err(DataDirError::Foreign(path));
+                }
                 let description = Description::create(partitions, workers)
-                    .map_err(failed("read randomness for", path))?;
-                write(path, &description).map_err(failed("write", &file))?;
+                    .map_err(failed("read randomness for", &path))?;
+                write(folders.root(), &description).map_err(failed("write", &file))?;
                 description
             }
-            Err(source) => return Err(DataDirError::Io { action: "read", path: file, source }),
+            Err(source) => return Err(failed("read", &file)(source)),
         };
         if description.partitions != partitions {
             let (created, asked) = (description.partitions, partitions);
-            return Err(DataDirError::Partitions { path: path.to_owned(), created, asked });
+            return Err(DataDirError::Partitions { path, created, asked });
         }
-        Ok(DataDir { path: path.to_owned(), description, _lock: lock })
+        let directory = DataDir { folders, description };
+        directory.remove_stale_logs()?;
+        Ok(directory)
     }
 
-    /// The directory of a worker's log.
-    pub(crate) fn log(&self, generation: u32, worker: u16) -> PathBuf {
-        self.path.join(format!("log-{generation}-{worker}"))
+    /// Opens the log of a worker.
+    pub(crate) fn log(&self, generation: u32, worker: u16) -> Result<Place, DataDirError> {
+        self.place(&format!("log-{generation}-{worker}"))
     }
 
-    /// The directory of the snapshots.
-    pub(crate) fn snapshots(&self) -> PathBuf {
-        self.path.join("snapshots")
+    /// Opens the snapshots.
+    pub(crate) fn snapshots(&self) -> Result<Place, DataDirError> {
+        self.place(SNAPSHOTS)
     }
 
-    /// Makes another generation of logs, of so many workers, the one that counts.
+    fn place(&self, name: &str) -> Result<Place, DataDirError> {
+        let path = self.folders.path().join(name);
+        match self.folders.open(name) {
+            Ok(disk) => Ok(Place { name: path.display().to_string(), disk }),
+            Err(source) => Err(DataDirError::Io { action: "open", path, source }),
+        }
+    }
+
+    /// Makes another generation of logs, of so many workers, the one that counts, and removes the old.
     pub(crate) fn switch(&mut self, generation: u32, workers: u16) -> Result<(), DataDirError> {
         let description = Description { generation, workers, ..self.description.clone() };
-        write(&self.path, &description).map_err(|source| DataDirError::Io {
+        write(self.folders.root(), &description).map_err(|source| DataDirError::Io {
             action: "write",
-            path: self.path.join(DESCRIPTION),
+            path: self.folders.path().join(DESCRIPTION),
             source,
         })?;
         self.description = description;
-        Ok(())
+        self.remove_stale_logs()
     }
 
     /// Removes the logs of every generation that does not count.
-    pub(crate) fn remove_stale_logs(&self) -> io::Result<()> {
+    fn remove_stale_logs(&self) -> Result<(), DataDirError> {
+        let path = self.folders.path();
+        let failed =
+            |action, path: PathBuf| move |source| DataDirError::Io { action, path, source };
         let current = format!("log-{}-", self.description.generation);
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
+        for name in self.folders.list().map_err(failed("list", path.to_owned()))? {
             if name.starts_with("log-") && !name.starts_with(&current) {
-                fs::remove_dir_all(entry.path())?;
+                self.folders.remove(&name).map_err(failed("remove", path.join(&name)))?;
             }
         }
         Ok(())
@@ -186,8 +220,9 @@ impl Description {
     }
 }
 
-fn read(file: &Path, text: &str) -> Result<Description, DataDirError> {
+fn decode(file: &Path, bytes: &[u8]) -> Result<Description, DataDirError> {
     let wrong = |reason: String| DataDirError::Description { path: file.to_owned(), reason };
+    let text = str::from_utf8(bytes).map_err(|error| wrong(error.to_string()))?;
     let description: Description =
         toml::from_str(text).map_err(|error| wrong(error.message().to_owned()))?;
     if description.format != FORMAT {
@@ -205,32 +240,42 @@ fn read(file: &Path, text: &str) -> Result<Description, DataDirError> {
     Ok(description)
 }
 
-/// A new description takes the place of the old one at once or not at all.
-fn write(path: &Path, description: &Description) -> io::Result<()> {
-    let text = toml::to_string(description).expect("plain fields");
-    let new = path.join("node.toml.new");
-    let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path.join(DESCRIPTION))?;
-    File::open(path)?.sync_all()
+fn read(root: &dyn Disk) -> io::Result<Vec<u8>> {
+    let file = root.open(DESCRIPTION)?;
+    let mut bytes = vec![0; file.size()?.min(MAX_DESCRIPTION_BYTES) as usize];
+    let count = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(count);
+    Ok(bytes)
 }
 
-fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
-    let io = |source| DataDirError::Io { action: "list", path: path.to_owned(), source };
-    for entry in fs::read_dir(path).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let ours = ["lock", "node.toml.new", "lost+found"];
-        if !ours.iter().any(|own| name == *own) {
-            return Err(DataDirError::Foreign(path.to_owned()));
-        }
+/// A new description takes the place of the old one at once or not at all.
+fn write(root: &dyn Disk, description: &Description) -> io::Result<()> {
+    let text = toml::to_string(description).expect("plain fields");
+    match root.remove(NEW_DESCRIPTION) {
+        // A crash left it.
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    Ok(())
+    let file = root.create(NEW_DESCRIPTION)?;
+    file.write_at(text.as_bytes(), 0)?;
+    file.sync_data()?;
+    root.rename(NEW_DESCRIPTION, DESCRIPTION)?;
+    root.sync_dir()
+}
+
+/// Whether nothing lies there but what a start that did not get far leaves.
+fn is_unused(folders: &dyn Folders) -> io::Result<bool> {
+    let ours = ["LOCK", NEW_DESCRIPTION, "lost+found"];
+    let mut names = folders.root().list()?;
+    names.append(&mut folders.list()?);
+    Ok(names.iter().all(|name| ours.contains(&name.as_str())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_directory_keeps_what_it_was_created_with() {
@@ -268,5 +313,30 @@ mod tests {
         fs::write(foreign.path().join("thesis.tex"), "precious").expect("written");
         let refused = DataDir::open(foreign.path(), 16, 1);
         assert!(matches!(refused, Err(DataDirError::Foreign(_))), "{refused:?}");
+
+        let foreign = tempfile::tempdir().expect("a directory");
+        fs::create_dir(foreign.path().join("photos")).expect("made");
+        let refused = DataDir::open(foreign.path(), 16, 1);
+        assert!(matches!(refused, Err(DataDirError::Foreign(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn logs_that_a_crash_left_are_removed() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = DataDir::open(parent.path(), 16, 1).expect("created");
+        for (generation, worker) in [(1, 0), (2, 0), (2, 1), (11, 0)] {
+            directory.log(generation, worker).expect("made");
+        }
+        fs::write(parent.path().join("node.toml.new"), "half of i").expect("written");
+        drop(directory);
+        let mut directory = DataDir::open(parent.path(), 16, 1).expect("opened");
+        let logs = |directory: &DataDir| {
+            let names = directory.folders.list().expect("listed");
+            names.into_iter().filter(|name| name.starts_with("log-")).collect::<Vec<_>>()
+        };
+        assert_eq!(logs(&directory), ["log-1-0"]);
+        directory.log(2, 0).expect("made");
+        directory.switch(2, 1).expect("switched");
+        assert_eq!(logs(&directory), ["log-2-0"]);
     }
 }

@@ -10,6 +10,7 @@ mod codes;
 pub mod config;
 mod connection;
 mod data_dir;
+mod folders;
 mod grpc;
 mod mailbox;
 mod native;
@@ -20,7 +21,10 @@ mod resp;
 mod scan;
 mod shared;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod worker;
+mod workers;
 
 pub use data_dir::DataDirError;
 pub use node::{Addresses, Node, StartError};

@@ -3,29 +3,19 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use flux_core::replica::Replica;
-use flux_core::store::{Memory, Table, TableOptions};
-use flux_core::{PartitionId, Partitions};
-use flux_log::LogOptions;
-use mio::Poll;
+use flux_core::PartitionId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError};
-use crate::mailbox::Mailbox;
-use crate::recovery::{self, Recovered, RecoveryError};
-use crate::shared::{PartitionView, Shared};
-use crate::stats::Stats;
-use crate::worker::{WAKER, Worker, WorkerParts};
-use crate::{admin, clock, grpc};
-
-/// Lock stripes of all tables of a node together, about: enough for its readers not to meet.
-const SHARDS: usize = 64;
+use crate::recovery::RecoveryError;
+use crate::shared::Shared;
+use crate::workers::Workers;
+use crate::{admin, grpc};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +37,9 @@ pub enum StartError {
     /// The data in it.
     #[error("cannot recover the data")]
     Recovery(#[from] RecoveryError),
+    /// A log took nothing from the start.
+    #[error("cannot write to the log: {0}")]
+    Log(String),
     /// A partition's state is of no use to its replica.
     #[error("cannot start partition {partition}")]
     Replica {
@@ -77,10 +70,9 @@ pub struct Addresses {
 pub struct Node {
     shared: Arc<Shared>,
     addresses: Addresses,
-    workers: Vec<JoinHandle<Result<(), flux_log::LogError>>>,
+    workers: Workers,
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
-    _directory: DataDir,
 }
 
 /// The listeners, opened before the data is recovered: a wrong address is told at once.
@@ -106,36 +98,19 @@ impl Node {
         let ready = Arc::new(std::sync::OnceLock::new());
         tasks.spawn(admin::serve(listeners.admin, Arc::clone(&ready), stopping.clone()));
 
-        let count = settings.worker_count() as u16;
-        let partitions = Partitions::new(settings.partitions as u16).expect("settings are checked");
-        let options = LogOptions { segment_bytes: settings.segment_bytes, salt: salt()? };
-        let mut directory = DataDir::open(&settings.data_dir, partitions.count(), count)?;
-        let (directory, started) = {
-            let (settings, data) = (settings.clone(), listeners.data);
-            let data_addr = listeners.addresses.data;
-            // Recovery is long and blocks: not for the runtime's own threads.
-            tokio::task::spawn_blocking(move || {
-                if directory.description.workers != count {
-                    recovery::relayout(&mut directory, count, &options)?;
-                }
-                let started =
-                    start_workers(&settings, &directory, partitions, &options, data, data_addr)?;
-                Ok::<_, StartError>((directory, started))
-            })
+        let partitions = settings.partitions as u16;
+        let workers = settings.worker_count() as u16;
+        let directory = DataDir::open(&settings.data_dir, partitions, workers)?;
+        let (owned, data) = (settings.clone(), listeners.data);
+        // Recovery is long and blocks: not for the runtime's own threads.
+        let start = move || Workers::start(&owned, directory, data);
+        let workers = tokio::task::spawn_blocking(start)
             .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
-        };
-        let (shared, workers) = started;
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let shared = Arc::clone(workers.shared());
         let _ = ready.set(Arc::clone(&shared));
         tasks.spawn(grpc::serve(listeners.grpc, Arc::clone(&shared), stopping));
-        Ok(Node {
-            shared,
-            addresses: listeners.addresses,
-            workers,
-            tasks,
-            stop,
-            _directory: directory,
-        })
+        Ok(Node { shared, addresses: listeners.addresses, workers, tasks, stop })
     }
 
     /// Where it listens.
@@ -176,21 +151,7 @@ impl Node {
             self.tasks.shutdown().await;
         }
         tracing::info!("finishing what is in flight");
-        for mailbox in &self.shared.mailboxes {
-            mailbox.stop();
-        }
-        let workers = std::mem::take(&mut self.workers);
-        let closed = tokio::task::spawn_blocking(move || {
-            let mut result = Ok(());
-            for worker in workers {
-                match worker.join() {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => result = Err(error),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            result
-        });
+        let closed = tokio::task::spawn_blocking(move || self.workers.stop());
         closed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 }
@@ -213,137 +174,4 @@ impl Listeners {
         };
         Ok(Listeners { data, admin, grpc, addresses })
     }
-}
-
-type Started = (Arc<Shared>, Vec<JoinHandle<Result<(), flux_log::LogError>>>);
-
-fn start_workers(
-    settings: &Settings,
-    directory: &DataDir,
-    partitions: Partitions,
-    options: &LogOptions,
-    listener: mio::net::TcpListener,
-    data_addr: SocketAddr,
-) -> Result<Started, StartError> {
-    let count = directory.description.workers;
-    let memory = Memory::new(settings.max_memory);
-    let shards = (SHARDS / usize::from(partitions.count())).max(1);
-    let hash_seed = directory.description.seed();
-    let view = |_| PartitionView {
-        table: Arc::new(Table::new(TableOptions { hash_seed, shards }, Arc::clone(&memory))),
-        serving: Arc::new(AtomicBool::new(false)),
-    };
-    let views: Vec<PartitionView> = partitions.iter().map(view).collect();
-    let recovered = recover_all(directory, partitions, options, &views)?;
-
-    let polls: Vec<Poll> =
-        (0..count).map(|_| Poll::new()).collect::<Result<_, _>>().map_err(StartError::Worker)?;
-    let mut receivers = Vec::new();
-    let mut mailboxes = Vec::new();
-    for poll in &polls {
-        let waker = mio::Waker::new(poll.registry(), WAKER).map_err(StartError::Worker)?;
-        let (mailbox, receiver) = Mailbox::new(waker);
-        mailboxes.push(mailbox);
-        receivers.push(receiver);
-    }
-    let shared = Arc::new(Shared {
-        node_id: directory.description.node_id.clone(),
-        data_addr,
-        partitions,
-        views,
-        mailboxes,
-        memory,
-        stats: Arc::new(Stats::default()),
-        started: Instant::now(),
-        connections: AtomicUsize::new(0),
-        next_connection: AtomicU64::new(1),
-        clients: Default::default(),
-        log_bytes: AtomicU64::new(0),
-        last_snapshot_s: AtomicU64::new(0),
-        max_connections: AtomicUsize::new(settings.max_connections),
-        idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),
-        failure: Default::default(),
-        stopping: AtomicBool::new(false),
-        drained: AtomicUsize::new(0),
-        settings: settings.clone(),
-    });
-
-    let snapshot_disk = recovery::disk(&directory.snapshots())?;
-    let mut listener = Some(listener);
-    let (started, all_started) = std::sync::mpsc::channel();
-    let mut threads = Vec::new();
-    for (id, ((recovered, poll), mailbox)) in
-        recovered.into_iter().zip(polls).zip(receivers).enumerate()
-    {
-        let mut replicas = Vec::new();
-        for (partition, recovery) in recovered.replicas {
-            let (view, memory) = (&shared.views[usize::from(partition.0)], &shared.memory);
-            let config = recovery::replica_config(partition);
-            let (memory, serving) = (Arc::clone(memory), Arc::clone(&view.serving));
-            let replica = Replica::new(&config, recovery, memory, serving, clock::unix_ms())
-                .map_err(|source| StartError::Replica { partition, source })?;
-            replicas.push(replica);
-        }
-        let worker = Worker::new(WorkerParts {
-            id: id as u16,
-            shared: Arc::clone(&shared),
-            poll,
-            mailbox,
-            listener: listener.take(),
-            replicas,
-            log: recovered.log,
-            snapshot_disk: Arc::clone(&snapshot_disk),
-            snapshot_indexes: recovered.snapshot_indexes,
-            started: started.clone(),
-        })
-        .map_err(StartError::Worker)?;
-        let name = format!("flux-worker-{id}");
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
-        threads.push(thread.map_err(StartError::Worker)?);
-    }
-    drop(started);
-    // Ends early if a worker ends, whose error `shutdown` gives.
-    all_started.iter().take(threads.len()).for_each(drop);
-    Ok((shared, threads))
-}
-
-/// Recovers all workers' partitions side by side.
-fn recover_all(
-    directory: &DataDir,
-    partitions: Partitions,
-    options: &LogOptions,
-    views: &[PartitionView],
-) -> Result<Vec<Recovered>, StartError> {
-    let begun = Instant::now();
-    let snapshots = recovery::snapshots(directory)?;
-    let count = directory.description.workers;
-    let recover = |worker: u16| {
-        let own: Vec<_> = partitions
-            .iter()
-            .filter(|partition| partition.0 % count == worker)
-            .map(|partition| (partition, Arc::clone(&views[usize::from(partition.0)].table)))
-            .collect();
-        recovery::recover(directory, worker, &own, options.clone(), &snapshots)
-    };
-    let recovered: Vec<Recovered> = std::thread::scope(|scope| {
-        let recover = &recover;
-        let threads: Vec<_> =
-            (0..count).map(|worker| scope.spawn(move || recover(worker))).collect();
-        let joined = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.collect::<Result<_, _>>()
-    })?;
-    let keys: usize = views.iter().map(|view| view.table.len()).sum();
-    tracing::info!(keys, elapsed_ms = begun.elapsed().as_millis() as u64, "data recovered");
-    Ok(recovered)
-}
-
-/// A number that users cannot know.
-fn salt() -> Result<u64, StartError> {
-    let mut bytes = [0; 8];
-    let read = std::fs::File::open("/dev/urandom")
-        .and_then(|mut random| io::Read::read_exact(&mut random, &mut bytes));
-    read.map_err(StartError::Worker)?;
-    Ok(u64::from_le_bytes(bytes))
 }

@@ -1,16 +1,15 @@
 //! From the data directory to replicas: snapshots, then the log of each worker.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flux_core::PartitionId;
 use flux_core::replica::{Broken, Position, Recovery, ReplicaConfig, SnapshotMeta};
 use flux_core::store::Table;
-use flux_log::{Disk, FileDisk, Log, LogError, LogOptions, Record, Snapshot, SnapshotId};
+use flux_log::{Log, LogError, LogOptions, Record, Snapshot, SnapshotId};
 
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, Place};
 
 /// Time between two reports of a long recovery.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -61,6 +60,13 @@ pub(crate) struct Recovered {
     pub(crate) snapshot_indexes: BTreeMap<u16, u64>,
 }
 
+/// The newest snapshot of each partition, of all workers.
+pub(crate) struct Snapshots {
+    /// Opened once: a directory has one owner.
+    pub(crate) place: Place,
+    newest: BTreeMap<u16, SnapshotId>,
+}
+
 /// Tells a person how a long recovery is getting on.
 struct Reporter {
     what: String,
@@ -82,57 +88,42 @@ impl Reporter {
     }
 }
 
-/// The directory as the log sees it.
-pub(crate) fn disk(path: &Path) -> Result<Arc<dyn Disk>, RecoveryError> {
-    let disk = FileDisk::open(path).map_err(|source| DataDirError::Io {
-        action: "open",
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(Arc::new(disk))
-}
-
 /// Recovers a worker's partitions into their tables.
 pub(crate) fn recover(
     directory: &DataDir,
     worker: u16,
     partitions: &[(PartitionId, Arc<Table>)],
     options: LogOptions,
-    snapshots: &BTreeMap<u16, SnapshotId>,
+    snapshots: &Snapshots,
 ) -> Result<Recovered, RecoveryError> {
     let mut replicas = BTreeMap::new();
     let mut snapshot_indexes = BTreeMap::new();
     for (partition, table) in partitions {
         let config = replica_config(*partition);
-        let meta = match snapshots.get(&partition.0) {
-            Some(&snapshot) => Some(load(directory, snapshot, table)?),
-            None => None,
-        };
+        let meta = snapshots.load(*partition, table)?;
         if let Some(meta) = &meta {
             snapshot_indexes.insert(partition.0, meta.position.index);
         }
         replicas.insert(partition.0, Recovery::new(Arc::clone(table), meta, &config));
     }
-    let path = directory.log(directory.description.generation, worker);
-    let name = path.display().to_string();
-    let mut reporter = Reporter::new(name.clone());
+    let place = directory.log(directory.description.generation, worker)?;
+    let mut reporter = Reporter::new(place.name.clone());
     let mut broken = None;
     let mut visit = |record: Record<'_>| {
         if broken.is_none() {
             broken = replay(&mut replicas, &record).err();
         }
     };
-    let opened = Log::open(disk(&path)?, options, &mut visit, &mut |progress| {
+    let opened = Log::open(Arc::clone(&place.disk), options, &mut visit, &mut |progress| {
         reporter.report(progress.done, progress.total);
     });
-    let (log, report) =
-        opened.map_err(|source| RecoveryError::Log { directory: name.clone(), source })?;
+    let (log, report) = opened.map_err(|source| at(&place, source))?;
     if let Some((partition, source)) = broken {
-        return Err(RecoveryError::Broken { partition, directory: name, source });
+        return Err(RecoveryError::Broken { partition, directory: place.name, source });
     }
     if let Some(cut) = &report.cut {
         tracing::warn!(
-            directory = %name, file = %cut.file, offset = cut.offset, bytes = cut.bytes,
+            directory = %place.name, file = %cut.file, offset = cut.offset, bytes = cut.bytes,
             "cut a torn write off the end of the log; nothing acknowledged under fsync = always was in it"
         );
     }
@@ -145,28 +136,35 @@ pub(crate) fn replica_config(partition: PartitionId) -> ReplicaConfig {
     ReplicaConfig { partition, id: 1, voters: vec![1], election_ticks: 10, tail_bytes: 0 }
 }
 
-/// The newest snapshot of each partition.
-pub(crate) fn snapshots(directory: &DataDir) -> Result<BTreeMap<u16, SnapshotId>, RecoveryError> {
-    let path = directory.snapshots();
-    let found = Snapshot::list(&*disk(&path)?).map_err(|source| in_directory(&path, source))?;
-    Ok(found.into_iter().map(|id| (id.partition, id)).collect())
-}
+impl Snapshots {
+    /// Finds the newest snapshot of each partition.
+    pub(crate) fn find(directory: &DataDir) -> Result<Snapshots, RecoveryError> {
+        let place = directory.snapshots()?;
+        let found = Snapshot::list(&*place.disk).map_err(|source| at(&place, source))?;
+        Ok(Snapshots { place, newest: found.into_iter().map(|id| (id.partition, id)).collect() })
+    }
 
-fn load(directory: &DataDir, id: SnapshotId, table: &Table) -> Result<SnapshotMeta, RecoveryError> {
-    let path = directory.snapshots();
-    let failed = |source| in_directory(&path, source);
-    let unusable = || RecoveryError::Snapshot {
-        partition: id.partition,
-        directory: path.display().to_string(),
-    };
-    let mut snapshot = Snapshot::open(&*disk(&path)?, id).map_err(failed)?;
-    let meta = SnapshotMeta::decode(snapshot.meta()).ok_or_else(unusable)?;
-    let mut reporter = Reporter::new(format!("snapshot of partition {}", id.partition));
-    let size = snapshot.size();
-    loop {
-        reporter.report(snapshot.position(), size);
-        let Some(chunk) = snapshot.next_chunk().map_err(failed)? else { return Ok(meta) };
-        table.load(chunk).map_err(|_| unusable())?;
+    /// Loads a partition's snapshot, if there is one, into its table.
+    fn load(
+        &self,
+        partition: PartitionId,
+        table: &Table,
+    ) -> Result<Option<SnapshotMeta>, RecoveryError> {
+        let Some(&id) = self.newest.get(&partition.0) else { return Ok(None) };
+        let failed = |source| at(&self.place, source);
+        let unusable = || RecoveryError::Snapshot {
+            partition: id.partition,
+            directory: self.place.name.clone(),
+        };
+        let mut snapshot = Snapshot::open(&*self.place.disk, id).map_err(failed)?;
+        let meta = SnapshotMeta::decode(snapshot.meta()).ok_or_else(unusable)?;
+        let mut reporter = Reporter::new(format!("snapshot of partition {partition}"));
+        let size = snapshot.size();
+        loop {
+            reporter.report(snapshot.position(), size);
+            let Some(chunk) = snapshot.next_chunk().map_err(failed)? else { return Ok(Some(meta)) };
+            table.load(chunk).map_err(|_| unusable())?;
+        }
     }
 }
 
@@ -201,59 +199,48 @@ pub(crate) fn relayout(
     let (from, count) = (directory.description.generation, directory.description.workers);
     let to = from + 1;
     tracing::info!(from = count, to = workers, "the number of workers changed: rewriting the log");
-    directory.remove_stale_logs().map_err(|source| DataDirError::Io {
-        action: "clean",
-        path: directory.log(to, 0),
-        source,
-    })?;
     let mut targets = Vec::new();
     for worker in 0..workers {
-        let path = directory.log(to, worker);
-        let (log, _) = Log::open(disk(&path)?, options.clone(), &mut |_| (), &mut |_| ())
-            .map_err(|source| in_directory(&path, source))?;
-        targets.push((path, log));
+        let place = directory.log(to, worker)?;
+        let (log, _) =
+            Log::open(Arc::clone(&place.disk), options.clone(), &mut |_| (), &mut |_| ())
+                .map_err(|source| at(&place, source))?;
+        targets.push((place, log));
     }
     for worker in 0..count {
-        let path = directory.log(from, worker);
-        let mut reporter = Reporter::new(path.display().to_string());
+        let place = directory.log(from, worker)?;
+        let mut reporter = Reporter::new(place.name.clone());
         let mut failed = None;
         let mut copy = |record: Record<'_>| {
             let partition = match record {
                 Record::State(state) => state.partition,
                 Record::Entry(entry) => entry.partition,
             };
-            let (path, log) = &mut targets[usize::from(partition % workers)];
+            let (place, log) = &mut targets[usize::from(partition % workers)];
             let copied = log.append(&record).and_then(|()| flush(log, COPY_BATCH_BYTES));
             if let Err(error) = copied
                 && failed.is_none()
             {
-                failed = Some(in_directory(path, error));
+                failed = Some(at(place, error));
             }
         };
-        Log::open(disk(&path)?, options.clone(), &mut copy, &mut |progress| {
+        Log::open(Arc::clone(&place.disk), options.clone(), &mut copy, &mut |progress| {
             reporter.report(progress.done, progress.total);
         })
-        .map_err(|source| in_directory(&path, source))?;
+        .map_err(|source| at(&place, source))?;
         if let Some(failed) = failed {
             return Err(failed);
         }
     }
-    for (path, mut log) in targets {
-        flush(&mut log, 0)
-            .and_then(|()| log.close())
-            .map_err(|source| in_directory(&path, source))?;
+    for (place, mut log) in targets {
+        flush(&mut log, 0).and_then(|()| log.close()).map_err(|source| at(&place, source))?;
     }
     directory.switch(to, workers)?;
-    directory.remove_stale_logs().map_err(|source| DataDirError::Io {
-        action: "remove",
-        path: directory.log(from, 0),
-        source,
-    })?;
     Ok(())
 }
 
-fn in_directory(path: &Path, source: LogError) -> RecoveryError {
-    RecoveryError::Log { directory: path.display().to_string(), source }
+fn at(place: &Place, source: LogError) -> RecoveryError {
+    RecoveryError::Log { directory: place.name.clone(), source }
 }
 
 /// Writes the batch if it is larger than `bytes`.

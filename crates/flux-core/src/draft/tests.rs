@@ -192,7 +192,7 @@ fn what_is_due_is_deleted_unless_it_was_written_again() {
     let mut draft = Draft::new(&table, &mut in_flight, &memory, 100);
     let revision = draft.put(b"new", b"again", Some(100));
     assert_eq!(revision, 5, "after the delete of the expired one");
-    let mut expire = |key: &[u8; 3]| draft.expire_at(table.hash(key).position());
+    let mut expire = |key: &[u8; 3]| draft.expire_at(&[table.hash(key).position()]);
     assert_eq!([expire(b"due"), expire(b"new"), expire(b"not")], [1, 0, 0]);
     assert_eq!(expire(b"due"), 0, "its delete is in flight");
     let present = |key: &[u8; 3]| draft.read(key, |entry| entry.is_some());

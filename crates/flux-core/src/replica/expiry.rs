@@ -21,9 +21,7 @@ impl<W> Replica<W> {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_ms, limit, &mut due);
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now_ms);
-        for &position in &due {
-            draft.expire_at(position);
-        }
+        draft.expire_at(&due);
         let count = due.len();
         due.clear();
         self.due = due;

@@ -146,17 +146,17 @@ impl Table {
         f(shard.find(position, key))
     }
 
-    /// Loads what lookups of these hashes will need, so that the memory accesses of a batch overlap.
+    /// Loads what lookups at these positions will need, so that the memory accesses of a batch overlap.
     /// The sum returned means nothing: it keeps the loads from being optimised away.
-    pub fn touch(&self, hashes: &[KeyHash]) -> u64 {
+    pub fn touch(&self, positions: &[Position]) -> u64 {
         // All locks at once: taking one waits for the loads before it.
         let shards: Vec<_> = self.stripes.iter().map(|stripe| stripe.shard.read()).collect();
         let mut sum = 0u64;
-        for position in hashes.iter().map(|hash| hash.position()) {
+        for &position in positions {
             let shard = &shards[self.shard_of(position)];
             sum = sum.wrapping_add(shard.segment(position).touch(position));
         }
-        for position in hashes.iter().map(|hash| hash.position()) {
+        for &position in positions {
             sum = sum.wrapping_add(shards[self.shard_of(position)].touch(position));
         }
         sum

@@ -326,12 +326,13 @@ fn a_batch_of_lookups_can_be_announced() {
     let table = table(4);
     let keys: Vec<_> = (0..500u32).map(u32::to_le_bytes).collect();
     let hashes: Vec<_> = keys.iter().map(|key| table.hash(key)).collect();
-    table.touch(&hashes);
+    let positions: Vec<_> = hashes.iter().map(|hash| hash.position()).collect();
+    table.touch(&positions);
     for (key, &hash) in keys.iter().zip(&hashes) {
         put(&table, hash, key, &(Vec::new(), 1, None, 1));
     }
-    table.touch(&hashes);
-    table.touch(&[KeyHash(0), KeyHash(u64::MAX)]);
+    table.touch(&positions);
+    table.touch(&[Position(0), Position(u32::MAX)]);
     assert_eq!(table.len(), 500);
 }
 

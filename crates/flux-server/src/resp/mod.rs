@@ -225,7 +225,9 @@ pub fn plan<'a>(
             run(&mut Request { args, spec, session, node, out })
         }
         Err(refusal) => {
-            if let Some(transaction) = &mut session.transaction {
+            if refusal.0.starts_with("EXECABORT") {
+                session.transaction = None;
+            } else if let Some(transaction) = &mut session.transaction {
                 transaction.failed = true;
             }
             write::error(out, &refusal.0);

@@ -36,7 +36,11 @@ impl Refusal {
     }
 
     pub(super) fn arity(spec: &Spec) -> Refusal {
-        Refusal(format!("ERR wrong number of arguments for '{}' command", spec.name).into())
+        let prefix = match spec.name {
+            "exec" => "EXECABORT Transaction discarded because of:",
+            _ => "ERR",
+        };
+        Refusal(format!("{prefix} wrong number of arguments for '{}' command", spec.name).into())
     }
 
     pub(super) fn expire_time(spec: &Spec) -> Refusal {

@@ -10,7 +10,7 @@ use crate::mailbox::{MAX_OUTSTANDING, Message, Origin, Return, Waiter};
 use crate::shared::Shared;
 
 /// Timers of expired keys that one partition works off in a turn: bounds what they add to its length.
-const EXPIRIES_PER_TURN: usize = 512;
+const EXPIRIES_PER_TURN: usize = 160;
 
 pub(super) struct Dispatch {
     id: u16,
@@ -84,8 +84,9 @@ impl Dispatch {
         self.now_ms = now_us / 1000;
     }
 
-    /// Gives a write to its partition. The reply comes now, or later to `origin`.
-    pub(super) fn write(
+    /// Gives a command to its partition, behind those given before. The reply comes now, or later to
+    /// `origin`.
+    pub(super) fn submit(
         &mut self,
         partition: PartitionId,
         command: &Command<&[u8]>,
@@ -157,8 +158,11 @@ impl Dispatch {
         command: &Command<&[u8]>,
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
-        self.tally.writes += 1;
-        if let Some(error) = &self.refusing {
+        let is_write = command.is_write();
+        *if is_write { &mut self.tally.writes } else { &mut self.tally.reads } += 1;
+        if let Some(error) = &self.refusing
+            && is_write
+        {
             if *error == Error::Overloaded {
                 self.shared.stats.overloaded.add(1);
             }

@@ -384,6 +384,7 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             connection.readable = true;
+            connection.ended |= event.is_read_closed() || event.is_error();
             if !connection.listed {
                 connection.listed = true;
                 self.listed.push(key);

@@ -155,7 +155,7 @@ impl Worker {
         for partition in partitions {
             let origin = Origin { part: u32::from(partition.0), ..origin };
             let step = Command::Clear { limit: FLUSH_STEP };
-            if let Some(reply) = self.dispatch.write(partition, &step, origin) {
+            if let Some(reply) = self.dispatch.submit(partition, &step, origin) {
                 self.complete(origin, reply);
             }
         }

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use flux_core::{Command, PartitionId, Reply};
 use flux_proto::native as wire;
-use flux_proto::resp::{Limits, Parsed, RequestParser, write};
+use flux_proto::resp::{Args, Limits, Parsed, RequestParser, write};
 use parking_lot::Mutex;
 
 use super::dispatch::Dispatch;
 use super::{READ_BYTES, Worker};
-use crate::connection::{Connection, Gathering, Part, Protocol, Render, Resp, Slot};
+use crate::connection::{Connection, Gathering, Protocol, Render, Resp, Slot};
 use crate::mailbox::Origin;
 use crate::native;
 use crate::resp::{self, Form, NodeView, Plan, RunningSettings, Session};
@@ -90,8 +90,9 @@ impl Worker {
             Err(error) => return Err(error),
         };
         self.shared.stats.input_bytes.add(count as u64);
-        // A read that did not fill the buffer has emptied the socket; more will be announced.
-        if count < scratch.len() {
+        // A read that did not fill the buffer has emptied the socket; more will be announced. The end
+        // may have been announced already, together with these bytes.
+        if count < scratch.len() && !connection.ended {
             connection.readable = false;
         } else {
             self.list(key);
@@ -232,10 +233,16 @@ impl Worker {
                     break;
                 }
             };
+            let args = resp.parser.args(rest);
+            if is_http(args) {
+                self.shared.stats.protocol_errors.add(1);
+                consumed.end = true;
+                break;
+            }
             let mut text = Vec::new();
             let direct = connection.slots.is_empty();
             let out = if direct { &mut connection.output } else { &mut text };
-            let plan = resp::plan(resp.parser.args(rest), &mut session, &view, out);
+            let plan = resp::plan(args, &mut session, &view, out);
             let mut request = Request { connection, dispatch: &mut self.dispatch, key };
             match plan {
                 Plan::Done => request.connection.answer(text),
@@ -328,7 +335,7 @@ impl Worker {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             connection.unflushed = false;
             let was_paused = connection.paused();
-            connection.answer_due(&self.shared, self.dispatch.now_ms);
+            connection.answer_due();
             if connection.slots.is_empty() {
                 connection.barrier = false;
             }
@@ -374,6 +381,13 @@ fn running_settings(shared: &Shared) -> Vec<(&'static str, String)> {
     })
 }
 
+/// Whether this is a line of an HTTP request. A page in a browser can send one here, whose body would
+/// then be carried out line by line: the connection is closed before that, as Redis does.
+fn is_http(args: Args<'_>) -> bool {
+    let name = args.at(0);
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
+}
+
 /// A request on its way from a connection to its partitions.
 struct Request<'w> {
     connection: &'w mut Connection,
@@ -392,8 +406,9 @@ impl Request<'_> {
         }
     }
 
-    /// A command of one partition. Reads are answered from the table at once, unless earlier requests
-    /// of the connection are still under way: a read never overtakes a write of its own connection.
+    /// A command of one partition. A read is answered from the table at once, unless earlier requests of
+    /// the connection are under way. Then it goes the way of the writes, so that it sees those before it
+    /// and none after it.
     fn one(
         &mut self,
         partition: PartitionId,
@@ -401,21 +416,12 @@ impl Request<'_> {
         render: Render,
         session: Option<&mut Session>,
     ) {
-        let reply = if command.is_write() {
-            self.dispatch.write(partition, command, self.origin(0))
-        } else if self.connection.slots.is_empty() {
-            if read_value(self, partition, command, &render, session.as_deref()) {
-                return;
-            }
-            Some(self.dispatch.read(partition, command))
-        } else {
-            self.connection.push(Slot::Read(partition, command.to_owned(), render));
+        let first = self.connection.slots.is_empty();
+        if first && read_value(self, partition, command, &render, session.as_deref()) {
             return;
-        };
-        match reply {
-            Some(reply) if self.connection.slots.is_empty() => {
-                render.put(&reply, session, &mut self.connection.output);
-            }
+        }
+        match self.run(partition, command, self.origin(0), first) {
+            Some(reply) if first => render.put(&reply, session, &mut self.connection.output),
             Some(reply) => drop(self.connection.push(Slot::Done(reply, render))),
             None => drop(self.connection.push(Slot::Waiting(render))),
         }
@@ -429,31 +435,30 @@ impl Request<'_> {
         session: Option<&mut Session>,
     ) {
         let first = self.connection.slots.is_empty();
-        let mut missing = 0;
-        let mut places = Vec::with_capacity(parts.len());
+        let mut replies = Vec::with_capacity(parts.len());
         for (index, (partition, command)) in parts.iter().enumerate() {
-            places.push(if command.is_write() {
-                let origin = self.origin(index as u32);
-                match self.dispatch.write(*partition, command, origin) {
-                    Some(reply) => Part::Done(reply),
-                    None => {
-                        missing += 1;
-                        Part::Waiting
-                    }
-                }
-            } else if first {
-                Part::Done(self.dispatch.read(*partition, command))
-            } else {
-                Part::Read(*partition, command.to_owned())
-            });
+            replies.push(self.run(*partition, command, self.origin(index as u32), first));
         }
-        let slot = Slot::Parts { parts: places, missing, gather };
+        let missing = replies.iter().filter(|reply| reply.is_none()).count();
+        let slot = Slot::Parts { parts: replies, missing, gather };
         if first && missing == 0 {
-            let now_ms = self.dispatch.now_ms;
-            slot.put(self.dispatch.shared(), now_ms, session, &mut self.connection.output);
+            slot.put(session, &mut self.connection.output);
         } else {
             self.connection.push(slot);
         }
+    }
+
+    fn run(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        origin: Origin,
+        first: bool,
+    ) -> Option<Reply> {
+        if first && !command.is_write() {
+            return Some(self.dispatch.read(partition, command));
+        }
+        self.dispatch.submit(partition, command, origin)
     }
 }
 
@@ -505,7 +510,7 @@ pub(super) fn continue_flush(
     let mut reply = reply;
     while reply == Reply::Integer(FLUSH_STEP as i64) {
         let step = Command::Clear { limit: FLUSH_STEP };
-        reply = dispatch.write(PartitionId(origin.part as u16), &step, origin)?;
+        reply = dispatch.submit(PartitionId(origin.part as u16), &step, origin)?;
     }
     Some(reply)
 }

@@ -1,0 +1,10 @@
+//! The real workers, with their threads and sockets, over disks that lose what a real one can lose.
+
+mod connections;
+mod faults;
+mod machine;
+mod node;
+mod power_cut;
+mod relayout;
+mod resp_client;
+mod workload;

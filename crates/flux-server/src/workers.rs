@@ -1,0 +1,246 @@
+//! The workers of a node as one thing: started from a data directory, and stopped together.
+//!
+//! Where the data directory lies, on a disk or in a test's memory, and which other servers the node
+//! runs, is not known here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use flux_core::Partitions;
+use flux_core::replica::Replica;
+use flux_core::store::{Memory, Table, TableOptions};
+use flux_log::{Disk, LogError, LogOptions};
+use mio::Poll;
+use mio::net::TcpListener;
+
+use crate::clock;
+use crate::config::Settings;
+use crate::data_dir::DataDir;
+use crate::mailbox::{Mailbox, Message};
+use crate::node::StartError;
+use crate::recovery::{self, Recovered, Snapshots};
+use crate::shared::{PartitionView, Shared};
+use crate::stats::Stats;
+use crate::worker::{WAKER, Worker, WorkerParts};
+
+/// Lock stripes of all tables of a node together, about: enough for its readers not to meet.
+const SHARDS: usize = 64;
+/// How often a start looks whether a log has failed meanwhile.
+const FAILURE_CHECK: Duration = Duration::from_millis(100);
+
+/// Running workers.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Result<(), LogError>>>,
+    /// Locked until the workers have ended.
+    _directory: DataDir,
+}
+
+/// Where a worker's thread takes events and messages from.
+struct Inbox {
+    poll: Poll,
+    messages: Receiver<Message>,
+}
+
+impl Workers {
+    /// Recovers what the directory holds and starts the workers; returns when all partitions serve.
+    /// The first worker accepts connections from `listener`.
+    pub(crate) fn start(
+        settings: &Settings,
+        mut directory: DataDir,
+        listener: TcpListener,
+    ) -> Result<Workers, StartError> {
+        let count = settings.worker_count() as u16;
+        let options = LogOptions { segment_bytes: settings.segment_bytes, salt: salt()? };
+        if directory.description.workers != count {
+            recovery::relayout(&mut directory, count, &options)?;
+        }
+        let partitions =
+            Partitions::new(directory.description.partitions).expect("checked when it was read");
+        let memory = Memory::new(settings.max_memory);
+        let shards = (SHARDS / usize::from(partitions.count())).max(1);
+        let hash_seed = directory.description.seed();
+        let view = |_| PartitionView {
+            table: Arc::new(Table::new(TableOptions { hash_seed, shards }, Arc::clone(&memory))),
+            serving: Arc::new(AtomicBool::new(false)),
+        };
+        let views: Vec<PartitionView> = partitions.iter().map(view).collect();
+        let snapshots = Snapshots::find(&directory)?;
+        let recovered = recover(&directory, partitions, &options, &views, &snapshots)?;
+
+        let data_addr = listener.local_addr().map_err(StartError::Worker)?;
+        let (mailboxes, inboxes) = mailboxes(count).map_err(StartError::Worker)?;
+        let shared = Arc::new(Shared {
+            node_id: directory.description.node_id.clone(),
+            data_addr,
+            partitions,
+            views,
+            mailboxes,
+            memory,
+            stats: Arc::new(Stats::default()),
+            started: Instant::now(),
+            connections: AtomicUsize::new(0),
+            next_connection: AtomicU64::new(1),
+            clients: Default::default(),
+            log_bytes: AtomicU64::new(0),
+            last_snapshot_s: AtomicU64::new(0),
+            max_connections: AtomicUsize::new(settings.max_connections),
+            idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),
+            failure: Default::default(),
+            stopping: AtomicBool::new(false),
+            drained: AtomicUsize::new(0),
+            settings: settings.clone(),
+        });
+        let (started, all_started) = channel();
+        let mut listener = Some(listener);
+        let workers: Vec<Worker> = (0..)
+            .zip(recovered.into_iter().zip(inboxes))
+            .map(|(id, (recovered, inbox))| {
+                let disk = Arc::clone(&snapshots.place.disk);
+                worker(id, &shared, recovered, inbox, listener.take(), disk, started.clone())
+            })
+            .collect::<Result<_, _>>()?;
+        let mut threads = Vec::new();
+        for (id, worker) in workers.into_iter().enumerate() {
+            let name = format!("flux-worker-{id}");
+            let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+            threads.push(thread.map_err(StartError::Worker)?);
+        }
+        drop(started);
+        Workers { shared, threads, _directory: directory }.wait(&all_started)
+    }
+
+    /// Waits until every worker has said that its partitions serve.
+    fn wait(self, all_started: &Receiver<()>) -> Result<Workers, StartError> {
+        let mut missing = self.threads.len();
+        while missing > 0 {
+            match all_started.recv_timeout(FAILURE_CHECK) {
+                Ok(()) => missing -= 1,
+                Err(RecvTimeoutError::Timeout) if self.shared.failure.lock().is_none() => {}
+                // A log failed before its partitions served, or a worker ended.
+                Err(_) => {
+                    let reason = self.shared.failure.lock().clone();
+                    let closed = self.stop().map_err(|error| error.to_string());
+                    let reason = reason.or(closed.err());
+                    return Err(StartError::Log(reason.unwrap_or("a worker ended".to_owned())));
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Lets the workers finish what is under way within the setting `shutdown_timeout_ms`, and waits
+    /// until they have closed their logs.
+    ///
+    /// # Errors
+    ///
+    /// If a log could not be synced.
+    pub(crate) fn stop(self) -> Result<(), LogError> {
+        for mailbox in &self.shared.mailboxes {
+            mailbox.stop();
+        }
+        let mut result = Ok(());
+        for thread in self.threads {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => result = Err(error),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        result
+    }
+}
+
+fn mailboxes(count: u16) -> io::Result<(Vec<Arc<Mailbox>>, Vec<Inbox>)> {
+    let (mut mailboxes, mut inboxes) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let poll = Poll::new()?;
+        let (mailbox, messages) = Mailbox::new(mio::Waker::new(poll.registry(), WAKER)?);
+        mailboxes.push(mailbox);
+        inboxes.push(Inbox { poll, messages });
+    }
+    Ok((mailboxes, inboxes))
+}
+
+fn worker(
+    id: u16,
+    shared: &Arc<Shared>,
+    recovered: Recovered,
+    inbox: Inbox,
+    listener: Option<TcpListener>,
+    snapshot_disk: Arc<dyn Disk>,
+    started: Sender<()>,
+) -> Result<Worker, StartError> {
+    let mut replicas = Vec::new();
+    for (partition, recovery) in recovered.replicas {
+        let view = &shared.views[usize::from(partition.0)];
+        let config = recovery::replica_config(partition);
+        let (memory, serving) = (Arc::clone(&shared.memory), Arc::clone(&view.serving));
+        let replica = Replica::new(&config, recovery, memory, serving, clock::unix_ms())
+            .map_err(|source| StartError::Replica { partition, source })?;
+        replicas.push(replica);
+    }
+    Worker::new(WorkerParts {
+        id,
+        shared: Arc::clone(shared),
+        poll: inbox.poll,
+        mailbox: inbox.messages,
+        listener,
+        replicas,
+        log: recovered.log,
+        snapshot_disk,
+        snapshot_indexes: recovered.snapshot_indexes,
+        started,
+    })
+    .map_err(StartError::Worker)
+}
+
+/// Recovers all workers' partitions side by side.
+fn recover(
+    directory: &DataDir,
+    partitions: Partitions,
+    options: &LogOptions,
+    views: &[PartitionView],
+    snapshots: &Snapshots,
+) -> Result<Vec<Recovered>, StartError> {
+    let begun = Instant::now();
+    let count = directory.description.workers;
+    let recover = |worker: u16| {
+        let own: Vec<_> = partitions
+            .iter()
+            .filter(|partition| partition.0 % count == worker)
+            .map(|partition| (partition, Arc::clone(&views[usize::from(partition.0)].table)))
+            .collect();
+        recovery::recover(directory, worker, &own, options.clone(), snapshots)
+    };
+    let recovered: Vec<Recovered> = std::thread::scope(|scope| {
+        let recover = &recover;
+        let threads: Vec<_> =
+            (0..count).map(|worker| scope.spawn(move || recover(worker))).collect();
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect::<Result<_, _>>()
+    })?;
+    let keys: usize = views.iter().map(|view| view.table.len()).sum();
+    tracing::info!(keys, elapsed_ms = begun.elapsed().as_millis() as u64, "data recovered");
+    Ok(recovered)
+}
+
+/// A number that users cannot know.
+fn salt() -> Result<u64, StartError> {
+    let mut bytes = [0; 8];
+    let read = fs::File::open("/dev/urandom")
+        .and_then(|mut random| io::Read::read_exact(&mut random, &mut bytes));
+    read.map_err(StartError::Worker)?;
+    Ok(u64::from_le_bytes(bytes))
+}
