@@ -134,6 +134,19 @@ impl<B> Command<B> {
         }
     }
 
+    /// Whether the command reads one key only, so that it is atomic wherever it runs. Other reads are
+    /// atomic only on the thread that writes the table.
+    pub fn is_point_read(&self) -> bool {
+        match self {
+            Command::Get { .. }
+            | Command::GetRange { .. }
+            | Command::Length { .. }
+            | Command::Describe { .. } => true,
+            Command::GetMany { keys } | Command::Exists { keys } => keys.len() == 1,
+            _ => false,
+        }
+    }
+
     /// The same command over other byte strings, each made from one of this command's.
     pub fn map<'a, C>(&'a self, f: &mut impl FnMut(&'a B) -> C) -> Command<C> {
         use Command as X;

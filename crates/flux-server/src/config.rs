@@ -147,7 +147,7 @@ settings! {
     output_buffer_limit: u64 = "64mb", Size { least: 64 * KIB }, "bytes",
         "Replies that may wait for one slow reader; a connection that would pass it is closed.";
     overload_wait_ms: u64 = "1000", Count { least: 1, most: 60_000 }, "milliseconds",
-        "When the oldest write of a worker's queue has waited so long, new writes are refused with \
+        "When the disk has kept a worker's oldest write waiting so long, new ones are refused with \
          OVERLOADED.";
     max_inflight_bytes: u64 = "64mb", Size { least: MIB }, "bytes",
         "Writes of one worker that may be on their way to the disk; past it new ones are refused with \
@@ -155,7 +155,8 @@ settings! {
     segment_bytes: u64 = "64mb", Size { least: MIB }, "bytes",
         "The size of one file of the log.";
     snapshot_log_bytes: u64 = "256mb", Size { least: MIB }, "bytes",
-        "A worker takes snapshots, and trims its log behind them, when the log has grown so much.";
+        "A worker takes snapshots, and trims its log behind them, when the log is so long and at least \
+         as long as the data.";
     shutdown_timeout_ms: u64 = "10000", Count { least: 0, most: 600_000 }, "milliseconds",
         "How long a graceful stop waits for what is in flight; under `flux up` the gateway and the node \
          stop one after the other and have so long each.";

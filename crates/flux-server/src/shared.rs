@@ -86,7 +86,8 @@ impl Shared {
 
     /// Carries out a command from a task of the asynchronous runtime.
     pub(crate) async fn execute(&self, partition: PartitionId, command: Command<Vec<u8>>) -> Reply {
-        if !command.is_write() {
+        if command.is_point_read() {
+            self.stats.reads.add(1);
             return self.read(partition, &command.borrowed(), unix_ms());
         }
         let (sender, receiver) = oneshot::channel();

@@ -114,8 +114,17 @@ impl Dispatch {
 
     /// Answers a read from its table.
     pub(super) fn read(&mut self, partition: PartitionId, command: &Command<&[u8]>) -> Reply {
-        self.tally.reads += 1;
-        self.shared.read(partition, command, self.now_ms)
+        let reply = self.shared.read(partition, command, self.now_ms);
+        match reply {
+            Reply::Value(ref value) => self.count_read(value.is_some()),
+            _ => self.tally.reads += 1,
+        }
+        reply
+    }
+
+    /// Whether a partition is this worker's own: nobody writes to it while this worker reads.
+    pub(super) fn owns(&self, partition: PartitionId) -> bool {
+        self.replicas[usize::from(partition.0)].is_some()
     }
 
     /// Counts a read of one key.
@@ -273,13 +282,15 @@ impl Dispatch {
         &self.own
     }
 
-    /// Counts anew what is in flight, after a turn.
-    pub(super) fn recount(&mut self) {
+    /// Counts anew what is in flight, after a turn. Writes are refused while it is too much, or while
+    /// the oldest of them has waited too long.
+    pub(super) fn watch_load(&mut self, waited_too_long: bool) {
         self.in_flight_bytes = self.replicas.iter().flatten().map(Replica::in_flight_bytes).sum();
-        if self.refusing == Some(Error::Overloaded)
-            && self.in_flight_bytes < self.max_in_flight_bytes / 2
-        {
-            self.refusing = None;
+        let relieved = self.in_flight_bytes < self.max_in_flight_bytes / 2;
+        match &self.refusing {
+            None if waited_too_long => self.refusing = Some(Error::Overloaded),
+            Some(Error::Overloaded) if relieved && !waited_too_long => self.refusing = None,
+            _ => {}
         }
     }
 

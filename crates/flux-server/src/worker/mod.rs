@@ -106,6 +106,18 @@ pub(crate) struct Worker {
     reported_log_bytes: u64,
 }
 
+/// A worker that panics has found its own state broken. Its partitions could neither be served nor
+/// trusted: the process ends, and recovery starts from the log.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 impl Worker {
     pub(crate) fn new(parts: WorkerParts) -> io::Result<Worker> {
         let WorkerParts { id, shared, poll, mailbox, mut listener, replicas, log, .. } = parts;
@@ -151,6 +163,7 @@ impl Worker {
 
     /// Runs until the node stops. The log is closed when it returns.
     pub(crate) fn run(mut self) -> Result<(), flux_log::LogError> {
+        let _guard = AbortOnPanic;
         let mut events = Events::with_capacity(1024);
         // The first turn elects the replicas that are alone in their groups.
         self.dispatch.activate_all();

@@ -455,7 +455,9 @@ impl Request<'_> {
         origin: Origin,
         first: bool,
     ) -> Option<Reply> {
-        if first && !command.is_write() {
+        let readable = command.is_point_read()
+            || (!command.is_write() && self.dispatch.owns(partition));
+        if first && readable {
             return Some(self.dispatch.read(partition, command));
         }
         self.dispatch.submit(partition, command, origin)

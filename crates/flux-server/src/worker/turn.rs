@@ -56,13 +56,14 @@ impl Turn {
 
     /// Proposes what has gathered, writes it, and applies what that commits.
     pub(super) fn take(&mut self, dispatch: &mut Dispatch, now: Instant) {
-        self.watch_delay(dispatch, now);
         if dispatch.active().is_empty() {
             self.sync_if_due(now);
+            dispatch.watch_load(self.waited_too_long(now));
             return;
         }
         let active = dispatch.take_active();
-        let may_propose = self.syncing_since.is_none() && self.make_room(&active, dispatch, now);
+        let waiting = self.policy == Fsync::Always && self.syncing_since.is_some();
+        let may_propose = !waiting && self.make_room(&active, dispatch, now);
         if may_propose {
             for &partition in &active {
                 if let Some((replica, replies)) = dispatch.replica(partition)
@@ -90,7 +91,7 @@ impl Turn {
             }
             Err(error) => self.fail(&error, dispatch),
         }
-        dispatch.recount();
+        dispatch.watch_load(self.waited_too_long(now));
     }
 
     /// Makes sure that the open batches fit on the disk. Where they do not, they are refused.
@@ -152,7 +153,8 @@ impl Turn {
             let stats = &dispatch.shared().stats;
             stats.log_batches.add(1);
             stats.log_bytes.add(bytes);
-            if must_sync || first > 0 {
+            // Numbers are persisted in order: not before one that waits for a sync.
+            if must_sync || first > 0 || !self.syncing.is_empty() {
                 return Ok(());
             }
             for (partition, number) in self.written.drain(..) {
@@ -211,12 +213,11 @@ impl Turn {
         }
     }
 
-    /// Refuses new writes while the oldest one has waited too long.
-    fn watch_delay(&mut self, dispatch: &mut Dispatch, now: Instant) {
-        let waited = self.syncing_since.map_or(Duration::ZERO, |since| now.duration_since(since));
-        if waited >= self.overload_wait && dispatch.refusing.is_none() {
-            dispatch.refusing = Some(Error::Overloaded);
-        }
+    /// Whether the disk has kept the oldest write waiting for too long.
+    fn waited_too_long(&self, now: Instant) -> bool {
+        let waits = !self.syncing.is_empty() || self.policy == Fsync::Always;
+        let since = self.syncing_since.filter(|_| waits);
+        since.is_some_and(|since| now.duration_since(since) >= self.overload_wait)
     }
 
     /// The log is of no use any more: no write is acknowledged from here on.
@@ -224,12 +225,13 @@ impl Turn {
         if matches!(dispatch.refusing, Some(Error::LogFailed(_))) {
             return;
         }
+        let reason = with_causes(error);
         tracing::error!(
-            %error,
+            %reason,
             "the log failed: no more writes are accepted; mend the disk and restart the node"
         );
-        dispatch.shared().fail(&error.to_string());
-        dispatch.refusing = Some(Error::LogFailed(error.to_string()));
+        dispatch.shared().fail(&reason);
+        dispatch.refusing = Some(Error::LogFailed(reason));
         for index in 0..dispatch.own().len() {
             let partition = dispatch.own()[index];
             if let Some((replica, replies)) = dispatch.replica(partition) {
@@ -266,6 +268,17 @@ impl Turn {
         drop(self.syncer);
         self.log.close()
     }
+}
+
+/// An error with what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn append(
