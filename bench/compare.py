@@ -71,6 +71,7 @@ class Bench:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="flux-compare-", dir=options.dir))
         self.snapshot_keys = self.keys // 2
         self.started = 0
+        self.running = []
 
     def start(self, side, fsync="everysec", rewrite=False, **flux_settings):
         """A fresh server. Without `rewrite`, Redis's automatic AOF rewrite is off: it would take turns
@@ -88,13 +89,18 @@ class Bench:
                 fsync=fsync,
                 **flux_settings,
             )
+        self.running.append(server)
         return server.start()
 
     def discard(self, server):
         server.stop(deadline_s=120)
+        self.running.remove(server)
         shutil.rmtree(server.directory)
 
     def close(self):
+        """Ends what a failed run has left running."""
+        for server in self.running:
+            server.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -371,10 +377,10 @@ def rate(series, start_ms, end_ms):
 
 def measure_overload(bench):
     """SETs with AOF always: as fast as they are answered, then twice as many, sent on a schedule that
-    waits for nothing. What may wait is bounded low, so that the node has to refuse."""
+    waits for nothing."""
     runs = []
     for _ in range(bench.repeat):
-        server = bench.start(FLUX, fsync="always", max_inflight_bytes="1mb")
+        server = bench.start(FLUX, fsync="always")
         peak = flux_bench(bench, server, "--clients", 50, "--pipeline", 64)["run"]
         rate = round(2 * peak["throughput_per_s"])
         offered = flux_bench(bench, server, "--clients", 50, "--pipeline", 1024, "--rate", rate)["run"]

@@ -56,9 +56,8 @@ pub enum Command<B> {
     Rename { from: B, to: B, if_absent: bool },
     /// Copies a key with its expiry. `Reply::Integer`: 1 if copied.
     Copy { from: B, to: B, replace: bool },
-    /// Removes up to `limit` keys, wherever they are in the partition. `Reply::Integer`: how many; the
-    /// partition is empty when it is 0. It can be less than `limit` with keys left, when they fill a
-    /// batch.
+    /// Removes up to `limit` keys, wherever they are in the partition. `Reply::Integer`: `limit` when
+    /// there may be more, less when the partition is empty.
     Clear { limit: usize },
 
     /// When all guards hold, runs the commands as one atomic write. `Reply::Many` with a reply for

@@ -132,8 +132,8 @@ impl<'a> Draft<'a> {
         (in_flight.next_revision() - before) as usize
     }
 
-    /// Deletes up to `limit` keys, expired ones included, and returns how many; 0 when no key is left.
-    /// It is less than `limit` when no more are left or the batch is full.
+    /// Deletes up to `limit` keys, expired ones included, and returns how many; less than `limit` means
+    /// that none is left. A batch that is full ends it early, and then it answers `limit`.
     pub fn clear(&mut self, limit: usize) -> usize {
         let before = self.in_flight.next_revision();
         self.clear_in_flight(limit);
@@ -152,7 +152,9 @@ impl<'a> Draft<'a> {
                 }
             });
         }
-        (self.in_flight.next_revision() - before) as usize
+        let removed = (self.in_flight.next_revision() - before) as usize;
+        // There may be more than fits this batch.
+        if self.in_flight.open_bytes() >= MAX_BATCH_BYTES { limit } else { removed }
     }
 
     /// Whether there is memory for so many bytes more, with everything in flight counted, and room in

@@ -29,5 +29,8 @@ pub type Revision = u64;
 /// The longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
+/// The most bytes of values in one reply.
+pub const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
+
 /// The largest value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 16 * 1024 * 1024;

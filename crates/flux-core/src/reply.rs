@@ -41,6 +41,23 @@ pub enum Reply {
     Error(Error),
 }
 
+impl Reply {
+    /// About how many bytes of values it holds.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Reply::Value(value) => value.as_ref().map_or(0, |value| value.bytes.len()),
+            Reply::Values(values) => values.iter().flatten().map(|value| value.bytes.len()).sum(),
+            Reply::Previous { previous, .. } => {
+                previous.as_ref().map_or(0, |value| value.bytes.len())
+            }
+            Reply::Bytes(bytes) => bytes.len(),
+            Reply::Lcs(lcs) => lcs.bytes.len(),
+            Reply::Many(replies) => replies.iter().map(Reply::value_bytes).sum(),
+            _ => 0,
+        }
+    }
+}
+
 /// A key's value with what the store knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
@@ -101,6 +118,8 @@ pub enum Error {
     ValueTooLarge(usize),
     #[error("writes of {0} bytes together are over the limit of 50331648")]
     WriteTooLarge(usize),
+    #[error("a reply of {0} bytes is over the limit of 67108864; ask for less at once")]
+    ReplyTooLarge(usize),
     #[error("values of {0} bytes together are too large to compare")]
     TooLargeToCompare(usize),
     #[error("max_memory of {limit} bytes is reached; delete keys, or raise max_memory and restart")]

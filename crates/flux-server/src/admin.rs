@@ -23,6 +23,7 @@ pub(crate) async fn serve(listener: TcpListener, node: Node, mut stopping: watch
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
+        .fallback(async || (StatusCode::NOT_FOUND, "there is /health, /ready and /metrics\n"))
         .with_state(node);
     let stopped = async move {
         // An error means that the node is gone, which ends this too.

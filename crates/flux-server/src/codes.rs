@@ -14,6 +14,7 @@ pub(crate) fn code_of(error: &Error) -> Code {
         Error::KeyTooLong(_)
         | Error::ValueTooLarge(_)
         | Error::WriteTooLarge(_)
+        | Error::ReplyTooLarge(_)
         | Error::TooLargeToCompare(_) => Code::TooLarge,
         Error::OutOfMemory { .. } => Code::OutOfMemory,
         Error::Overloaded => Code::Overloaded,

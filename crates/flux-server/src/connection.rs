@@ -122,6 +122,13 @@ impl Slot {
     }
 }
 
+/// Which workers have the requests that are under way. It means nothing when there are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UnderWay {
+    With(u16),
+    WithSeveral,
+}
+
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
@@ -134,6 +141,7 @@ pub(crate) struct Connection {
     pub(crate) output: Vec<u8>,
     pub(crate) sent: usize,
     pub(crate) slots: VecDeque<Slot>,
+    under_way: UnderWay,
     /// The sequence number of the first slot.
     pub(crate) first_sequence: u64,
     /// The socket may have more to read: it has not said otherwise since it was last readable.
@@ -164,6 +172,7 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             slots: VecDeque::new(),
+            under_way: UnderWay::WithSeveral,
             first_sequence: 0,
             readable: true,
             ended: false,
@@ -241,6 +250,21 @@ impl Connection {
         }
     }
 
+    /// Whether a read of another worker's partition must wait until the requests under way are answered:
+    /// it would overtake those that are with other workers. With one worker they keep their order.
+    pub(crate) fn would_overtake(&self, owner: u16) -> bool {
+        !self.slots.is_empty() && self.under_way != UnderWay::With(owner)
+    }
+
+    /// Notes that the next slot's request is with a worker.
+    pub(crate) fn sent_to(&mut self, owner: u16) {
+        self.under_way = match self.under_way {
+            _ if self.slots.is_empty() => UnderWay::With(owner),
+            UnderWay::With(other) if other == owner => UnderWay::With(owner),
+            _ => UnderWay::WithSeveral,
+        };
+    }
+
     /// Whether a request is a FLUSHALL that is under way.
     pub(crate) fn is_flushing(&self, sequence: u64) -> bool {
         let index = sequence.checked_sub(self.first_sequence).map(|index| index as usize);
@@ -249,7 +273,7 @@ impl Connection {
     }
 
     /// Renders the replies that are due: those before the first request that is not answered.
-    pub(crate) fn answer_due(&mut self) {
+    fn answer_due(&mut self) {
         if !self.slots.front().is_some_and(Slot::is_due) {
             return;
         }
@@ -265,8 +289,25 @@ impl Connection {
         }
     }
 
+    /// Renders the replies that are due and sends them, as far as the socket takes them.
+    pub(crate) fn answer_and_flush(&mut self) -> io::Result<usize> {
+        let mut total = 0;
+        loop {
+            self.answer_due();
+            total += self.flush()?;
+            // Replies are rendered a part at a time: there may be more for a socket that took them all.
+            if self.blocked || !self.slots.front().is_some_and(Slot::is_due) {
+                break;
+            }
+        }
+        if self.slots.is_empty() {
+            self.barrier = false;
+        }
+        Ok(total)
+    }
+
     /// Sends what the socket takes. An error means that the connection is gone.
-    pub(crate) fn flush(&mut self) -> io::Result<usize> {
+    fn flush(&mut self) -> io::Result<usize> {
         let mut total = 0;
         while self.sent < self.output.len() && !self.blocked {
             match self.stream.write(&self.output[self.sent..]) {

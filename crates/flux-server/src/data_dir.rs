@@ -88,6 +88,9 @@ pub enum DataDirError {
     /// It has no description, but files of someone else.
     #[error("{0} is not empty and is no data directory: give data_dir an empty or a new directory")]
     Foreign(PathBuf),
+    /// It is a file.
+    #[error("{0} is not a folder: give data_dir a folder")]
+    NoFolder(PathBuf),
     /// The operating system said no.
     #[error("cannot {action} {path}")]
     Io {

@@ -47,6 +47,8 @@ pub(crate) struct Origin {
 pub(crate) enum Message {
     /// A command for one of its partitions.
     Command { partition: PartitionId, command: Box<Command<Vec<u8>>>, waiter: Waiter },
+    /// Accept connections, for all workers.
+    Listen(mio::net::TcpListener),
     /// A connection that it shall own.
     Connection(mio::net::TcpStream),
     /// Close the connection with this number.

@@ -21,7 +21,9 @@ use crate::{admin, grpc};
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Another process has the address, or it is not one of this machine.
-    #[error("cannot listen on {address} (setting {setting})")]
+    #[error(
+        "cannot listen on {address}: give {setting} another address, or stop the process that has it"
+    )]
     Listen {
         /// The setting that gives the address.
         setting: &'static str,

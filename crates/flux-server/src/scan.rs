@@ -70,12 +70,17 @@ pub(crate) fn page(
     now_ms: UnixMillis,
     mut visit: impl FnMut(Entry<'_>),
 ) -> Result<Option<ScanCursor>, Error> {
-    let (mut matches, mut looked_at, mut bytes) = (0, 0, 0);
+    let (mut matches, mut looked_at, mut bytes, mut seen_bytes) = (0, 0, 0, 0_usize);
     let mut cursor = Some(cursor);
     while let Some(from) = cursor {
-        let step = STEP_ENTRIES.min(limits.matches - matches);
+        // A step is not cut short: with large values it must be small.
+        let left = limits.bytes - bytes.min(limits.bytes);
+        let average = seen_bytes.checked_div(looked_at);
+        let fitting = average.map_or(1, |average| left / average.max(1));
+        let step = fitting.clamp(1, STEP_ENTRIES).min(limits.matches - matches);
         cursor = walk(shared, from, step, now_ms, |entry| {
             looked_at += 1;
+            seen_bytes += entry.key.len() + entry.value.len();
             if entry.key.starts_with(prefix) {
                 matches += 1;
                 bytes += entry.key.len() + entry.value.len();

@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) idle_timeout_s: AtomicU64,
     /// Why the node takes no writes any more, if it does not.
     pub(crate) failure: Mutex<Option<String>>,
+    /// Told once there is a failure.
+    pub(crate) failed: tokio::sync::Notify,
     pub(crate) stopping: AtomicBool,
     /// Workers that were told to stop and have no connection left. The last one lets all of them end:
     /// until then each may be asked by the others.
@@ -117,6 +119,7 @@ impl Shared {
         let mut failure = self.failure.lock();
         if failure.is_none() {
             *failure = Some(reason.to_owned());
+            self.failed.notify_one();
         }
     }
 }

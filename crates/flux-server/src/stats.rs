@@ -51,7 +51,7 @@ stats! {
     input_bytes: "Bytes received on the data port.",
     output_bytes: "Bytes sent on the data port.",
     connections_accepted: "Connections accepted on the data port.",
-    connections_refused: "Connections refused on the data port because of max_connections.",
+    connections_refused: "Connections refused on the data port: max_connections, or a full mailbox.",
     protocol_errors: "Connections closed because their framing was lost.",
     output_limit_closes: "Connections closed because they did not read their replies.",
     idle_closes: "Connections closed because they were idle.",

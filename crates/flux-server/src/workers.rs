@@ -92,17 +92,17 @@ impl Workers {
             max_connections: AtomicUsize::new(settings.max_connections),
             idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),
             failure: Default::default(),
+            failed: Default::default(),
             stopping: AtomicBool::new(false),
             drained: AtomicUsize::new(0),
             settings: settings.clone(),
         });
         let (started, all_started) = channel();
-        let mut listener = Some(listener);
         let workers: Vec<Worker> = (0..)
             .zip(recovered.into_iter().zip(inboxes))
             .map(|(id, (recovered, inbox))| {
                 let disk = Arc::clone(&snapshots.place.disk);
-                worker(id, &shared, recovered, inbox, listener.take(), disk, started.clone())
+                worker(id, &shared, recovered, inbox, disk, started.clone())
             })
             .collect::<Result<_, _>>()?;
         let mut threads = Vec::new();
@@ -112,7 +112,11 @@ impl Workers {
             threads.push(thread.map_err(StartError::Worker)?);
         }
         drop(started);
-        Workers { shared, threads, _directory: directory }.wait(&all_started)
+        let workers = Workers { shared, threads, _directory: directory }.wait(&all_started)?;
+        // Only now: a client that is accepted is served. Nothing else is in the mailbox yet.
+        let accepting = workers.shared.mailboxes[0].send(Message::Listen(listener));
+        accepting.expect("an empty mailbox has room");
+        Ok(workers)
     }
 
     /// Waits until every worker has said that its partitions serve.
@@ -176,7 +180,6 @@ fn worker(
     shared: &Arc<Shared>,
     recovered: Recovered,
     inbox: Inbox,
-    listener: Option<TcpListener>,
     snapshot_disk: Arc<dyn Disk>,
     started: Sender<()>,
 ) -> Result<Worker, StartError> {
@@ -194,7 +197,6 @@ fn worker(
         shared: Arc::clone(shared),
         poll: inbox.poll,
         mailbox: inbox.messages,
-        listener,
         replicas,
         log: recovered.log,
         snapshot_disk,

@@ -129,6 +129,16 @@ impl FromArgMatches for SettingFlags {
     }
 }
 
+/// Takes an address to connect to as it is, if it looks like one.
+pub fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+            Ok(text.to_owned())
+        }
+        _ => Err("must be a host and a port, like 127.0.0.1:7379".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -59,7 +59,7 @@ pub struct Args {
     protocol: Protocol,
 
     /// The server [default: 127.0.0.1:7379, with grpc 127.0.0.1:50052]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = crate::args::host_and_port)]
     addr: Option<String>,
 
     /// Connections

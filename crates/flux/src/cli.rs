@@ -36,7 +36,7 @@ Examples:
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// The data port to connect to
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7379")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7379", value_parser = crate::args::host_and_port)]
     addr: String,
 
     /// Speak RESP3

@@ -60,7 +60,7 @@ async fn listen(settings: &Settings) -> anyhow::Result<TcpListener> {
     let address = settings.http_addr;
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address} (setting http_addr)"))
+        .with_context(|| format!("cannot listen on {address}: give http_addr another address, or stop the process that has it"))
 }
 
 /// The nodes that the gateway talks to: the one in this process, if there is one.

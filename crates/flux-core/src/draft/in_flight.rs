@@ -132,6 +132,11 @@ impl InFlight {
         self.open.bytes()
     }
 
+    /// The open batch's payload; empty when it has no effect.
+    pub fn open_payload(&self) -> &[u8] {
+        if self.open.effects.is_empty() { &[] } else { self.open.writer.payload() }
+    }
+
     /// The size of all payloads in flight.
     pub fn bytes(&self) -> usize {
         self.closed_bytes + self.open.bytes()

@@ -40,6 +40,9 @@ pub(super) fn answer(view: &impl View, command: &Command<&[u8]>) -> Result<Reply
         }
         Command::GetMany { ref keys } => {
             check_keys(keys)?;
+            let length =
+                |key: &&[u8]| view.read(key, |entry| entry.map_or(0, |one| one.value.len()));
+            check_reply(keys.iter().map(length).sum())?;
             Ok(Reply::Values(keys.iter().map(|key| view.read(key, value_of)).collect()))
         }
         Command::GetRange { key, start, end } => {
@@ -96,4 +99,12 @@ fn description(entry: &Entry<'_>) -> Description {
         written_at_s: entry.written_at_s,
         memory_bytes: entry.memory_bytes(),
     }
+}
+
+/// Whether a reply may hold so many bytes of values: what waits for a reader must be bounded.
+pub(super) fn check_reply(bytes: usize) -> Result<(), Error> {
+    if bytes > crate::MAX_REPLY_BYTES {
+        return Err(Error::ReplyTooLarge(bytes));
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Several commands as one write, and the guards it depends on.
 
-use super::read::{View, answer};
+use super::read::{View, answer, check_reply};
 use super::{check_key, evaluate, version_of};
 use crate::command::{Guard, TransactionMode};
 use crate::draft::Draft;
@@ -53,9 +53,22 @@ fn replies(
     mut carry_out: impl FnMut(&Command<&[u8]>) -> Reply,
 ) -> Result<Reply, Error> {
     let mut replies = Vec::with_capacity(commands.len());
+    let mut bytes = 0;
     for (position, command) in commands.iter().enumerate() {
         let reply = carry_out(command);
+        bytes += reply.value_bytes();
+        check_reply(bytes)?;
         match (mode, reply) {
+            // What the node refuses it refuses as a whole; only a command's own fault stands alone.
+            (
+                _,
+                Reply::Error(
+                    error @ (Error::Overloaded
+                    | Error::OutOfMemory { .. }
+                    | Error::ReplyTooLarge(_)
+                    | Error::WriteTooLarge(_)),
+                ),
+            ) => return Err(error),
             (TransactionMode::AllOrNothing, Reply::Error(error)) => return Err(error),
             (TransactionMode::AllOrNothing, reply) if condition_failed(&reply) => {
                 return Ok(Reply::Aborted { position: Some(position) });

@@ -3,10 +3,14 @@
 use super::Replica;
 use crate::UnixMillis;
 use crate::draft::Draft;
+use crate::effect::Effects;
 use crate::store::Position;
 
 /// The wheel is rebuilt when it holds this many stale timers besides one for each key that expires.
 const STALE_TIMERS: usize = 65_536;
+
+/// When a delete that was refused is tried again.
+const RETRY_MS: u64 = 1000;
 
 impl<W> Replica<W> {
     /// Adds deletes of expired keys to the open batch: of at most `limit` due timers. Returns how many
@@ -31,6 +35,19 @@ impl<W> Replica<W> {
     /// When `expire` has something to do next, at the earliest.
     pub fn next_expiry_ms(&self) -> Option<UnixMillis> {
         self.wheel.next_due_ms()
+    }
+
+    /// Gives the keys of the open batch, which is given up, their timers back: those of keys that were
+    /// to expire are spent.
+    pub(super) fn rearm_timers(&mut self, now_ms: UnixMillis) {
+        if self.table.volatile_len() == 0 {
+            return;
+        }
+        let Ok(effects) = Effects::new(self.in_flight.open_payload()) else { return };
+        for (_, effect) in effects.flatten() {
+            let position = self.table.hash(effect.key()).position();
+            self.wheel.insert(now_ms + RETRY_MS, position);
+        }
     }
 
     /// One timer for each key that expires, and no other. Timers are not removed when a key is

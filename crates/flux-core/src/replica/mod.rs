@@ -35,7 +35,7 @@ use crate::effect::{Effect, EffectError};
 use crate::evaluate::evaluate;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
-use crate::{Command, Error, PartitionId, Reply, Revision, UnixMillis};
+use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
 use entries::Entries;
 
 /// What a replica is told when it starts.
@@ -113,6 +113,8 @@ pub struct Replica<W> {
     open: Replies<W>,
     /// Commands of proposed batches.
     proposed: VecDeque<Proposed<W>>,
+    /// Bytes of values in the replies that wait, at most.
+    waiting_bytes: usize,
     wheel: Wheel,
     /// Timers that `expire` works on; kept for its capacity.
     due: Vec<crate::store::Position>,
@@ -173,6 +175,7 @@ impl<W> Replica<W> {
             in_flight: InFlight::new(revision),
             open: Vec::new(),
             proposed: VecDeque::new(),
+            waiting_bytes: 0,
             wheel: Wheel::new(now_ms),
             due: Vec::new(),
             applied,
@@ -199,6 +202,15 @@ impl<W> Replica<W> {
         if self.in_flight.is_empty() {
             return Some((waiter, reply));
         }
+        if self.open.is_empty() && self.proposed.is_empty() {
+            self.waiting_bytes = 0;
+        }
+        // Reads of large values wait here for what they read from: that must not fill the memory.
+        let waiting_bytes = self.waiting_bytes + reply.value_bytes();
+        if waiting_bytes > MAX_REPLY_BYTES && !command.is_write() {
+            return Some((waiter, Reply::Error(Error::Overloaded)));
+        }
+        self.waiting_bytes = waiting_bytes;
         self.open.push((waiter, reply));
         None
     }
@@ -249,7 +261,8 @@ impl<W> Replica<W> {
     }
 
     /// Gives up the open batch, which was never proposed: its commands get `error`.
-    pub fn refuse_open(&mut self, error: &Error, replies: &mut Replies<W>) {
+    pub fn refuse_open(&mut self, now_ms: UnixMillis, error: &Error, replies: &mut Replies<W>) {
+        self.rearm_timers(now_ms);
         self.in_flight.discard_open(&self.table);
         replies.extend(refused(std::mem::take(&mut self.open), error));
     }

@@ -188,7 +188,7 @@ fn a_refused_batch_leaves_no_trace() {
     alone.set("a", "1");
     alone.turn();
     let waiter = alone.set("a", "2");
-    alone.replica.refuse_open(&Error::DiskFull, &mut alone.replies);
+    alone.replica.refuse_open(NOW, &Error::DiskFull, &mut alone.replies);
     assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::DiskFull)));
     let waiter = alone.execute(&Command::Increment { key: b"a".as_slice(), delta: 1 });
     alone.turn();
@@ -318,6 +318,21 @@ fn expired_keys_are_deleted_through_the_log() {
     let mut again = Alone::recovered(&alone.records);
     again.turn();
     assert_eq!(again.contents(), alone.contents());
+}
+
+#[test]
+fn a_key_whose_delete_was_refused_expires_later() {
+    let mut alone = Alone::started();
+    alone.execute(&set(b"k", b"v", Expiry::In(1000)));
+    alone.turn();
+    assert_eq!(alone.replica.expire(NOW + 2000, 10), 1);
+    alone.replica.refuse_open(NOW + 2000, &Error::DiskFull, &mut alone.replies);
+    alone.turn();
+    assert_eq!(alone.contents().len(), 1);
+    assert!(alone.replica.next_expiry_ms().is_some());
+    alone.replica.expire(NOW + 4000, 10);
+    alone.turn();
+    assert!(alone.contents().is_empty());
 }
 
 #[test]

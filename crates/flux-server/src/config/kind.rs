@@ -61,7 +61,8 @@ impl Kind for Address {
     }
 
     fn allowed(&self) -> String {
-        "an IP address and a port, like 127.0.0.1:7379; port 0 is any free one".into()
+        "an IP address (or localhost) and a port, like 127.0.0.1:7379; port 0 is any free one"
+            .into()
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) async fn serve(
     shared: Arc<Shared>,
     mut stopping: watch::Receiver<bool>,
 ) {
+    let node = Arc::clone(&shared);
     let service = KvServer::new(Service { shared })
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
@@ -52,6 +53,13 @@ pub(crate) async fn serve(
     let v1 = reflection().build_v1().expect("the descriptors were made by this build");
     let v1alpha = reflection().build_v1alpha().expect("the descriptors were made by this build");
     let stopped = async move {
+        let failed = tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => false,
+            () = node.failed.notified() => true,
+        };
+        if failed {
+            health_reporter.set_not_serving::<KvServer<Service>>().await;
+        }
         // An error means that the node is gone, which ends this too.
         let _ = stopping.wait_for(|stop| *stop).await;
         health_reporter.set_not_serving::<KvServer<Service>>().await;

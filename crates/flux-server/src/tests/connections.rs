@@ -246,10 +246,10 @@ fn the_largest_value_goes_in_and_comes_out() {
 fn many_replies_that_fill_the_output_all_come() {
     let (workers, address) = node();
     let mut client = Client::connect(address);
-    let value = "v".repeat(100_000);
-    assert_eq!(client.ask(&["SET", "big", &value]), ok());
     // All reads wait for the write, and are due at once when it is done.
-    for count in [3, 4, 5, 8, 16, 60] {
+    for (size, count) in [(100_000, 3), (100_000, 60), (16_384, 17), (16_384, 100), (60_000, 16)] {
+        let value = "v".repeat(size);
+        assert_eq!(client.ask(&["SET", "big", &value]), ok());
         let mut bytes = request(&["SET", "small", "1"]);
         bytes.extend(request(&["GET", "big"]).repeat(count));
         client.send(&bytes);
@@ -395,5 +395,113 @@ fn a_client_may_end_while_its_request_is_under_way() {
     client.finish();
     assert_eq!(client.replies(2)[1], Reply::Simple(b"PONG".to_vec()));
     assert_eq!(client.reply(), None, "the connection ends behind them");
+    workers.stop().expect("closed");
+}
+
+#[test]
+fn reads_of_several_keys_never_see_half_a_write() {
+    let (workers, address) = node();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = Client::connect(address);
+            for number in 0..1500 {
+                let text = number.to_string();
+                assert_eq!(writer.ask(&["MSET", "{t}a", &text, "{t}b", &text]), ok());
+            }
+            done.store(true, Ordering::Release);
+        });
+        // Connections are dealt out to the workers in turn: some are not with the owner of the keys.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut reader = Client::connect(address);
+                while !done.load(Ordering::Acquire) {
+                    let Reply::Array(both) = reader.ask(&["MGET", "{t}a", "{t}b"]) else {
+                        panic!("not an array")
+                    };
+                    assert_eq!(both[0], both[1]);
+                }
+            });
+        }
+    });
+    workers.stop().expect("closed");
+}
+
+#[test]
+fn what_is_written_behind_flushall_stays() {
+    let (workers, address) = node();
+    let mut client = Client::connect(address);
+    for _ in 0..3 {
+        let keys: Vec<String> = (0..9000).map(|number| format!("{{t}}{number}")).collect();
+        let words: Vec<&str> = std::iter::once("MSET")
+            .chain(keys.iter().flat_map(|key| [key.as_str(), "v"]))
+            .collect();
+        assert_eq!(client.ask(&words), ok());
+        for words in [&["FLUSHALL"][..], &["SET", "{t}after", "1"], &["GET", "{t}after"]] {
+            client.send(&request(words));
+        }
+        assert_eq!(client.replies(3), [ok(), ok(), bulk("1")]);
+        assert_eq!(client.ask(&["DBSIZE"]), Reply::Integer(1));
+    }
+    workers.stop().expect("closed");
+}
+
+#[test]
+fn a_reply_has_a_limit() {
+    let (workers, address) = node();
+    let mut client = Client::connect(address);
+    let value = "v".repeat(9_000_000);
+    assert_eq!(client.ask(&["SET", "big", &value]), ok());
+    let Reply::Error(text) =
+        client.ask(&["MGET", "big", "big", "big", "big", "big", "big", "big", "big"])
+    else {
+        panic!("not an error")
+    };
+    assert!(text.ends_with(b"ask for less at once"), "{}", text.escape_ascii());
+    // Behind a write, where replies wait, no more of them may wait than one reply may hold.
+    let mut bytes = request(&["SET", "small", "1"]);
+    bytes.extend(request(&["GET", "big"]).repeat(40));
+    client.send(&bytes);
+    let replies = client.replies(41);
+    let refused = replies.iter().filter(|reply| matches!(reply, Reply::Error(_))).count();
+    assert!(refused < 40 && replies[1] == bulk(&value), "{refused} refused");
+    assert_eq!(client.ask(&["PING"]), Reply::Simple(b"PONG".to_vec()));
+    workers.stop().expect("closed");
+}
+
+#[test]
+fn a_long_pipeline_lets_others_have_their_turn() {
+    let (workers, address) = node();
+    // Both connections are of one worker: they are dealt out in turn.
+    let (mut busy, _other) = (Client::connect(address), Client::connect(address));
+    let mut patient = Client::connect(address);
+    assert_eq!(patient.ask(&["MSET", "{t}a", &"a".repeat(2000), "{t}b", &"b".repeat(2000)]), ok());
+    busy.send(&request(&["LCS", "{t}a", "{t}b", "LEN"]).repeat(200));
+    assert_eq!(busy.reply(), Some(Reply::Integer(0)));
+    // With the first reply there, all the others are waiting to be worked off.
+    assert_eq!(patient.ask(&["PING"]), Reply::Simple(b"PONG".to_vec()));
+    busy.stream.set_nonblocking(true).expect("a socket");
+    let waiting = busy.received_replies() < 199;
+    busy.stream.set_nonblocking(false).expect("a socket");
+    assert!(waiting, "the pipeline was worked off before anybody else had a turn");
+    workers.stop().expect("closed");
+}
+
+#[test]
+fn nothing_is_carried_out_behind_a_preface_of_another_version() {
+    let (workers, address) = node();
+    let mut client = Client::connect(address).stream;
+    let mut bytes = Vec::new();
+    let preface = native::Preface { min_version: 77, max_version: 78, flags: 0 };
+    native::encode_preface(&mut bytes, &preface);
+    let set = native::Request::Increment { key: b"k", delta: 1 };
+    let header = native::RequestHeader::new(1, set.opcode());
+    native::encode_request(&mut bytes, &header, &set).expect("small");
+    client.write_all(&bytes).expect("sent");
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).expect("closed by the node");
+    let (preface, _) = native::decode_server_preface(&received).expect("valid").expect("whole");
+    assert!(matches!(preface, native::ServerPreface::Refused { .. }), "{preface:?}");
+    assert_eq!(Client::connect(address).ask(&["EXISTS", "k"]), Reply::Integer(0));
     workers.stop().expect("closed");
 }

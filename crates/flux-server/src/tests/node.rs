@@ -8,6 +8,7 @@ use mio::net::TcpListener;
 use super::machine::Machine;
 use crate::config::{Fsync, Settings};
 use crate::data_dir::DataDir;
+use crate::folders::Folders;
 use crate::node::StartError;
 use crate::shared::Shared;
 use crate::workers::Workers;
@@ -27,9 +28,17 @@ pub(super) fn small(workers: usize, fsync: Fsync) -> Settings {
 
 /// Opens the machine's data directory and starts a node's workers on it.
 pub(super) fn start(machine: &Machine, settings: &Settings) -> Result<Workers, StartError> {
+    start_in(machine.folders(), settings)
+}
+
+/// The same, wherever the directory is.
+pub(super) fn start_in(
+    folders: Box<dyn Folders>,
+    settings: &Settings,
+) -> Result<Workers, StartError> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
     let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
-    let directory = DataDir::open_in(machine.folders(), partitions, workers)?;
+    let directory = DataDir::open_in(folders, partitions, workers)?;
     Workers::start(settings, directory, listener)
 }
 

@@ -1,9 +1,10 @@
 //! Restarts with another number of workers: the log is rewritten, and nothing is lost on the way.
 
 use super::machine::Machine;
-use super::node::{small, start};
+use super::node::{small, start, start_in};
 use super::workload::{Model, write};
 use crate::config::Fsync;
+use crate::folders::RealFolders;
 
 /// A machine that a node of one worker has written to, with snapshots and a log of some segments.
 async fn written(seed: u64) -> (Machine, Model) {
@@ -68,4 +69,22 @@ async fn a_power_cut_while_the_log_is_rewritten_loses_nothing() {
     model.check(workers.shared()).await;
     workers.stop().expect("closed");
     assert!(cuts > 30, "{cuts} cuts");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_directory_is_recovered_by_any_number_of_workers() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let (mut model, mut snapshots) = (Model::default(), 0);
+    // All workers load snapshots at the same time, from a directory that has one owner.
+    for (round, count) in [2, 2, 4, 4, 1, 3].into_iter().enumerate() {
+        let folders = RealFolders::open(parent.path()).expect("a directory");
+        let settings = small(count, Fsync::No);
+        let workers = start_in(Box::new(folders), &settings).expect("started");
+        model.check(workers.shared()).await;
+        model = write(workers.shared(), model, round as u64, 1500).await;
+        assert_eq!(model.refused, []);
+        snapshots += workers.shared().stats.snapshots.value();
+        workers.stop().expect("closed");
+    }
+    assert!(snapshots > 10, "{snapshots} snapshots");
 }

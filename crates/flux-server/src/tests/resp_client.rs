@@ -48,6 +48,20 @@ impl Client {
         }
     }
 
+    /// How many replies have arrived and were not taken, where the socket does not block.
+    pub(super) fn received_replies(&mut self) -> usize {
+        let mut buffer = [0; 64 * 1024];
+        while let Ok(count @ 1..) = self.stream.read(&mut buffer) {
+            self.received.extend_from_slice(&buffer[..count]);
+        }
+        let (mut start, mut count) = (0, 0);
+        while let Some((_, bytes)) = parse_reply(&self.received[start..]).expect("RESP") {
+            start += bytes;
+            count += 1;
+        }
+        count
+    }
+
     /// The next `count` replies.
     pub(super) fn replies(&mut self, count: usize) -> Vec<Reply> {
         (0..count).map(|_| self.reply().expect("a reply")).collect()

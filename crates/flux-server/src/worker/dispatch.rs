@@ -221,6 +221,10 @@ impl Dispatch {
     }
 
     pub(super) fn next_expiry_ms(&self) -> Option<UnixMillis> {
+        // While writes are refused nothing is deleted: there is nothing to wake up for.
+        if self.refusing.is_some() {
+            return None;
+        }
         let replicas = self.replicas.iter().flatten();
         replicas.filter_map(Replica::next_expiry_ms).min()
     }

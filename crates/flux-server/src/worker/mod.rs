@@ -11,6 +11,7 @@
 
 mod dispatch;
 mod node_commands;
+mod request;
 mod serve;
 mod snapshots;
 mod syncer;
@@ -52,6 +53,8 @@ const IDLE_SWEEP: Duration = Duration::from_secs(1);
 const READ_BYTES: usize = 64 * 1024;
 /// Messages taken from the mailbox in a round.
 const MESSAGES_PER_ROUND: usize = 1024;
+/// How long one connection, or the mailbox, may keep the worker at a stretch.
+const STRETCH: Duration = Duration::from_millis(2);
 /// The shortest time between two refusals of the same kind in the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -61,7 +64,6 @@ pub(crate) struct WorkerParts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) poll: Poll,
     pub(crate) mailbox: Receiver<Message>,
-    pub(crate) listener: Option<TcpListener>,
     pub(crate) replicas: Vec<Replica<Waiter>>,
     pub(crate) log: Log,
     pub(crate) snapshot_disk: Arc<dyn flux_log::Disk>,
@@ -76,7 +78,11 @@ pub(crate) struct Worker {
     own_mailbox: Arc<Mailbox>,
     poll: Poll,
     mailbox: Receiver<Message>,
+    /// The first worker has it, once all partitions serve.
     listener: Option<TcpListener>,
+    /// Connections may wait to be accepted though no event will say so.
+    accept_again: bool,
+    next_accept_warning: Instant,
     connections: Slab<Connection>,
     dispatch: Dispatch,
     turn: Turn,
@@ -106,6 +112,12 @@ pub(crate) struct Worker {
     reported_log_bytes: u64,
 }
 
+/// Closes a connection with a last word, in RESP: what it speaks is not known yet.
+fn refuse(mut stream: TcpStream, text: &[u8]) {
+    // The socket's buffer is empty, so this is taken whole; a client that has gone misses it.
+    let _ = io::Write::write(&mut stream, text);
+}
+
 /// A worker that panics has found its own state broken. Its partitions could neither be served nor
 /// trusted: the process ends, and recovery starts from the log.
 struct AbortOnPanic;
@@ -120,10 +132,7 @@ impl Drop for AbortOnPanic {
 
 impl Worker {
     pub(crate) fn new(parts: WorkerParts) -> io::Result<Worker> {
-        let WorkerParts { id, shared, poll, mailbox, mut listener, replicas, log, .. } = parts;
-        if let Some(listener) = &mut listener {
-            poll.registry().register(listener, LISTENER, Interest::READABLE)?;
-        }
+        let WorkerParts { id, shared, poll, mailbox, replicas, log, .. } = parts;
         let own_mailbox = Arc::clone(&shared.mailboxes[usize::from(id)]);
         let syncer = Syncer::start(id, Arc::clone(&own_mailbox))?;
         let now = Instant::now();
@@ -132,7 +141,9 @@ impl Worker {
             own_mailbox: Arc::clone(&own_mailbox),
             poll,
             mailbox,
-            listener,
+            listener: None,
+            accept_again: false,
+            next_accept_warning: now,
             connections: Slab::new(),
             dispatch: Dispatch::new(id, Arc::clone(&shared), replicas),
             turn: Turn::new(log, syncer, &shared.settings, now),
@@ -234,6 +245,10 @@ impl Worker {
         for _ in 0..MESSAGES_PER_ROUND {
             let Ok(message) = self.mailbox.try_recv() else { break };
             self.receive(message);
+            // Commands may be long: those who wait for the others have their turn, too.
+            if now.elapsed() >= STRETCH {
+                break;
+            }
         }
         self.serve_listed(now);
         self.take_answers();
@@ -241,6 +256,9 @@ impl Worker {
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             self.dispatch.tick();
+            if self.accept_again {
+                self.accept();
+            }
         }
         self.turn.take(&mut self.dispatch, now);
         if self.dispatch.all_serving()
@@ -274,6 +292,7 @@ impl Worker {
             Message::Command { partition, command, waiter } => {
                 self.dispatch.execute_for(partition, &command.borrowed(), waiter);
             }
+            Message::Listen(listener) => self.listen(listener),
             Message::Connection(stream) => self.adopt(stream),
             Message::Kill(id) => self.kill(id),
             Message::Stop => self.begin_stop(),
@@ -323,7 +342,7 @@ impl Worker {
         if connection.serial != origin.serial {
             return;
         }
-        let Some(reply) = serve::continue_flush(connection, &mut self.dispatch, origin, reply)
+        let Some(reply) = request::continue_flush(connection, &mut self.dispatch, origin, reply)
         else {
             return;
         };
@@ -341,7 +360,19 @@ impl Worker {
         }
     }
 
+    fn listen(&mut self, mut listener: TcpListener) {
+        if self.stop_by.is_some() {
+            return;
+        }
+        // Fails only for want of memory in the kernel; then the node is of no use.
+        let registered = self.poll.registry().register(&mut listener, LISTENER, Interest::READABLE);
+        registered.expect("a listener can be watched");
+        self.listener = Some(listener);
+        self.accept();
+    }
+
     fn accept(&mut self) {
+        self.accept_again = false;
         let Some(listener) = &self.listener else { return };
         loop {
             match listener.accept() {
@@ -349,15 +380,29 @@ impl Worker {
                     let target = self.next_worker;
                     self.next_worker = (target + 1) % self.shared.mailboxes.len() as u16;
                     let mailbox = &self.shared.mailboxes[usize::from(target)];
-                    if mailbox.send(Message::Connection(stream)).is_err() {
+                    if let Err(Message::Connection(stream)) =
+                        mailbox.send(Message::Connection(stream))
+                    {
+                        refuse(
+                            stream,
+                            b"-OVERLOADED too much work is waiting; try again later\r\n",
+                        );
                         self.shared.stats.connections_refused.add(1);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // Out of file descriptors, or the peer has already gone: the next tick tries again.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of file descriptors, mostly. What waits is not announced again.
+                    self.accept_again = true;
+                    let now = Instant::now();
+                    if now >= self.next_accept_warning {
+                        self.next_accept_warning = now + LOG_INTERVAL;
+                        tracing::warn!(
+                            %error,
+                            "cannot accept connections; trying again every {TICK:?}"
+                        );
+                    }
                     return;
                 }
             }
@@ -371,8 +416,7 @@ impl Worker {
         }
         if self.shared.connections.load(Ordering::Relaxed) >= limit {
             self.shared.stats.connections_refused.add(1);
-            // The socket's buffer is empty, so this is taken whole; a client that has gone misses it.
-            let _ = io::Write::write(&mut stream, b"-ERR max number of clients reached\r\n");
+            refuse(stream, b"-ERR max number of clients reached\r\n");
             return;
         }
         // Replies are whole when they are written: waiting for more would only delay them.

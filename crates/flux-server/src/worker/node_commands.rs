@@ -11,7 +11,7 @@ use flux_core::{Command, PartitionId};
 use parking_lot::Mutex;
 
 use super::Worker;
-use super::serve::FLUSH_STEP;
+use super::request::FLUSH_STEP;
 use crate::connection::{Render, Slot};
 use crate::mailbox::{Message, Origin};
 use crate::resp::{
@@ -21,6 +21,9 @@ use crate::scan;
 
 /// Bytes of keys that KEYS answers at the most: what waits for a reader is bounded.
 const MAX_KEYS_BYTES: usize = 48 * 1024 * 1024;
+
+/// What a key takes in a reply besides itself, about.
+const KEY_FRAMING_BYTES: usize = 16;
 
 impl Worker {
     /// Runs a command whose connection has nothing under way.
@@ -62,7 +65,7 @@ impl Worker {
         while let Some(from) = cursor {
             let walked = scan::walk(&self.shared, from, 4096, self.dispatch.now_ms, |entry| {
                 if glob::matches(pattern, entry.key) {
-                    bytes += entry.key.len();
+                    bytes += entry.key.len() + KEY_FRAMING_BYTES;
                     keys.push(entry.key.to_vec());
                 }
             });
@@ -152,6 +155,8 @@ impl Worker {
             sequence: connection.next_sequence(),
         };
         connection.push(Slot::Flush { missing: partitions.len(), failed: None });
+        // Later requests of the connection must not run between its steps.
+        connection.barrier = true;
         for partition in partitions {
             let origin = Origin { part: u32::from(partition.0), ..origin };
             let step = Command::Clear { limit: FLUSH_STEP };

@@ -5,27 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use flux_core::{Command, PartitionId, Reply};
+use flux_core::Command;
 use flux_proto::native as wire;
-use flux_proto::resp::{Args, Limits, Parsed, RequestParser, write};
+use flux_proto::resp::{Args, Limits, Parsed, ProtocolError, RequestParser, write};
 use parking_lot::Mutex;
 
-use super::dispatch::Dispatch;
-use super::{READ_BYTES, Worker};
-use crate::connection::{Connection, Gathering, Protocol, Render, Resp, Slot};
-use crate::mailbox::Origin;
+use super::request::Request;
+use super::{READ_BYTES, STRETCH, Worker};
+use crate::connection::{Gathering, Protocol, Render, Resp};
 use crate::native;
-use crate::resp::{self, Form, NodeView, Plan, RunningSettings, Session};
+use crate::resp::{self, NodeView, Plan, RunningSettings, Session};
 use crate::shared::{Client, Shared};
-
-/// Keys that one step of FLUSHALL deletes from a partition.
-pub(super) const FLUSH_STEP: usize = 4096;
 
 /// How far a connection's input was consumed.
 struct Consumed {
     bytes: usize,
-    /// It cannot be gone on with: the connection ends when its output is sent.
+    /// The connection ends when its output is sent.
     end: bool,
+    /// It ends because where the next request starts is not known.
+    lost: bool,
 }
 
 impl Worker {
@@ -76,7 +74,9 @@ impl Worker {
         scratch: &mut [u8],
     ) -> io::Result<()> {
         let connection = &mut self.connections[key];
-        if !connection.readable || connection.paused() || connection.closing {
+        // A step that ended early has left input to be consumed before more is read.
+        let yielded = connection.listed && !input.is_empty();
+        if !connection.readable || connection.paused() || connection.closing || yielded {
             return Ok(());
         }
         let count = match connection.stream.read(scratch) {
@@ -86,7 +86,10 @@ impl Worker {
                 connection.readable = false;
                 return Ok(());
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.list(key);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         self.shared.stats.input_bytes.add(count as u64);
@@ -114,6 +117,11 @@ impl Worker {
         let connection = &mut self.connections[key];
         connection.readable = false;
         connection.closing = true;
+        for (wake, origin) in &mut self.sleepers {
+            if origin.connection as usize == key {
+                *wake = Instant::now();
+            }
+        }
         if connection.slots.is_empty() && connection.unsent() == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -144,6 +152,9 @@ impl Worker {
                 Some(bytes) => start = bytes,
                 None => return 0,
             }
+            if self.connections[key].closing {
+                return input.len();
+            }
         }
         let protocol = &mut self.connections[key].protocol;
         let consumed = match std::mem::replace(protocol, Protocol::Unknown) {
@@ -156,9 +167,10 @@ impl Worker {
                 self.connections[key].protocol = Protocol::Native;
                 self.consume_native(key, &input[start..])
             }
-            Protocol::Unknown => Consumed { bytes: 0, end: true },
+            Protocol::Unknown => Consumed { bytes: 0, end: true, lost: false },
         };
-        if consumed.end {
+        self.shared.stats.protocol_errors.add(u64::from(consumed.lost));
+        if consumed.end || consumed.lost {
             self.connections[key].closing = true;
             return input.len();
         }
@@ -193,7 +205,6 @@ impl Worker {
                 Some(bytes)
             }
             Err(error) => {
-                self.shared.stats.protocol_errors.add(1);
                 let message = error.to_string();
                 wire::encode_server_preface(
                     &mut connection.output,
@@ -215,8 +226,8 @@ impl Worker {
             now_us: self.dispatch.now_us,
             settings: &|| running_settings(shared),
         };
-        let mut consumed = Consumed { bytes: 0, end: false };
-        let mut commands = 0;
+        let mut consumed = Consumed { bytes: 0, end: false, lost: false };
+        let mut pace = Pace::begin();
         let mut session = resp.session.lock();
         let connection = &mut self.connections[key];
         while !consumed.end && consumed.bytes < input.len() && !connection.paused() {
@@ -225,18 +236,14 @@ impl Worker {
                 Ok(Parsed::Command { consumed }) => consumed,
                 Ok(Parsed::Incomplete { .. }) => break,
                 Err(error) => {
-                    self.shared.stats.protocol_errors.add(1);
-                    let mut text = Vec::new();
-                    write::error(&mut text, &format!("ERR {error}"));
-                    connection.answer(text);
-                    consumed.end = true;
+                    connection.answer(error_text(&error));
+                    consumed.lost = true;
                     break;
                 }
             };
             let args = resp.parser.args(rest);
             if is_http(args) {
-                self.shared.stats.protocol_errors.add(1);
-                consumed.end = true;
+                consumed.lost = true;
                 break;
             }
             let mut text = Vec::new();
@@ -244,59 +251,47 @@ impl Worker {
             let out = if direct { &mut connection.output } else { &mut text };
             let plan = resp::plan(args, &mut session, &view, out);
             let mut request = Request { connection, dispatch: &mut self.dispatch, key };
-            match plan {
-                Plan::Done => request.connection.answer(text),
-                Plan::Close => {
-                    request.connection.answer(text);
-                    consumed.end = true;
-                }
-                Plan::One { partition, command, form } => {
-                    request.one(partition, &command, Render::Resp(form), Some(&mut session));
-                }
-                Plan::Transaction { partition, command, form } => {
-                    let command = command.borrowed();
-                    request.one(partition, &command, Render::Resp(form), Some(&mut session));
-                }
-                Plan::Many { parts, gather } => {
-                    request.many(&parts, Gathering::Resp(gather), Some(&mut session));
-                }
-                Plan::Node(command) if direct => {
-                    drop(session);
-                    self.shared.stats.commands.add(commands + 1);
-                    consumed.bytes += bytes;
-                    self.run_node_command(key, command, &resp.session);
-                    // It may have been long: the rest of the input has its turn in the next round.
-                    self.list(key);
-                    return consumed;
-                }
-                // It runs when the earlier requests are answered; until then it stays in the input.
-                Plan::Later | Plan::Node(_) => {
-                    connection.barrier = true;
-                    break;
-                }
+            if request.must_wait(&plan) {
+                // It stays in the input until the earlier requests are answered.
+                connection.barrier = true;
+                break;
             }
-            commands += 1;
             consumed.bytes += bytes;
+            pace.count(is_heavy(&plan));
+            if let Plan::Node(command) = plan {
+                drop(session);
+                self.shared.stats.commands.add(pace.commands);
+                self.run_node_command(key, command, &resp.session);
+                // It may have been long: the rest of the input has its turn in the next round.
+                self.list(key);
+                return consumed;
+            }
+            consumed.end = request.carry_out(plan, text, &mut session);
+            if pace.is_late() {
+                break;
+            }
         }
         drop(session);
-        self.shared.stats.commands.add(commands);
+        self.shared.stats.commands.add(pace.commands);
+        if pace.late {
+            self.list(key);
+        }
         consumed
     }
 
     fn consume_native(&mut self, key: usize, input: &[u8]) -> Consumed {
-        let mut consumed = Consumed { bytes: 0, end: false };
-        let mut commands = 0;
+        let mut consumed = Consumed { bytes: 0, end: false, lost: false };
+        let mut pace = Pace::begin();
         let connection = &mut self.connections[key];
         while consumed.bytes < input.len() && !connection.paused() {
             let (frame, bytes) = match wire::decode_request(&input[consumed.bytes..]) {
                 Ok(Some(decoded)) => decoded,
                 Ok(None) => break,
                 Err(error) => {
-                    self.shared.stats.protocol_errors.add(1);
                     let mut text = Vec::new();
                     wire::encode_error(&mut text, 0, 0, error.code(), &error.to_string());
                     connection.answer(text);
-                    consumed.end = true;
+                    consumed.lost = true;
                     break;
                 }
             };
@@ -305,6 +300,22 @@ impl Worker {
             let out = if direct { &mut connection.output } else { &mut text };
             let plan = native::plan(&frame, &self.shared, out);
             let mut request = Request { connection, dispatch: &mut self.dispatch, key };
+            let waits = match &plan {
+                native::Plan::Done => false,
+                native::Plan::One { partition, command, .. } => {
+                    request.would_overtake(*partition, command)
+                }
+                native::Plan::Many { parts, .. } => {
+                    parts.iter().any(|(one, command)| request.would_overtake(*one, command))
+                }
+                native::Plan::Scan(_) => !direct,
+            };
+            if waits {
+                connection.barrier = true;
+                break;
+            }
+            consumed.bytes += bytes;
+            pace.count(!matches!(plan, native::Plan::Done | native::Plan::One { .. }));
             match plan {
                 native::Plan::Done => request.connection.answer(text),
                 native::Plan::One { partition, command, form } => {
@@ -313,18 +324,18 @@ impl Worker {
                 native::Plan::Many { parts, gather } => {
                     request.many(&parts, Gathering::Native(gather), None);
                 }
-                native::Plan::Scan(scan) if direct => {
+                native::Plan::Scan(scan) => {
                     native::scan(&self.shared, &scan, &mut connection.output);
                 }
-                native::Plan::Scan(_) => {
-                    connection.barrier = true;
-                    break;
-                }
             }
-            commands += 1;
-            consumed.bytes += bytes;
+            if pace.is_late() {
+                break;
+            }
         }
-        self.shared.stats.commands.add(commands);
+        self.shared.stats.commands.add(pace.commands);
+        if pace.late {
+            self.list(key);
+        }
         consumed
     }
 
@@ -335,11 +346,7 @@ impl Worker {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             connection.unflushed = false;
             let was_paused = connection.paused();
-            connection.answer_due();
-            if connection.slots.is_empty() {
-                connection.barrier = false;
-            }
-            let sent = connection.flush();
+            let sent = connection.answer_and_flush();
             let unsent = connection.unsent() as u64;
             let ended = connection.closing && unsent == 0 && connection.slots.is_empty();
             match sent {
@@ -381,6 +388,12 @@ fn running_settings(shared: &Shared) -> Vec<(&'static str, String)> {
     })
 }
 
+fn error_text(error: &ProtocolError) -> Vec<u8> {
+    let mut text = Vec::new();
+    write::error(&mut text, &format!("ERR {error}"));
+    text
+}
+
 /// Whether this is a line of an HTTP request. A page in a browser can send one here, whose body would
 /// then be carried out line by line: the connection is closed before that, as Redis does.
 fn is_http(args: Args<'_>) -> bool {
@@ -388,131 +401,46 @@ fn is_http(args: Args<'_>) -> bool {
     name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
 }
 
-/// A request on its way from a connection to its partitions.
-struct Request<'w> {
-    connection: &'w mut Connection,
-    dispatch: &'w mut Dispatch,
-    key: usize,
-}
-
-impl Request<'_> {
-    fn origin(&self, part: u32) -> Origin {
-        Origin {
-            worker: self.dispatch.worker(),
-            part,
-            connection: self.key as u32,
-            serial: self.connection.serial,
-            sequence: self.connection.next_sequence(),
+/// Whether a command can take long enough for others to notice.
+fn is_heavy(plan: &Plan<'_>) -> bool {
+    match plan {
+        Plan::Done | Plan::Close | Plan::Later | Plan::Node(_) => false,
+        Plan::One { command, .. } => {
+            matches!(
+                command,
+                Command::Lcs { .. } | Command::GetMany { .. } | Command::SetMany { .. }
+            )
         }
-    }
-
-    /// A command of one partition. A read is answered from the table at once, unless earlier requests of
-    /// the connection are under way. Then it goes the way of the writes, so that it sees those before it
-    /// and none after it.
-    fn one(
-        &mut self,
-        partition: PartitionId,
-        command: &Command<&[u8]>,
-        render: Render,
-        session: Option<&mut Session>,
-    ) {
-        let first = self.connection.slots.is_empty();
-        if first && read_value(self, partition, command, &render, session.as_deref()) {
-            return;
-        }
-        match self.run(partition, command, self.origin(0), first) {
-            Some(reply) if first => render.put(&reply, session, &mut self.connection.output),
-            Some(reply) => drop(self.connection.push(Slot::Done(reply, render))),
-            None => drop(self.connection.push(Slot::Waiting(render))),
-        }
-    }
-
-    /// Commands of several partitions with one reply.
-    fn many(
-        &mut self,
-        parts: &[(PartitionId, Command<&[u8]>)],
-        gather: Gathering,
-        session: Option<&mut Session>,
-    ) {
-        let first = self.connection.slots.is_empty();
-        let mut replies = Vec::with_capacity(parts.len());
-        for (index, (partition, command)) in parts.iter().enumerate() {
-            replies.push(self.run(*partition, command, self.origin(index as u32), first));
-        }
-        let missing = replies.iter().filter(|reply| reply.is_none()).count();
-        let slot = Slot::Parts { parts: replies, missing, gather };
-        if first && missing == 0 {
-            slot.put(session, &mut self.connection.output);
-        } else {
-            self.connection.push(slot);
-        }
-    }
-
-    fn run(
-        &mut self,
-        partition: PartitionId,
-        command: &Command<&[u8]>,
-        origin: Origin,
-        first: bool,
-    ) -> Option<Reply> {
-        let readable = command.is_point_read()
-            || (!command.is_write() && self.dispatch.owns(partition));
-        if first && readable {
-            return Some(self.dispatch.read(partition, command));
-        }
-        self.dispatch.submit(partition, command, origin)
+        Plan::Many { .. } | Plan::Transaction { .. } => true,
     }
 }
 
-/// The shortest way for the most frequent read: from the table straight into the output.
-fn read_value(
-    request: &mut Request<'_>,
-    partition: PartitionId,
-    command: &Command<&[u8]>,
-    render: &Render,
-    session: Option<&Session>,
-) -> bool {
-    let (&Command::Get { key }, Render::Resp(Form::Value), Some(session)) =
-        (command, render, session)
-    else {
-        return false;
-    };
-    let now_ms = request.dispatch.now_ms;
-    let shared = request.dispatch.shared();
-    let view = &shared.views[usize::from(partition.0)];
-    if !view.serving.load(Ordering::Acquire) {
-        return false;
-    }
-    let output = &mut request.connection.output;
-    let hit = view.table.read(view.table.hash(key), key, |entry| match entry {
-        Some(entry) if !entry.is_expired(now_ms) => {
-            write::bulk(output, entry.value);
-            true
-        }
-        _ => {
-            write::null(output, session.version);
-            false
-        }
-    });
-    request.dispatch.count_read(hit);
-    true
+/// So many light commands take less than a stretch.
+const COMMANDS_PER_CHECK: u64 = 64;
+
+/// Sees to it that a connection with much to do lets others have their turn.
+struct Pace {
+    began: Instant,
+    commands: u64,
+    unchecked: u64,
+    late: bool,
 }
 
-/// Goes on with FLUSHALL where a partition has more keys than one step deletes. Gives the reply back
-/// when this partition is done, and any other reply.
-pub(super) fn continue_flush(
-    connection: &Connection,
-    dispatch: &mut Dispatch,
-    origin: Origin,
-    reply: Reply,
-) -> Option<Reply> {
-    if !connection.is_flushing(origin.sequence) {
-        return Some(reply);
+impl Pace {
+    fn begin() -> Pace {
+        Pace { began: Instant::now(), commands: 0, unchecked: 0, late: false }
     }
-    let mut reply = reply;
-    while reply == Reply::Integer(FLUSH_STEP as i64) {
-        let step = Command::Clear { limit: FLUSH_STEP };
-        reply = dispatch.submit(PartitionId(origin.part as u16), &step, origin)?;
+
+    fn count(&mut self, heavy: bool) {
+        self.commands += 1;
+        self.unchecked += if heavy { COMMANDS_PER_CHECK } else { 1 };
     }
-    Some(reply)
+
+    fn is_late(&mut self) -> bool {
+        if self.unchecked >= COMMANDS_PER_CHECK {
+            self.unchecked = 0;
+            self.late = self.began.elapsed() >= STRETCH;
+        }
+        self.late
+    }
 }

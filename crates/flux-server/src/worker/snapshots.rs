@@ -117,6 +117,8 @@ impl Snapshots {
             self.indexes.get(partition).is_none_or(|snapshot| snapshot < index)
         };
         let Some(&(partition, _)) = turn.log().oldest_segment().iter().find(behind) else {
+            // All snapshots that it takes are there: an earlier trim failed, or never began.
+            self.trim(turn);
             return false;
         };
         let Some((replica, _)) = dispatch.replica(PartitionId(partition)) else { return false };
@@ -153,15 +155,8 @@ impl Snapshots {
                 dispatch.shared().stats.snapshots.add(1);
                 dispatch.shared().last_snapshot_s.store(dispatch.now_ms / 1000, Ordering::Relaxed);
                 self.indexes.insert(walk.partition.0, walk.index);
-                let indexes = &self.indexes;
-                let trimmed =
-                    turn.log().trim(&mut |partition| indexes.get(&partition).copied().unwrap_or(0));
-                match trimmed {
-                    Ok(segments) => {
-                        tracing::debug!(partition = %walk.partition, index = walk.index, segments, "snapshot done");
-                    }
-                    Err(error) => tracing::warn!(%error, "old log segments cannot be removed"),
-                }
+                tracing::debug!(partition = %walk.partition, index = walk.index, "snapshot done");
+                self.trim(turn);
             }
             Err(error) => {
                 if !walk.complete {
@@ -174,6 +169,16 @@ impl Snapshots {
                     "a snapshot cannot be written; the log grows until one can"
                 );
             }
+        }
+    }
+
+    /// Removes the segments that snapshots have made useless.
+    fn trim(&mut self, turn: &mut Turn) {
+        let indexes = &self.indexes;
+        let index_of = &mut |partition| indexes.get(&partition).copied().unwrap_or(0);
+        if let Err(error) = turn.log().trim(index_of) {
+            self.not_before = Some(Instant::now() + RETRY);
+            tracing::warn!(%error, "old log segments cannot be removed; trying again");
         }
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Turn {
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
+    /// The disk was full when room was last asked for.
+    full: bool,
     next_warning: Instant,
 }
 
@@ -50,6 +52,7 @@ impl Turn {
             written: Vec::new(),
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
+            full: false,
             next_warning: now,
         }
     }
@@ -73,7 +76,11 @@ impl Turn {
                 }
             }
         }
-        let result = self.write(&active, dispatch);
+        // A log that has just failed gives nothing more to write.
+        let result = match dispatch.refusing {
+            Some(Error::LogFailed(_)) => Ok(()),
+            _ => self.write(&active, dispatch),
+        };
         if !may_propose {
             // Their batches are still open.
             for &partition in &active {
@@ -98,13 +105,13 @@ impl Turn {
     fn make_room(&mut self, active: &[PartitionId], dispatch: &mut Dispatch, now: Instant) -> bool {
         let open = |partition: &PartitionId| {
             let replica = dispatch.replica(*partition).map(|(replica, _)| replica);
-            replica.map_or(0, |replica| replica.open_bytes() + RECORD_OVERHEAD)
+            let open = replica.filter(|replica| replica.has_open_batch());
+            open.map_or(0, |replica| replica.open_bytes() + RECORD_OVERHEAD)
         };
         let bytes = RECORD_OVERHEAD + active.iter().map(open).sum::<usize>();
         let error = match self.log.reserve(bytes) {
             Ok(()) => {
-                if dispatch.refusing == Some(Error::DiskFull) {
-                    dispatch.refusing = None;
+                if std::mem::take(&mut self.full) {
                     tracing::info!("the disk has space again: writes are accepted");
                 }
                 return true;
@@ -115,14 +122,16 @@ impl Turn {
                 return false;
             }
         };
+        self.full = true;
         if now >= self.next_warning {
             self.next_warning = now + LOG_INTERVAL;
             tracing::error!(bytes, "the disk is full: writes are refused until there is space");
         }
+        let now_ms = dispatch.now_ms;
         for &partition in active {
             if let Some((replica, replies)) = dispatch.replica(partition) {
                 let before = replies.len();
-                replica.refuse_open(&error, replies);
+                replica.refuse_open(now_ms, &error, replies);
                 let refused = replies.len() - before;
                 dispatch.shared().stats.disk_full.add(refused as u64);
             }
@@ -167,6 +176,9 @@ impl Turn {
 
     /// Starts a sync if something waits for it, or a second has passed with `everysec`.
     fn sync_if_due(&mut self, now: Instant) {
+        if self.log.poison().is_some() {
+            return;
+        }
         let elapsed = self.policy == Fsync::EverySec && self.unsynced && now >= self.next_sync;
         // A segment is synced by the worker when it is full: what the thread has not synced by then
         // would stop everything.
@@ -245,7 +257,8 @@ impl Turn {
 
     /// Whether `take` has something to do though no event comes.
     pub(super) fn is_due(&self, dispatch: &Dispatch) -> bool {
-        self.syncing_since.is_none() && !dispatch.active().is_empty()
+        let waiting = self.policy == Fsync::Always && self.syncing_since.is_some();
+        !waiting && !dispatch.active().is_empty()
     }
 
     /// When the next sync is due, with `everysec`.
