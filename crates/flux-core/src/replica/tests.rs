@@ -1,3 +1,5 @@
+//! A replica alone in its group: when it answers, what it leaves, how it comes back.
+
 use std::collections::BTreeMap;
 
 use super::*;

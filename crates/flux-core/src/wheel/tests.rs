@@ -1,3 +1,5 @@
+//! The wheel against a sorted map.
+
 use std::collections::BTreeMap;
 
 use proptest::collection::vec;

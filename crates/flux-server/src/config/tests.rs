@@ -1,3 +1,5 @@
+//! Where settings come from, and what is said of wrong ones.
+
 use std::{fs, path::PathBuf};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a run reports.
+
 use clap::Parser;
 use serde_json::Value;
 

@@ -1,3 +1,5 @@
+//! The command line against a server in the same process.
+
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},

@@ -1,3 +1,5 @@
+//! Requests whole, in pieces and malformed.
+
 use proptest::prelude::*;
 
 use super::*;

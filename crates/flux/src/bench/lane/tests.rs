@@ -1,3 +1,5 @@
+//! One connection of the load generator against servers that stall, lie or go away.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
