@@ -31,12 +31,15 @@ pub use entries::Position;
 pub use recovery::{Recovery, SnapshotMeta};
 
 use crate::draft::{Draft, InFlight, apply};
-use crate::effect::{Effect, EffectError};
+use crate::effect::{Effect, EffectError, Effects};
 use crate::evaluate::evaluate;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
 use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
 use entries::Entries;
+
+/// A batch of a few usual writes.
+const SMALL_BATCH_BYTES: usize = 2048;
 
 /// What a replica is told when it starts.
 #[derive(Clone, Debug)]
@@ -228,6 +231,16 @@ impl<W> Replica<W> {
     /// The size of all that is evaluated and not yet applied.
     pub fn in_flight_bytes(&self) -> usize {
         self.in_flight.bytes()
+    }
+
+    /// Appends where the keys of the open batch are in the table, if the batch is small: for the owner
+    /// to look up those of all its replicas together. A large batch does so by itself.
+    pub fn open_positions(&self, positions: &mut Vec<crate::store::Position>) {
+        if self.in_flight.open_bytes() > SMALL_BATCH_BYTES {
+            return;
+        }
+        let Ok(effects) = Effects::new(self.in_flight.open_payload()) else { return };
+        positions.extend(effects.flatten().map(|(_, one)| self.table.hash(one.key()).position()));
     }
 
     /// Makes the open batch one entry of the log. Commands without effects wait for the newest

@@ -97,6 +97,20 @@ impl Stripe {
     }
 }
 
+/// As [`Table::touch`], over several tables.
+pub fn touch<'a>(positions: impl Iterator<Item = (&'a Table, Position)> + Clone) -> u64 {
+    // All locks at once: taking one waits for the loads before it.
+    let shards: Vec<_> = positions
+        .clone()
+        .map(|(table, position)| table.stripe(position).shard.read_recursive())
+        .collect();
+    let positions = || positions.clone().map(|(_, position)| position).zip(&shards);
+    let homes = positions().map(|(position, shard)| shard.segment(position).touch(position));
+    let homes = homes.fold(0, u64::wrapping_add);
+    let entries = positions().map(|(position, shard)| shard.touch(position));
+    entries.fold(homes, u64::wrapping_add)
+}
+
 impl Table {
     /// An empty table that reports to `memory`.
     ///
@@ -149,17 +163,7 @@ impl Table {
     /// Loads what lookups at these positions will need, so that the memory accesses of a batch overlap.
     /// The sum returned means nothing: it keeps the loads from being optimised away.
     pub fn touch(&self, positions: &[Position]) -> u64 {
-        // All locks at once: taking one waits for the loads before it.
-        let shards: Vec<_> = self.stripes.iter().map(|stripe| stripe.shard.read()).collect();
-        let mut sum = 0u64;
-        for &position in positions {
-            let shard = &shards[self.shard_of(position)];
-            sum = sum.wrapping_add(shard.segment(position).touch(position));
-        }
-        for &position in positions {
-            sum = sum.wrapping_add(shards[self.shard_of(position)].touch(position));
-        }
-        sum
+        touch(positions.iter().map(|&position| (self, position)))
     }
 
     /// Stores an entry in the place of the one with its key, if there is one. `hash` is the key's.

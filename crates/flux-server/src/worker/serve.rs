@@ -420,7 +420,8 @@ const COMMANDS_PER_CHECK: u64 = 64;
 
 /// Sees to it that a connection with much to do lets others have their turn.
 struct Pace {
-    began: Instant,
+    /// When it was first looked at: most stretches end before.
+    began: Option<Instant>,
     commands: u64,
     unchecked: u64,
     late: bool,
@@ -428,7 +429,7 @@ struct Pace {
 
 impl Pace {
     fn begin() -> Pace {
-        Pace { began: Instant::now(), commands: 0, unchecked: 0, late: false }
+        Pace { began: None, commands: 0, unchecked: 0, late: false }
     }
 
     fn count(&mut self, heavy: bool) {
@@ -439,7 +440,8 @@ impl Pace {
     fn is_late(&mut self) -> bool {
         if self.unchecked >= COMMANDS_PER_CHECK {
             self.unchecked = 0;
-            self.late = self.began.elapsed() >= STRETCH;
+            let now = Instant::now();
+            self.late = now.duration_since(*self.began.get_or_insert(now)) >= STRETCH;
         }
         self.late
     }

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use flux_core::store::Position;
 use flux_core::{Error, PartitionId};
 use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
 
@@ -35,6 +36,9 @@ pub(super) struct Turn {
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
+    /// Of `touch`; kept for their capacity.
+    positions: Vec<Position>,
+    places: Vec<PartitionId>,
     /// The disk was full when room was last asked for.
     full: bool,
     next_warning: Instant,
@@ -52,6 +56,8 @@ impl Turn {
             written: Vec::new(),
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
+            positions: Vec::new(),
+            places: Vec::new(),
             full: false,
             next_warning: now,
         }
@@ -68,6 +74,7 @@ impl Turn {
         let waiting = self.policy == Fsync::Always && self.syncing_since.is_some();
         let may_propose = !waiting && self.make_room(&active, dispatch, now);
         if may_propose {
+            self.touch(&active, dispatch);
             for &partition in &active {
                 if let Some((replica, replies)) = dispatch.replica(partition)
                     && replica.has_open_batch()
@@ -99,6 +106,22 @@ impl Turn {
             Err(error) => self.fail(&error, dispatch),
         }
         dispatch.watch_load(self.waited_too_long(now));
+    }
+
+    /// Loads what the small batches of this turn will need of their tables: alone each of them waits for
+    /// a few cache misses, together they wait once.
+    fn touch(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) {
+        for &partition in active {
+            let Some((replica, _)) = dispatch.replica(partition) else { continue };
+            replica.open_positions(&mut self.positions);
+            self.places.resize(self.positions.len(), partition);
+        }
+        let views = &dispatch.shared().views;
+        let table = |partition: &PartitionId| &*views[usize::from(partition.0)].table;
+        let keys = self.places.iter().map(table).zip(self.positions.iter().copied());
+        std::hint::black_box(flux_core::store::touch(keys));
+        self.positions.clear();
+        self.places.clear();
     }
 
     /// Makes sure that the open batches fit on the disk. Where they do not, they are refused.
