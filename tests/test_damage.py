@@ -144,3 +144,16 @@ def find_snapshot(node):
             if offset >= 0 and find(node, 2500, ".log") is None:
                 return path, offset
     return None
+
+
+def test_a_log_that_is_gone_is_not_started_anew(start_flux):
+    node = start_flux(**SMALL_SEGMENTS)
+    write(node, 100)
+    assert node.stop() == 0
+    [log] = [path for path in node.data_dir.iterdir() if path.name.startswith("log-")]
+    for file in log.iterdir():
+        file.unlink()
+    for _ in range(2):
+        with pytest.raises(servers.StartFailed) as failed:
+            start_flux(directory=node.directory, **SMALL_SEGMENTS)
+        assert "is gone" in failed.value.log and log.name in failed.value.log, failed.value.log

@@ -55,6 +55,9 @@ pub(crate) struct Description {
     pub(crate) partitions: u16,
     pub(crate) workers: u16,
     pub(crate) generation: u32,
+    /// Every worker's log has been made: from here on one that is missing is lost.
+    #[serde(default)]
+    pub(crate) started: bool,
 }
 
 /// Why a data directory cannot be used.
@@ -172,15 +175,27 @@ impl DataDir {
         }
     }
 
-    /// Makes another generation of logs, of so many workers, the one that counts, and removes the old.
-    pub(crate) fn switch(&mut self, generation: u32, workers: u16) -> Result<(), DataDirError> {
-        let description = Description { generation, workers, ..self.description.clone() };
+    /// Notes that the log of every worker is there.
+    pub(crate) fn mark_started(&mut self) -> Result<(), DataDirError> {
+        if self.description.started {
+            return Ok(());
+        }
+        self.describe(Description { started: true, ..self.description.clone() })
+    }
+
+    fn describe(&mut self, description: Description) -> Result<(), DataDirError> {
         write(self.folders.root(), &description).map_err(|source| DataDirError::Io {
             action: "write",
             path: self.folders.path().join(DESCRIPTION),
             source,
         })?;
         self.description = description;
+        Ok(())
+    }
+
+    /// Makes another generation of logs, of so many workers, the one that counts, and removes the old.
+    pub(crate) fn switch(&mut self, generation: u32, workers: u16) -> Result<(), DataDirError> {
+        self.describe(Description { generation, workers, ..self.description.clone() })?;
         self.remove_stale_logs()
     }
 
@@ -214,6 +229,7 @@ impl Description {
             partitions,
             workers,
             generation: 1,
+            started: false,
         })
     }
 

@@ -31,6 +31,14 @@ pub enum RecoveryError {
         #[source]
         source: LogError,
     },
+    /// A log is gone.
+    #[error(
+        "the log in {directory} is gone: acknowledged writes were in it; restore the data directory from a backup"
+    )]
+    Missing {
+        /// Where it was.
+        directory: String,
+    },
     /// A partition whose log makes no sense.
     #[error("partition {partition} in {directory}")]
     Broken {
@@ -106,7 +114,7 @@ pub(crate) fn recover(
         }
         replicas.insert(partition.0, Recovery::new(Arc::clone(table), meta, &config));
     }
-    let place = directory.log(directory.description.generation, worker)?;
+    let place = existing_log(directory, worker)?;
     let mut reporter = Reporter::new(place.name.clone());
     let mut broken = None;
     let mut visit = |record: Record<'_>| {
@@ -129,6 +137,20 @@ pub(crate) fn recover(
     }
     let replicas = replicas.into_iter().map(|(partition, one)| (PartitionId(partition), one));
     Ok(Recovered { log, replicas: replicas.collect(), snapshot_indexes })
+}
+
+/// The directory of a worker's log, of which nothing may be missing once the node has run.
+fn existing_log(directory: &DataDir, worker: u16) -> Result<Place, RecoveryError> {
+    let place = directory.log(directory.description.generation, worker)?;
+    let files = place.disk.list().map_err(|source| DataDirError::Io {
+        action: "list",
+        path: place.name.clone().into(),
+        source,
+    })?;
+    if directory.description.started && !files.iter().any(|name| name.ends_with(".log")) {
+        return Err(RecoveryError::Missing { directory: place.name });
+    }
+    Ok(place)
 }
 
 /// How a partition's replica on this node is set up: alone in its group.
@@ -208,7 +230,7 @@ pub(crate) fn relayout(
         targets.push((place, log));
     }
     for worker in 0..count {
-        let place = directory.log(from, worker)?;
+        let place = existing_log(directory, worker)?;
         let mut reporter = Reporter::new(place.name.clone());
         let mut failed = None;
         let mut copy = |record: Record<'_>| {

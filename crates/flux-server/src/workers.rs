@@ -72,6 +72,7 @@ impl Workers {
         let views: Vec<PartitionView> = partitions.iter().map(view).collect();
         let snapshots = Snapshots::find(&directory)?;
         let recovered = recover(&directory, partitions, &options, &views, &snapshots)?;
+        directory.mark_started()?;
 
         let data_addr = listener.local_addr().map_err(StartError::Worker)?;
         let (mailboxes, inboxes) = mailboxes(count).map_err(StartError::Worker)?;

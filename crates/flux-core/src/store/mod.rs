@@ -104,10 +104,11 @@ pub fn touch<'a>(positions: impl Iterator<Item = (&'a Table, Position)> + Clone)
         .clone()
         .map(|(table, position)| table.stripe(position).shard.read_recursive())
         .collect();
-    let positions = || positions.clone().map(|(_, position)| position).zip(&shards);
-    let homes = positions().map(|(position, shard)| shard.segment(position).touch(position));
+    let near = positions.clone().map(|(_, position)| position).zip(&shards);
+    let homes = near.map(|(position, shard)| shard.segment(position).touch(position));
     let homes = homes.fold(0, u64::wrapping_add);
-    let entries = positions().map(|(position, shard)| shard.touch(position));
+    let near = positions.map(|(_, position)| position).zip(&shards);
+    let entries = near.map(|(position, shard)| shard.touch(position));
     entries.fold(homes, u64::wrapping_add)
 }
 
