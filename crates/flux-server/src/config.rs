@@ -121,7 +121,7 @@ settings! {
     admin_addr: SocketAddr = "127.0.0.1:7380", Address, "address",
         "Where `/health`, `/ready` and `/metrics` are served over HTTP.";
     peer_addr: SocketAddr = "127.0.0.1:7381", Address, "address",
-        "Where the other nodes of a cluster connect.";
+        "Where the other nodes of a cluster will connect; nothing listens there yet.";
     grpc_addr: SocketAddr = "127.0.0.1:50052", Address, "address",
         "Where the gRPC service `flux.kv.v1.KV` is served.";
     http_addr: SocketAddr = "127.0.0.1:8080", Address, "address",
