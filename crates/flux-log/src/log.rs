@@ -55,15 +55,25 @@ pub struct Log {
     preparing: bool,
     next_temporary: u64,
     batch: Batch,
-    /// What the batch adds to `active.highest` and `states` once it is written.
-    batch_highest: Vec<(u16, u64)>,
-    batch_states: Vec<State>,
+    /// What the batch changes of `active.highest` and `states` once it is written, in its order.
+    changes: Vec<Change>,
     /// The last state of each partition that is written.
     states: BTreeMap<u16, State>,
+    /// Partitions that were reset, and the LSN after it. Until that is durable, a power cut may bring
+    /// back what the reset voids in the sealed segments.
+    resets: Vec<(u16, Lsn)>,
     written: Lsn,
     synced: Lsn,
     gate: Arc<SyncGate>,
     poison: Option<Arc<str>>,
+}
+
+/// What a record means for the log's own account.
+#[derive(Debug)]
+enum Change {
+    /// Entries of a partition, up to this index at the highest.
+    Entries(u16, u64),
+    State(State),
 }
 
 impl Log {
@@ -100,9 +110,9 @@ impl Log {
             preparing: false,
             next_temporary: 1,
             batch: Batch::new(),
-            batch_highest: Vec::new(),
-            batch_states: Vec::new(),
+            changes: Vec::new(),
             states,
+            resets: Vec::new(),
             written,
             synced: written,
             gate,
@@ -125,12 +135,12 @@ impl Log {
             .push(record)
             .map_err(|bytes| LogError::TooLarge { bytes, limit: crate::MAX_BATCH_BYTES as u64 })?;
         match record {
-            Record::State(state) => self.batch_states.push(*state),
-            Record::Entry(entry) => match self.batch_highest.last_mut() {
-                Some((partition, highest)) if *partition == entry.partition => {
+            Record::State(state) => self.changes.push(Change::State(*state)),
+            Record::Entry(entry) => match self.changes.last_mut() {
+                Some(Change::Entries(partition, highest)) if *partition == entry.partition => {
                     *highest = entry.index.max(*highest);
                 }
-                _ => self.batch_highest.push((entry.partition, entry.index)),
+                _ => self.changes.push(Change::Entries(entry.partition, entry.index)),
             },
         }
         Ok(())
@@ -174,12 +184,20 @@ impl Log {
             return Err(self.poisoned_by(error));
         }
         self.written += length;
-        for (partition, index) in self.batch_highest.drain(..) {
-            let known = highest.entry(partition).or_default();
-            *known = index.max(*known);
-        }
-        for state in self.batch_states.drain(..) {
-            self.states.insert(state.partition, state);
+        for change in self.changes.drain(..) {
+            match change {
+                Change::Entries(partition, index) => {
+                    let known = highest.entry(partition).or_default();
+                    *known = index.max(*known);
+                }
+                Change::State(state) => {
+                    let previous = self.states.insert(state.partition, state);
+                    if state.resets(previous.as_ref()) {
+                        highest.remove(&state.partition);
+                        self.resets.push((state.partition, self.written));
+                    }
+                }
+            }
         }
         self.batch.clear();
         Ok(self.written)
@@ -212,7 +230,10 @@ impl Log {
     /// A failed sync poisons the log.
     pub fn synced(&mut self, result: io::Result<Lsn>) -> Result<Lsn, LogError> {
         match result {
-            Ok(lsn) => self.synced = self.synced.max(lsn),
+            Ok(lsn) => {
+                self.synced = self.synced.max(lsn);
+                self.void_what_was_reset();
+            }
             Err(error) => {
                 let error = LogError::io("sync", &self.active.name, error);
                 return Err(self.poisoned_by(error));
@@ -275,7 +296,10 @@ impl Log {
 
     /// Removes the oldest segments, as long as `snapshot_index` gives for each of their partitions an
     /// index that is not below any of its entries there. Returns how many. Call it only with indexes
-    /// of snapshots that are durable; for a partition that is gone give `u64::MAX`.
+    /// of snapshots that are durable and of the history that the partition's last state began.
+    ///
+    /// Entries that a durable reset voids, see [`State`], keep no segment: before a reset is appended,
+    /// the snapshot that its history goes on from must be durable.
     ///
     /// # Errors
     /// [`LogError::Io`] if a file cannot be removed, which harms nothing; a directory that cannot be
@@ -398,6 +422,19 @@ impl Log {
             Err(error @ LogError::Full { .. }) => Err(error),
             Err(error) => Err(self.poisoned_by(error)),
         }
+    }
+
+    /// Entries before a reset that is durable count no more. A segment is sealed when it is durable, so
+    /// those of the active one were dropped at once, and those in all others are before the reset.
+    fn void_what_was_reset(&mut self) {
+        let Log { resets, sealed, synced, .. } = self;
+        resets.retain(|(partition, lsn)| {
+            if *lsn > *synced {
+                return true;
+            }
+            sealed.iter_mut().for_each(|segment| segment.void(*partition));
+            false
+        });
     }
 
     /// An allocated file of at least `least` bytes.

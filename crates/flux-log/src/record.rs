@@ -11,6 +11,8 @@ pub const MAX_BATCH_BYTES: usize = 1 << 30;
 const HEADER_BYTES: usize = 32;
 const KIND_ENTRY: u8 = 1;
 const KIND_STATE: u8 = 2;
+/// Payload of a state: replica and start. Without it a state is of replica 1 and start 0.
+const STATE_BYTES: usize = 16;
 
 /// One thing that a partition wants to remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,8 @@ pub enum Record<'a> {
 }
 
 /// An entry of a partition's replicated log. One whose index is not above that of an earlier record
-/// replaces that one and all after it, as Raft has it; the log itself draws no such conclusion.
+/// replaces that one and all after it, as Raft has it; the log itself draws no such conclusion. What a
+/// reset voids, see [`State`], is another matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// The partition, a Raft group of this worker.
@@ -40,6 +43,11 @@ pub struct Entry<'a> {
 }
 
 /// What a replica must never forget, and may only forget together.
+///
+/// One whose `replica` or `start` differs from that of the partition's state before it is a **reset**:
+/// every entry of the partition before it in the log is void, whatever its index. As the log may have
+/// dropped some of those and not yet others, what is left of them when the log is read back need not
+/// be without holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
     /// The partition, a Raft group of this worker.
@@ -50,6 +58,18 @@ pub struct State {
     pub vote: u64,
     /// Highest index known to be committed.
     pub commit: u64,
+    /// The replica whose history follows; 0 when the partition is not here any more.
+    pub replica: u64,
+    /// That history goes on after this index, on top of a snapshot that holds all up to it.
+    pub start: u64,
+}
+
+impl State {
+    /// Whether entries before this one are void, `previous` being the partition's state before it.
+    pub(crate) fn resets(&self, previous: Option<&State>) -> bool {
+        let previous = previous.map_or((1, 0), |state| (state.replica, state.start));
+        (self.replica, self.start) != previous
+    }
 }
 
 impl Record<'_> {
@@ -59,18 +79,21 @@ impl Record<'_> {
             Record::Entry(entry) => {
                 HEADER_BYTES.saturating_add(entry.payload.len()).saturating_add(7) & !7
             }
-            Record::State(_) => HEADER_BYTES,
+            Record::State(_) => HEADER_BYTES + STATE_BYTES,
         }
     }
 
     /// Appends the record's bytes. The caller has checked `encoded_len` against `MAX_BATCH_BYTES`.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let mut state_payload = [0; STATE_BYTES];
         let (kind, entry_type, partition, term, index, commit, payload) = match *self {
             Record::Entry(Entry { partition, entry_type, term, index, commit, payload }) => {
                 (KIND_ENTRY, entry_type, partition, term, index, commit, payload)
             }
-            Record::State(State { partition, term, vote, commit }) => {
-                (KIND_STATE, 0, partition, term, vote, commit, &[][..])
+            Record::State(State { partition, term, vote, commit, replica, start }) => {
+                state_payload[..8].copy_from_slice(&replica.to_le_bytes());
+                state_payload[8..].copy_from_slice(&start.to_le_bytes());
+                (KIND_STATE, 0, partition, term, vote, commit, &state_payload[..])
             }
         };
         let mut header = [0; HEADER_BYTES];
@@ -102,8 +125,14 @@ pub(crate) fn decode<'a>(body: &mut Fields<'a>) -> Option<Record<'a>> {
         KIND_ENTRY => {
             Some(Record::Entry(Entry { partition, entry_type, term, index, commit, payload }))
         }
-        KIND_STATE if payload.is_empty() => {
-            Some(Record::State(State { partition, term, vote: index, commit }))
+        KIND_STATE => {
+            let mut fields = Fields(payload);
+            let (replica, start) = match payload.len() {
+                0 => (1, 0),
+                STATE_BYTES => (fields.u64()?, fields.u64()?),
+                _ => return None,
+            };
+            Some(Record::State(State { partition, term, vote: index, commit, replica, start }))
         }
         _ => None,
     }

@@ -74,6 +74,7 @@ struct Recovery<'a> {
     progress: &'a mut dyn FnMut(Progress),
     shown: Progress,
     states: BTreeMap<u16, State>,
+    sealed: Vec<SealedSegment>,
     /// Highest entry index of each partition in the segment being read.
     highest: BTreeMap<u16, u64>,
     /// The highest LSN that any batch said to be durable.
@@ -103,21 +104,24 @@ pub(crate) fn recover(
         progress,
         shown: Progress { done: 0, total },
         states: BTreeMap::new(),
+        sealed: Vec::new(),
         highest: BTreeMap::new(),
         synced: 0,
         report: RecoveryReport { segments: files.len(), ..RecoveryReport::default() },
         buffer: Vec::new(),
     };
-    let mut sealed = Vec::new();
     let mut last = None;
     for (place, (name, base, file)) in files.into_iter().enumerate() {
         match bases.get(place + 1) {
-            Some(next) => sealed.push(recovery.sealed(&name, base, file, *next)?),
+            Some(next) => {
+                let segment = recovery.sealed(&name, base, file, *next)?;
+                recovery.sealed.push(segment);
+            }
             None => last = Some(recovery.last(name, base, file)?),
         }
     }
     recovery.show(total);
-    let Recovery { states, report, .. } = recovery;
+    let Recovery { states, sealed, report, .. } = recovery;
     Ok(Recovered { sealed, last, states, report })
 }
 
@@ -286,7 +290,11 @@ impl Recovery<'_> {
                 *highest = entry.index.max(*highest);
             }
             Record::State(state) => {
-                self.states.insert(state.partition, *state);
+                let previous = self.states.insert(state.partition, *state);
+                if state.resets(previous.as_ref()) {
+                    self.highest.remove(&state.partition);
+                    self.sealed.iter_mut().for_each(|segment| segment.void(state.partition));
+                }
             }
         }
         if visible {

@@ -109,7 +109,7 @@ pub(crate) fn head(header: SegmentHeader, states: &BTreeMap<u16, State>) -> Vec<
     for state in states.values() {
         batch
             .push(&Record::State(*state))
-            .expect("65536 states of 32 bytes are less than a batch may hold");
+            .expect("65536 states of 48 bytes are less than a batch may hold");
     }
     let lsn = header.base + SEGMENT_HEADER_BYTES as u64;
     let mut bytes = header.encode().to_vec();
@@ -135,6 +135,15 @@ pub(crate) struct SealedSegment {
     pub size: u64,
     /// Highest entry index of each partition that has an entry here, by partition.
     pub highest: Vec<(u16, u64)>,
+}
+
+impl SealedSegment {
+    /// The partition's entries here count no more.
+    pub fn void(&mut self, partition: u16) {
+        if let Ok(place) = self.highest.binary_search_by_key(&partition, |(of, _)| *of) {
+            self.highest.remove(place);
+        }
+    }
 }
 
 /// The segment that batches go to.

@@ -278,6 +278,20 @@ impl Snapshot {
         Ok(ids)
     }
 
+    /// Removes every snapshot of a partition, durably. While it may be undone by a power cut the log
+    /// must already say, durably, that what they hold is of no use: see [`State`](crate::State).
+    ///
+    /// # Errors
+    /// What the disk says; some may be gone then.
+    pub fn remove(disk: &dyn Disk, partition: u16) -> Result<(), LogError> {
+        for id in list_all(disk)? {
+            if id.partition == partition {
+                remove(disk, &id.file_name())?;
+            }
+        }
+        sync_dir(disk)
+    }
+
     /// Opens a snapshot and reads its header.
     ///
     /// # Errors

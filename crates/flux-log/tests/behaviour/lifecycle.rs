@@ -18,9 +18,11 @@ fn any_record() -> impl Strategy<Value = Owned> {
                 partition, entry_type, term, index, commit, payload,
             }
         ),
-        1 => (any::<u16>(), any::<[u64; 3]>()).prop_map(|(partition, [term, vote, commit])| {
-            Owned::State(flux_log::State { partition, term, vote, commit })
-        }),
+        1 => (any::<u16>(), any::<[u64; 5]>()).prop_map(
+            |(partition, [term, vote, commit, replica, start])| {
+                Owned::State(flux_log::State { partition, term, vote, commit, replica, start })
+            }
+        ),
     ]
 }
 
@@ -68,7 +70,7 @@ proptest! {
 #[test]
 fn a_trimmed_log_forgets_no_state() {
     let disk = SimDisk::new(1);
-    let (mut log, ..) = open(&disk, 512).unwrap();
+    let (mut log, ..) = open(&disk, 600).unwrap();
     write(&mut log, &[state(1, 5, 2), state(9, 8, 3)]).unwrap();
     write(&mut log, &[state(1, 6, 4)]).unwrap();
     let mut index = 0;
@@ -89,7 +91,7 @@ fn a_trimmed_log_forgets_no_state() {
     assert!(log.bytes() < before);
     drop(log);
 
-    let (_, report, records) = open(&disk, 512).unwrap();
+    let (_, report, records) = open(&disk, 600).unwrap();
     assert_eq!(report.segments, 1);
     assert_eq!(records[..2], [state(1, 6, 4), state(9, 8, 3)]);
     assert!(records[2..].iter().all(|record| matches!(record, Owned::Entry { .. })));

@@ -6,5 +6,6 @@ mod files;
 mod fuzz;
 mod lifecycle;
 mod power_cut;
+mod resets;
 mod snapshots;
 mod support;

@@ -32,6 +32,15 @@ enum Step {
     Snapshot {
         partition: u16,
     },
+    /// A snapshot from elsewhere takes the place of what there is.
+    Install {
+        partition: u16,
+        ahead: u64,
+    },
+    /// The partition leaves and comes back as another replica, from nothing.
+    Replace {
+        partition: u16,
+    },
     Trim,
     FailSync,
     FailWrite,
@@ -55,7 +64,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Target),
         3 => Just(Step::RunTarget),
         2 => Just(Step::Prepare),
-        3 => partition.prop_map(|partition| Step::Snapshot { partition }),
+        3 => partition.clone().prop_map(|partition| Step::Snapshot { partition }),
+        2 => (partition.clone(), 1_u64..6)
+            .prop_map(|(partition, ahead)| Step::Install { partition, ahead }),
+        1 => partition.prop_map(|partition| Step::Replace { partition }),
         3 => Just(Step::Trim),
         1 => Just(Step::FailSync),
         1 => Just(Step::FailWrite),
@@ -85,6 +97,8 @@ struct World {
     /// Index of the last snapshot that was finished, and of one that failed after it.
     snapshots: [u64; PARTITIONS as usize],
     attempted: [Option<u64>; PARTITIONS as usize],
+    /// The replica and start of each partition, as its states have them.
+    lives: [(u64, u64); PARTITIONS as usize],
 }
 
 impl World {
@@ -101,6 +115,7 @@ impl World {
             index: [0; PARTITIONS as usize],
             snapshots: [0; PARTITIONS as usize],
             attempted: [None; PARTITIONS as usize],
+            lives: [(1, 0); PARTITIONS as usize],
         }
     }
 
@@ -143,10 +158,7 @@ impl World {
                     payload,
                 })?;
             }
-            Step::State { partition } => {
-                let term = self.next_number();
-                self.append(Owned::State(State { partition, term, vote: !term, commit: 0 }))?;
-            }
+            Step::State { partition } => self.state(partition, self.lives[partition as usize])?,
             Step::Write => self.write()?,
             Step::Sync => self.acknowledged = self.log.sync_now()?,
             Step::Target => self.target = Some(self.log.sync_target()),
@@ -161,6 +173,8 @@ impl World {
                 }
             }
             Step::Snapshot { partition } => self.snapshot(partition)?,
+            Step::Install { partition, ahead } => self.install(partition, ahead)?,
+            Step::Replace { partition } => self.replace(partition)?,
             Step::Trim => {
                 let snapshots = self.snapshots;
                 self.log.trim(&mut |partition| snapshots[partition as usize])?;
@@ -174,15 +188,33 @@ impl World {
         Ok(())
     }
 
+    fn state(&mut self, partition: u16, (replica, start): (u64, u64)) -> Result<(), LogError> {
+        let term = self.next_number();
+        self.lives[partition as usize] = (replica, start);
+        let (vote, commit) = (!term, 0);
+        self.append(Owned::State(State { partition, term, vote, commit, replica, start }))
+    }
+
     /// Only what is durable in the log may be in a snapshot.
     fn snapshot(&mut self, partition: u16) -> Result<(), LogError> {
         self.acknowledged = self.log.sync_now()?;
-        let batched = |owned: &&Owned| matches!(owned, Owned::Entry { partition: of, .. } if *of == partition);
-        let index =
-            self.index[partition as usize] - self.batch.iter().filter(batched).count() as u64;
-        if index == self.snapshots[partition as usize] {
+        let place = partition as usize;
+        let of = |owned: &Owned| match owned {
+            Owned::Entry { partition, .. } => *partition,
+            Owned::State(state) => state.partition,
+        };
+        let batched: Vec<&Owned> =
+            self.batch.iter().filter(|owned| of(owned) == partition).collect();
+        let entries = batched.iter().filter(|owned| matches!(owned, Owned::Entry { .. })).count();
+        let index = self.index[place].saturating_sub(entries as u64);
+        // With a reset in the batch it is not known what is durable of the new history: nothing.
+        if index <= self.snapshots[place] || entries < batched.len() {
             return Ok(());
         }
+        self.write_snapshot(partition, index)
+    }
+
+    fn write_snapshot(&mut self, partition: u16, index: u64) -> Result<(), LogError> {
         self.attempted[partition as usize] = Some(index);
         let disk = Arc::new(self.disk.clone());
         let mut writer = SnapshotWriter::create(disk, partition, index, &index.to_le_bytes())?;
@@ -191,6 +223,32 @@ impl World {
         writer.finish()?;
         self.snapshots[partition as usize] = index;
         self.attempted[partition as usize] = None;
+        Ok(())
+    }
+
+    /// The history goes on from a snapshot that may lie before or after what the log has.
+    fn install(&mut self, partition: u16, ahead: u64) -> Result<(), LogError> {
+        let place = partition as usize;
+        let start = self.snapshots[place] + ahead;
+        self.write_snapshot(partition, start)?;
+        self.state(partition, (self.lives[place].0, start))?;
+        self.index[place] = start;
+        Ok(())
+    }
+
+    fn replace(&mut self, partition: u16) -> Result<(), LogError> {
+        let place = partition as usize;
+        let number = self.next_number();
+        // Another start each time, so that it is a reset even if this was tried before.
+        self.state(partition, (0, number))?;
+        self.write()?;
+        self.acknowledged = self.log.sync_now()?;
+        self.attempted[place] = Some(0);
+        Snapshot::remove(&self.disk, partition)?;
+        self.attempted[place] = None;
+        self.snapshots[place] = 0;
+        self.state(partition, (number + 2, 0))?;
+        self.index[place] = 0;
         Ok(())
     }
 
@@ -209,6 +267,8 @@ impl World {
     }
 
     fn power_cut(&mut self) {
+        // Beginning a segment makes all before it durable, and so trimmable.
+        self.acknowledged = self.acknowledged.max(self.log.durable());
         let disk = self.disk.power_cut();
         self.recover(disk).unwrap();
     }
@@ -241,7 +301,7 @@ impl World {
             (run, first, end) = (visited.len(), durable, durable);
         }
         assert!(end <= self.written.len(), "{context}");
-        self.check_trimmed(first, &context);
+        self.check_trimmed(first, end, &context);
         let expected = self.written[first..end].iter().map(|appended| &appended.record);
         assert!(visited[run..].iter().eq(expected), "{context}");
         self.check_states(&visited, run, first, end, &context);
@@ -259,11 +319,23 @@ impl World {
         Ok(())
     }
 
-    /// What is missing before the run is covered by snapshots.
-    fn check_trimmed(&self, first: usize, context: &str) {
-        for appended in &self.written[..first] {
+    /// What is missing before the run is covered by snapshots, or void by a reset that survived.
+    fn check_trimmed(&self, first: usize, end: usize, context: &str) {
+        let mut lives = [(1, 0); PARTITIONS as usize];
+        let mut last_reset = [0; PARTITIONS as usize];
+        for (place, appended) in self.written[..end].iter().enumerate() {
+            if let Owned::State(state) = &appended.record {
+                let life = &mut lives[state.partition as usize];
+                if *life != (state.replica, state.start) {
+                    *life = (state.replica, state.start);
+                    last_reset[state.partition as usize] = place;
+                }
+            }
+        }
+        for (place, appended) in self.written[..first].iter().enumerate() {
             if let Owned::Entry { partition, index, .. } = &appended.record {
-                assert!(*index <= self.snapshots[*partition as usize], "{context}");
+                let covered = *index <= self.snapshots[*partition as usize];
+                assert!(covered || place < last_reset[*partition as usize], "{context}");
             }
         }
     }

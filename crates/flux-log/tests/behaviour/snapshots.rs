@@ -78,6 +78,17 @@ fn the_newest_of_each_partition_counts() {
 }
 
 #[test]
+fn those_of_a_partition_can_be_removed() {
+    let disk = SimDisk::new(1);
+    take(&disk, 1, 5, b"", &[b"one".to_vec()]).unwrap();
+    take(&disk, 12, 7, b"", &[]).unwrap();
+    Snapshot::remove(&disk, 1).unwrap();
+    Snapshot::remove(&disk, 3).unwrap();
+    let left = [SnapshotId { partition: 12, index: 7 }];
+    assert_eq!(Snapshot::list(&disk.power_cut()).unwrap(), left);
+}
+
+#[test]
 fn every_flipped_bit_and_truncation_is_noticed() {
     let disk = SimDisk::new(1);
     let chunks = [b"one".to_vec(), vec![0; 40], vec![], vec![255; 33]];

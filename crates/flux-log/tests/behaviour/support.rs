@@ -45,7 +45,12 @@ pub fn entry(partition: u16, index: u64, payload: &[u8]) -> Owned {
 }
 
 pub fn state(partition: u16, term: u64, vote: u64) -> Owned {
-    Owned::State(State { partition, term, vote, commit: term })
+    Owned::State(State { partition, term, vote, commit: term, replica: 1, start: 0 })
+}
+
+/// A state of another replica or start than the last one: what came before is void.
+pub fn reset(partition: u16, replica: u64, start: u64) -> Owned {
+    Owned::State(State { partition, term: 9, vote: 0, commit: start, replica, start })
 }
 
 pub fn options(segment_bytes: u64) -> LogOptions {

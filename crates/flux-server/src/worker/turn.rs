@@ -325,7 +325,8 @@ fn append(
     let (partition, commit) = (partition.0, ready.commit);
     if let Some(state) = &ready.state {
         let (term, vote) = (state.term, state.vote);
-        log.append(&Record::State(State { partition, term, vote, commit }))?;
+        let state = State { partition, term, vote, commit, replica: 1, start: 0 };
+        log.append(&Record::State(state))?;
     }
     for entry in &ready.entries {
         log.append(&Record::Entry(Entry {
