@@ -2,8 +2,9 @@
 //!
 //! A table is ordered by hash. It is divided into shards by the top bits of the hash, each behind its own
 //! lock, and a shard into small index segments that are split as they fill, so that no operation takes
-//! long and memory grows smoothly. There are many readers and **one writer**: `put`, `remove`, `load`
-//! and the snapshot functions are called by one thread at a time, the owning worker's; reads by any.
+//! long and memory grows smoothly. There are many readers and **one writer**: `put`, `remove`, `load`,
+//! `replace`, `clear` and the snapshot functions are called by one thread at a time, the owning
+//! worker's; reads by any.
 //!
 //! The table does not judge: it keeps expired entries until they are removed, and takes writes past the
 //! memory limit. It has no clock and no randomness; equal calls give equal tables, in equal order.
@@ -64,6 +65,8 @@ pub struct Table {
     shard_bits: u32,
     secrets: RapidSecrets,
     memory: Arc<Memory>,
+    /// How many times all contents were replaced.
+    replacements: AtomicU64,
 }
 
 /// A shard, and its figures as they may be read without its lock. Aligned so that two shards do not
@@ -119,7 +122,10 @@ impl Table {
     ///
     /// If the number of shards is not a power of two up to 65536.
     pub fn new(options: TableOptions, memory: Arc<Memory>) -> Table {
-        let shards = options.shards;
+        Table::empty(options.shards, RapidSecrets::seed(options.hash_seed), memory)
+    }
+
+    fn empty(shards: usize, secrets: RapidSecrets, memory: Arc<Memory>) -> Table {
         assert!(shards.is_power_of_two() && shards <= 1 << 16, "{shards} shards");
         let shard_bits = shards.trailing_zeros();
         let stripes: Box<[Stripe]> = (0..shards)
@@ -134,8 +140,7 @@ impl Table {
         for stripe in &stripes {
             stripe.write(&memory, |_| ());
         }
-        let secrets = RapidSecrets::seed(options.hash_seed);
-        Table { stripes, shard_bits, secrets, memory }
+        Table { stripes, shard_bits, secrets, memory, replacements: AtomicU64::new(0) }
     }
 
     /// The hash of a key in this table.
@@ -177,6 +182,42 @@ impl Table {
     pub fn remove(&self, hash: KeyHash, key: &[u8]) -> bool {
         let position = hash.position();
         self.stripe(position).write(&self.memory, |shard| shard.remove(position, key))
+    }
+
+    /// Gives the table all contents of `fresh`, and returns its own up to now as a table of their own:
+    /// dropping that may take long, and may be done by another thread.
+    ///
+    /// One shard after the other is exchanged, so a reader finds each one old or new, and may find two
+    /// keys of different age. A snapshot that runs ends here: `snapshot_chunk` has nothing more to give
+    /// then, though what it gave so far is not complete. See [`replacements`](Table::replacements).
+    ///
+    /// # Panics
+    ///
+    /// If the tables differ in their number of shards or in their hash.
+    pub fn replace(&self, mut fresh: Table) -> Table {
+        assert_eq!(self.stripes.len(), fresh.stripes.len(), "tables of equal options");
+        assert_eq!(self.secrets, fresh.secrets, "tables of equal options");
+        self.replacements.fetch_add(1, Ordering::Relaxed);
+        for (stripe, other) in self.stripes.iter().zip(&mut fresh.stripes) {
+            let new = other.shard.get_mut();
+            new.end_snapshot();
+            stripe.write(&self.memory, |shard| std::mem::swap(shard, new));
+            // What was saved for the old snapshot goes only now, when no reader waits.
+            other.write(&fresh.memory, Shard::end_snapshot);
+        }
+        fresh
+    }
+
+    /// Removes everything, as [`replace`](Table::replace) by an empty table does.
+    pub fn clear(&self) -> Table {
+        let memory = Arc::clone(&self.memory);
+        self.replace(Table::empty(self.stripes.len(), self.secrets, memory))
+    }
+
+    /// How many times all contents were replaced. Whoever walks a snapshot compares it: once it has
+    /// changed since `begin_snapshot`, what was walked so far is of no use.
+    pub fn replacements(&self) -> u64 {
+        self.replacements.load(Ordering::Relaxed)
     }
 
     /// The number of entries, expired ones included. Cheap, from any thread.

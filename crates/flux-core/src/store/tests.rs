@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
+mod replace;
 mod snapshots;
 
 /// What a model knows of a key: value, version, expiry, time of writing.
