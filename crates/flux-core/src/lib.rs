@@ -10,6 +10,7 @@ pub mod draft;
 pub mod effect;
 pub mod evaluate;
 pub mod glob;
+pub mod placement;
 pub mod replica;
 pub mod reply;
 pub mod slot;
