@@ -71,7 +71,8 @@ fn exposition(shared: &Shared) -> String {
     for (name, help, value) in shared.stats.iter() {
         metric(&format!("{name}_total"), "counter", help, value);
     }
-    let serving = shared.views.iter().filter(|view| view.serving.load(Ordering::Relaxed)).count();
+    let now_us = crate::clock::monotonic_us();
+    let serving = shared.views.iter().filter(|view| view.standing.may_serve(now_us)).count();
     let gauges = [
         ("keys", "Keys held.", shared.keys() as u64),
         ("volatile_keys", "Keys that expire.", shared.volatile_keys() as u64),

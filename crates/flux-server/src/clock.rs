@@ -1,8 +1,21 @@
-//! The node's clocks, read once a turn.
+//! The node's clocks.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use flux_core::UnixMillis;
+use flux_core::replica::Now;
+
+/// Both clocks.
+pub(crate) fn now() -> Now {
+    Now { ms: unix_ms(), us: monotonic_us() }
+}
+
+/// Microseconds since the process first asked, and one: a clock that is never set.
+pub(crate) fn monotonic_us() -> u64 {
+    static BEGINNING: OnceLock<Instant> = OnceLock::new();
+    1 + BEGINNING.get_or_init(Instant::now).elapsed().as_micros() as u64
+}
 
 /// Microseconds since the Unix epoch on the wall clock; 0 before it.
 pub(crate) fn unix_us() -> u64 {

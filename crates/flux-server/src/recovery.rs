@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flux_core::PartitionId;
-use flux_core::replica::{Broken, Position, Recovery, ReplicaConfig, SnapshotMeta};
+use flux_core::replica::{Broken, Position, Recovery, ReplicaConfig, SnapshotMeta, StateRecord};
 use flux_core::store::Table;
-use flux_log::{Log, LogError, LogOptions, Record, Snapshot, SnapshotId};
+use flux_log::{Log, LogError, LogOptions, Record, Snapshot, SnapshotId, State};
 
 use crate::data_dir::{DataDir, DataDirError, Place};
 
@@ -107,12 +107,12 @@ pub(crate) fn recover(
     let mut replicas = BTreeMap::new();
     let mut snapshot_indexes = BTreeMap::new();
     for (partition, table) in partitions {
-        let config = replica_config(*partition);
         let meta = snapshots.load(*partition, table)?;
         if let Some(meta) = &meta {
             snapshot_indexes.insert(partition.0, meta.position.index);
         }
-        replicas.insert(partition.0, Recovery::new(Arc::clone(table), meta, &config));
+        replicas
+            .insert(partition.0, Recovery::new(Arc::clone(table), meta, SnapshotMeta::alone(1), 0));
     }
     let place = existing_log(directory, worker)?;
     let mut reporter = Reporter::new(place.name.clone());
@@ -126,7 +126,10 @@ pub(crate) fn recover(
         reporter.report(progress.done, progress.total);
     });
     let (log, report) = opened.map_err(|source| at(&place, source))?;
-    if let Some((partition, source)) = broken {
+    let finish = |(partition, one): (&u16, &mut Recovery)| {
+        one.finish().err().map(|source| (*partition, source))
+    };
+    if let Some((partition, source)) = broken.or_else(|| replicas.iter_mut().find_map(finish)) {
         return Err(RecoveryError::Broken { partition, directory: place.name, source });
     }
     if let Some(cut) = &report.cut {
@@ -155,7 +158,16 @@ fn existing_log(directory: &DataDir, worker: u16) -> Result<Place, RecoveryError
 
 /// How a partition's replica on this node is set up: alone in its group.
 pub(crate) fn replica_config(partition: PartitionId) -> ReplicaConfig {
-    ReplicaConfig { partition, id: 1, voters: vec![1], election_ticks: 10, tail_bytes: 0 }
+    ReplicaConfig {
+        partition,
+        id: 1,
+        tick_us: 50_000,
+        heartbeat_ticks: 2,
+        election_ticks: 12,
+        drift_percent: 10,
+        tail_bytes: 0,
+        seed: 0,
+    }
 }
 
 impl Snapshots {
@@ -197,7 +209,8 @@ fn replay(
     match *record {
         Record::State(state) => {
             if let Some(replica) = replicas.get_mut(&state.partition) {
-                replica.state(state.term, state.vote);
+                let State { replica: id, start, term, vote, .. } = state;
+                replica.state(&StateRecord { replica: id, start, term, vote });
             }
             Ok(())
         }

@@ -3,11 +3,10 @@
 //! A cursor is the partition and the position in it to go on from, so it stays valid while keys come
 //! and go, partitions split their index, and over a restart of the node.
 
-use std::sync::atomic::Ordering;
-
 use flux_core::store::{Entry, Position};
 use flux_core::{Error, PartitionId, UnixMillis};
 
+use crate::clock::monotonic_us;
 use crate::resp::ScanCursor;
 use crate::shared::Shared;
 
@@ -40,7 +39,7 @@ pub(crate) fn walk(
     let mut seen = 0;
     let mut cursor = cursor;
     while let Some(view) = shared.views.get(usize::from(cursor.partition.0)) {
-        if !view.serving.load(Ordering::Acquire) {
+        if !view.standing.may_serve(monotonic_us()) {
             return Err(Error::NotLeader);
         }
         let next = view.table.scan(Position(cursor.position), min_entries - seen, |entry| {

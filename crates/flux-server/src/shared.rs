@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use flux_core::replica::{Now, View};
 use flux_core::store::{Memory, Table};
-use flux_core::{Command, Error, PartitionId, Partitions, Reply, UnixMillis};
+use flux_core::{Command, Error, PartitionId, Partitions, Reply};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::clock::unix_ms;
+use crate::clock;
 use crate::config::Settings;
 use crate::mailbox::{Mailbox, Message, Waiter};
 use crate::resp::Session;
@@ -21,8 +22,8 @@ use crate::stats::Stats;
 #[derive(Debug)]
 pub(crate) struct PartitionView {
     pub(crate) table: Arc<Table>,
-    /// Whether the table may answer linearizable reads.
-    pub(crate) serving: Arc<AtomicBool>,
+    /// What the replica of this node is in its group.
+    pub(crate) standing: Arc<View>,
 }
 
 /// A RESP connection as other workers see it.
@@ -72,25 +73,26 @@ impl Shared {
         partition.0 % self.mailboxes.len() as u16
     }
 
-    /// Answers a read from the partition's table.
+    /// Answers a read from the partition's table, if this node surely leads it at this moment, which must
+    /// have been taken after the read came.
     pub(crate) fn read(
         &self,
         partition: PartitionId,
         command: &Command<&[u8]>,
-        now_ms: UnixMillis,
-    ) -> Reply {
+        now: Now,
+    ) -> Option<Reply> {
         let view = &self.views[usize::from(partition.0)];
-        if !view.serving.load(Ordering::Acquire) {
-            return Reply::Error(Error::NotLeader);
-        }
-        flux_core::evaluate::read(&view.table, now_ms, command)
+        let may_serve = view.standing.may_serve(now.us);
+        may_serve.then(|| flux_core::evaluate::read(&view.table, now.ms, command))
     }
 
     /// Carries out a command from a task of the asynchronous runtime.
     pub(crate) async fn execute(&self, partition: PartitionId, command: Command<Vec<u8>>) -> Reply {
-        if command.is_point_read() {
+        if command.is_point_read()
+            && let Some(reply) = self.read(partition, &command.borrowed(), clock::now())
+        {
             self.stats.reads.add(1);
-            return self.read(partition, &command.borrowed(), unix_ms());
+            return reply;
         }
         let (sender, receiver) = oneshot::channel();
         let (command, waiter) = (Box::new(command), Waiter::Task(sender));

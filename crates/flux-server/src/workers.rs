@@ -67,7 +67,7 @@ impl Workers {
         let hash_seed = directory.description.seed();
         let view = |_| PartitionView {
             table: Arc::new(Table::new(TableOptions { hash_seed, shards }, Arc::clone(&memory))),
-            serving: Arc::new(AtomicBool::new(false)),
+            standing: Arc::default(),
         };
         let views: Vec<PartitionView> = partitions.iter().map(view).collect();
         let snapshots = Snapshots::find(&directory)?;
@@ -188,8 +188,8 @@ fn worker(
     for (partition, recovery) in recovered.replicas {
         let view = &shared.views[usize::from(partition.0)];
         let config = recovery::replica_config(partition);
-        let (memory, serving) = (Arc::clone(&shared.memory), Arc::clone(&view.serving));
-        let replica = Replica::new(&config, recovery, memory, serving, clock::unix_ms())
+        let (memory, standing) = (Arc::clone(&shared.memory), Arc::clone(&view.standing));
+        let replica = Replica::new(&config, recovery, memory, standing, clock::now())
             .map_err(|source| StartError::Replica { partition, source })?;
         replicas.push(replica);
     }

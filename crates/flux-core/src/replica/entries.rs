@@ -4,10 +4,14 @@
 //! Applied entries are dropped, but for a tail of bounded size that spares a follower which is a
 //! little behind a whole snapshot.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
+
+use super::members::Members;
+use super::recovery::SnapshotMeta;
 
 /// The entries after `truncated`, which is the last one dropped.
 #[derive(Debug)]
@@ -16,7 +20,11 @@ pub(crate) struct Entries {
     bytes: usize,
     truncated: Position,
     hard_state: HardState,
-    conf_state: ConfState,
+    members: Members,
+    /// The newest snapshot that lies on the disk, for followers that need one.
+    snapshot: Option<SnapshotMeta>,
+    /// A follower needs a snapshot, and there is none that the entries here continue.
+    wanted: Cell<bool>,
 }
 
 /// The index and term of an entry.
@@ -30,9 +38,16 @@ pub struct Position {
 
 impl Entries {
     /// An empty log that goes on after `truncated`.
-    pub(crate) fn new(truncated: Position, hard_state: HardState, voters: Vec<u64>) -> Entries {
-        let conf_state = ConfState { voters, ..ConfState::default() };
-        Entries { entries: VecDeque::new(), bytes: 0, truncated, hard_state, conf_state }
+    pub(crate) fn new(truncated: Position, hard_state: HardState, members: Members) -> Entries {
+        Entries {
+            entries: VecDeque::new(),
+            bytes: 0,
+            truncated,
+            hard_state,
+            members,
+            snapshot: None,
+            wanted: Cell::new(false),
+        }
     }
 
     /// Appends entries; they replace what stands at their indexes and after.
@@ -58,10 +73,10 @@ impl Entries {
         self.entries.extend(entries);
     }
 
-    /// Drops entries up to `applied` until at most `tail_bytes` are left of them.
-    pub(crate) fn truncate(&mut self, applied: u64, tail_bytes: usize) {
+    /// Drops entries up to `last` until at most `tail_bytes` are left of all.
+    pub(crate) fn truncate(&mut self, last: u64, tail_bytes: usize) {
         while self.bytes > tail_bytes || tail_bytes == 0 {
-            let Some(first) = self.entries.front().filter(|first| first.index <= applied) else {
+            let Some(first) = self.entries.front().filter(|first| first.index <= last) else {
                 return;
             };
             self.truncated = Position { index: first.index, term: first.term };
@@ -70,13 +85,47 @@ impl Entries {
         }
     }
 
+    /// The size of all entries.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Begins anew after a snapshot that was received.
+    pub(crate) fn restart(&mut self, after: Position) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.truncated = after;
+        self.snapshot = None;
+    }
+
+    /// A snapshot lies on the disk.
+    pub(crate) fn set_snapshot(&mut self, meta: SnapshotMeta) {
+        self.snapshot = Some(meta);
+        self.wanted.set(false);
+    }
+
+    /// Whether a follower waits for a snapshot that has to be taken first.
+    pub(crate) fn snapshot_wanted(&self) -> bool {
+        self.wanted.get()
+    }
+
+    /// The index of the newest snapshot on the disk; 0 if there is none.
+    pub(crate) fn snapshot_index(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, |meta| meta.position.index)
+    }
+
+    /// The configuration as of the entries applied.
+    pub(crate) fn set_members(&mut self, members: Members) {
+        self.members = members;
+    }
+
     pub(crate) fn set_hard_state(&mut self, hard_state: HardState) {
         self.hard_state = hard_state;
     }
 
-    /// The voters of the group.
-    pub(crate) fn voters(&self) -> &[u64] {
-        &self.conf_state.voters
+    /// The configuration of the group.
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The term of an entry that is kept, or of the last one dropped.
@@ -91,7 +140,7 @@ impl Entries {
 
 impl Storage for Entries {
     fn initial_state(&self) -> Result<RaftState> {
-        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+        Ok(RaftState::new(self.hard_state.clone(), ConfState::from(&self.members)))
     }
 
     fn entries(
@@ -133,10 +182,27 @@ impl Storage for Entries {
         Ok(self.truncated.index + self.entries.len() as u64)
     }
 
-    /// A follower too far behind needs a snapshot, which only a group of several voters has use for.
-    fn snapshot(&self, _request_index: u64, _to: u64) -> Result<Snapshot> {
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// For a follower that is too far behind. Only what the snapshot stands for goes through Raft, its
+    /// contents another way; see the owner. One that the entries here do not continue is of no use.
+    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+        let least = request_index.max(self.truncated.index);
+        let usable = self.snapshot.as_ref().filter(|meta| meta.position.index >= least);
+        let Some(meta) = usable else {
+            self.wanted.set(true);
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        };
+        Ok(raft_snapshot(meta))
     }
+}
+
+/// A snapshot as Raft knows it.
+pub(super) fn raft_snapshot(meta: &SnapshotMeta) -> Snapshot {
+    let metadata = SnapshotMetadata {
+        conf_state: Some(ConfState::from(&meta.members)),
+        index: meta.position.index,
+        term: meta.position.term,
+    };
+    Snapshot { data: Vec::new(), metadata: Some(metadata) }
 }
 
 #[cfg(test)]
@@ -148,7 +214,7 @@ mod tests {
     }
 
     fn log(count: u64) -> Entries {
-        let mut log = Entries::new(Position::default(), HardState::default(), vec![1]);
+        let mut log = Entries::new(Position::default(), HardState::default(), Members::default());
         log.append((1..=count).map(|index| entry(index, 1)).collect());
         log
     }

@@ -16,12 +16,10 @@ impl<W> Replica<W> {
     /// Adds deletes of expired keys to the open batch: of at most `limit` due timers. Returns how many
     /// timers it took; as many as `limit` means that more may be due.
     pub fn expire(&mut self, now_ms: UnixMillis, limit: usize) -> usize {
-        if !self.serving.load(std::sync::atomic::Ordering::Relaxed) {
+        if !self.leads || self.node.raft.lead_transferee.is_some() {
             return 0;
         }
-        if self.wheel.len() > 2 * self.table.volatile_len() + STALE_TIMERS {
-            self.rebuild_wheel(now_ms);
-        }
+        self.prune_wheel(now_ms);
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_ms, limit, &mut due);
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now_ms);
@@ -34,7 +32,9 @@ impl<W> Replica<W> {
 
     /// When `expire` has something to do next, at the earliest.
     pub fn next_expiry_ms(&self) -> Option<UnixMillis> {
-        self.wheel.next_due_ms()
+        // Followers leave it to their leader.
+        let acts = self.leads && self.node.raft.lead_transferee.is_none();
+        acts.then(|| self.wheel.next_due_ms()).flatten()
     }
 
     /// Gives the keys of the open batch, which is given up, their timers back: those of keys that were
@@ -47,6 +47,13 @@ impl<W> Replica<W> {
         for (_, effect) in effects.flatten() {
             let position = self.table.hash(effect.key()).position();
             self.wheel.insert(now_ms + RETRY_MS, position);
+        }
+    }
+
+    /// Rebuilds the wheel if most of it is stale.
+    pub(super) fn prune_wheel(&mut self, now_ms: UnixMillis) {
+        if self.wheel.len() > 2 * self.table.volatile_len() + STALE_TIMERS {
+            self.rebuild_wheel(now_ms);
         }
     }
 

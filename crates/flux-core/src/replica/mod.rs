@@ -15,20 +15,28 @@
 
 mod entries;
 mod expiry;
+mod group;
+mod lease;
+mod members;
+mod messages;
 mod recovery;
+mod view;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use raft::eraftpb::{Entry, EntryType, HardState, Message};
 use raft::{RawNode, StateRole};
 
 pub use entries::Position;
-pub use recovery::{Recovery, SnapshotMeta};
+pub use group::{Change, Progress, Role, Status};
+pub use members::Members;
+pub use messages::{decode_message, encode_message};
+pub use recovery::{Recovery, SnapshotMeta, StateRecord};
+pub use view::View;
 
 use crate::draft::{Draft, InFlight, apply};
 use crate::effect::{Effect, EffectError, Effects};
@@ -37,9 +45,20 @@ use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
 use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
 use entries::Entries;
+use lease::Rounds;
+use messages::Election;
 
 /// A batch of a few usual writes.
 const SMALL_BATCH_BYTES: usize = 2048;
+
+/// Replies that may wait for a proof of leadership.
+const MAX_WAITING_READS: usize = 65_536;
+
+/// Ticks after which a proposal's outcome is called unknown; it may still be committed.
+const OUTCOME_TICKS: u64 = 100;
+
+/// Entries for followers that are behind are kept in memory up to so many times `tail_bytes`.
+const LAGGING_TAILS: usize = 8;
 
 /// What a replica is told when it starts.
 #[derive(Clone, Debug)]
@@ -48,12 +67,27 @@ pub struct ReplicaConfig {
     pub partition: PartitionId,
     /// This replica's Raft id, not 0.
     pub id: u64,
-    /// The group's voters when the partition is new.
-    pub voters: Vec<u64>,
-    /// Ticks without a leader until an election.
+    /// The period of `tick`, in microseconds.
+    pub tick_us: u64,
+    /// Ticks between two heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Ticks without a leader until an election, at least; up to half as many more are added.
     pub election_ticks: usize,
+    /// By how much of its speed any clock may be wrong, in percent: leases are shortened by it.
+    pub drift_percent: u8,
     /// How many bytes of applied entries stay in memory for followers.
     pub tail_bytes: usize,
+    /// Makes election timeouts differ, and repeatable.
+    pub seed: u64,
+}
+
+/// The time, as the owner's clocks have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// The wall clock: what is expired.
+    pub ms: UnixMillis,
+    /// The monotonic clock, in microseconds from any beginning, never 0: who leads.
+    pub us: u64,
 }
 
 /// A log or an apply that no correct replica can produce.
@@ -65,6 +99,14 @@ pub enum Broken {
         /// The index that is due.
         expected: u64,
         /// The index that came.
+        found: u64,
+    },
+    /// The log goes on from a snapshot that is not there.
+    #[error("the log goes on from a snapshot at entry {start}, and the newest there is at {found}")]
+    NoSnapshot {
+        /// The index of the snapshot.
+        start: u64,
+        /// The index reached without it.
         found: u64,
     },
     /// An entry of a kind that this version does not know.
@@ -79,6 +121,12 @@ pub enum Broken {
         #[source]
         error: EffectError,
     },
+    /// A change of the group's members that does not decode.
+    #[error("entry {index} is no change of members")]
+    Change {
+        /// The entry.
+        index: u64,
+    },
     /// Raft refused its state.
     #[error("the consensus state is unusable")]
     Raft(#[source] raft::Error),
@@ -89,8 +137,9 @@ pub enum Broken {
 pub struct Ready {
     /// Give this to `persisted` when the entries and the state are on disk.
     pub number: u64,
-    /// Term and vote, when they changed; always to be synced.
-    pub state: Option<HardState>,
+    /// Term and vote, when they changed, and whether the log starts anew; always to be synced, and to be
+    /// written before the entries.
+    pub state: Option<StateRecord>,
     /// Entries to append, each with the commit index known now.
     pub entries: Vec<Entry>,
     /// Goes with each entry into the log, so that recovery need not wait for an election.
@@ -107,15 +156,25 @@ pub type Replies<W> = Vec<(W, Reply)>;
 /// A replica. `W` says whom a reply is for.
 pub struct Replica<W> {
     partition: PartitionId,
+    id: u64,
     node: RawNode<Entries>,
     table: Arc<Table>,
     memory: Arc<Memory>,
-    serving: Arc<AtomicBool>,
+    view: Arc<View>,
+    /// The time when the owner last told it.
+    now: Now,
+    /// It leads, and has applied an entry of its own term: only then does its table hold all that earlier
+    /// leaders acknowledged.
+    leads: bool,
+    rounds: Rounds<W>,
+    election: Election,
     in_flight: InFlight,
     /// Commands of the open batch, with the replies they get when it is committed.
     open: Replies<W>,
     /// Commands of proposed batches.
     proposed: VecDeque<Proposed<W>>,
+    /// Replies that were decided between two calls of `ready`.
+    decided: Replies<W>,
     /// Bytes of values in the replies that wait, at most.
     waiting_bytes: usize,
     wheel: Wheel,
@@ -124,17 +183,24 @@ pub struct Replica<W> {
     applied: Position,
     revision: Revision,
     tail_bytes: usize,
+    ticks: u64,
+    /// Where the log starts, as the state records have it.
+    start: u64,
+    /// A snapshot that was received, until Raft has decided whether it is of use.
+    received: Option<(SnapshotMeta, Table)>,
+    /// The `Ready` that makes a received snapshot count; nothing else happens before it is persisted.
+    restoring: Option<u64>,
 }
 
 struct Proposed<W> {
     position: Position,
     replies: Replies<W>,
+    tick: u64,
 }
 
 impl<W> Replica<W> {
-    /// A replica that goes on from what recovery found. It keeps `serving` true while the table may
-    /// answer linearizable reads, from any thread. A group of one voter leads itself at once:
-    /// the first `ready` has its term and the entry that opens it.
+    /// A replica that goes on from what recovery found. It keeps `view` up to date for any thread. A group
+    /// of one voter leads itself at once: the first `ready` has its term and the entry that opens it.
     ///
     /// # Errors
     ///
@@ -143,23 +209,26 @@ impl<W> Replica<W> {
         config: &ReplicaConfig,
         recovery: Recovery,
         memory: Arc<Memory>,
-        serving: Arc<AtomicBool>,
-        now_ms: UnixMillis,
+        view: Arc<View>,
+        now: Now,
     ) -> Result<Replica<W>, Broken> {
         let (table, applied, revision) =
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
-        let entries = recovery.into_entries();
-        let alone = entries.voters() == [config.id];
+        let (replica, has_history) = (recovery.replica(), recovery.has_history);
+        let (entries, start) = recovery.into_entries();
+        let alone = entries.members().is_alone(config.id);
+        let election = Election::new(config, has_history && !alone);
         let raft_config = raft::Config {
             id: config.id,
             applied: applied.index,
             election_tick: config.election_ticks,
-            heartbeat_tick: 1,
-            // One apart: `raft` has no room to draw a timeout from ambient randomness.
+            // Heartbeats go out with our own rounds; see `lease`.
+            heartbeat_tick: config.election_ticks - 1,
             min_election_tick: config.election_ticks,
-            max_election_tick: config.election_ticks + 1,
+            max_election_tick: config.election_ticks + election.jitter_ticks() + 2,
             check_quorum: true,
             pre_vote: true,
+            skip_bcast_commit: true,
             max_inflight_msgs: 256,
             max_size_per_msg: 1 << 20,
             ..raft::Config::default()
@@ -171,39 +240,51 @@ impl<W> Replica<W> {
         }
         let mut replica = Replica {
             partition: config.partition,
+            id: config.id,
             node,
             table,
             memory,
-            serving,
+            view,
+            now,
+            leads: false,
+            rounds: Rounds::new(config),
+            election,
             in_flight: InFlight::new(revision),
             open: Vec::new(),
             proposed: VecDeque::new(),
+            decided: Vec::new(),
             waiting_bytes: 0,
-            wheel: Wheel::new(now_ms),
+            wheel: Wheel::new(now.ms),
             due: Vec::new(),
             applied,
             revision,
             tail_bytes: config.tail_bytes,
+            ticks: 0,
+            // A replica that has not written its id yet does so with its first state.
+            start: if replica == config.id { start } else { applied.index },
+            received: None,
+            restoring: None,
         };
-        replica.rebuild_wheel(now_ms);
+        replica.rebuild_wheel(now.ms);
+        replica.settle();
         Ok(replica)
     }
 
-    /// Evaluates a command. A reply that depends on nothing in flight comes back at once; any other
-    /// is delivered by `ready` when the batch that it depends on has been applied.
-    pub fn execute(
-        &mut self,
-        now_ms: UnixMillis,
-        command: &Command<&[u8]>,
-        waiter: W,
-    ) -> Option<(W, Reply)> {
-        if !self.serving.load(Ordering::Relaxed) {
+    /// Evaluates a command. A reply that depends on nothing in flight comes back at once, if nobody else
+    /// can lead now; any other is delivered by `ready`: when the batch that it depends on has been
+    /// applied, or when a quorum has confirmed that this replica led.
+    pub fn execute(&mut self, now: Now, command: &Command<&[u8]>, waiter: W) -> Option<(W, Reply)> {
+        self.now = now;
+        if !self.leads {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         }
-        let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now_ms);
+        let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now.ms);
         let reply = evaluate(&mut draft, command);
         if self.in_flight.is_empty() {
-            return Some((waiter, reply));
+            if self.has_lease() {
+                return Some((waiter, reply));
+            }
+            return self.confirm_later(waiter, reply);
         }
         if self.open.is_empty() && self.proposed.is_empty() {
             self.waiting_bytes = 0;
@@ -244,8 +325,11 @@ impl<W> Replica<W> {
     }
 
     /// Makes the open batch one entry of the log. Commands without effects wait for the newest
-    /// proposal that they may have read from.
+    /// proposal that they may have read from. While leadership is being handed over the batch stays open.
     pub fn propose(&mut self, replies: &mut Replies<W>) {
+        if !self.leads || self.node.raft.lead_transferee.is_some() {
+            return;
+        }
         let waiting = std::mem::take(&mut self.open);
         let Some(batch) = self.in_flight.close() else {
             match self.proposed.back_mut() {
@@ -254,23 +338,11 @@ impl<W> Replica<W> {
             }
             return;
         };
-        let term = self.node.raft.term;
-        match self.node.propose(Vec::new(), batch.payload.to_vec()) {
-            Ok(()) => {
-                let index = self.node.raft.raft_log.last_index();
-                let position = Position { index, term };
-                self.proposed.push_back(Proposed { position, replies: waiting });
-            }
-            // Not a leader any more: this batch was not appended, and the entry that comes in its
-            // place, of a later term, voids it. Nothing new is evaluated on top of it.
-            Err(_) => {
-                self.serving.store(false, Ordering::Release);
-                let index = self.node.raft.raft_log.last_index() + 1;
-                let position = Position { index, term: self.applied.term };
-                self.proposed.push_back(Proposed { position, replies: Vec::new() });
-                replies.extend(refused(waiting, &Error::NotLeader));
-            }
-        }
+        let proposed = self.node.propose(Vec::new(), batch.payload.to_vec());
+        proposed.expect("a leader that does not hand over takes proposals");
+        let raft = &self.node.raft;
+        let position = Position { index: raft.raft_log.last_index(), term: raft.term };
+        self.proposed.push_back(Proposed { position, replies: waiting, tick: self.ticks });
     }
 
     /// Gives up the open batch, which was never proposed: its commands get `error`.
@@ -287,11 +359,30 @@ impl<W> Replica<W> {
         let proposed = self.proposed.drain(..).flat_map(|batch| batch.replies);
         let waiting = proposed.chain(std::mem::take(&mut self.open)).collect();
         replies.extend(refused(waiting, &Error::OutcomeUnknown));
+        replies.append(&mut self.decided);
+        replies.extend(self.rounds.stop());
     }
 
-    /// One tick of Raft's clock.
-    pub fn tick(&mut self) {
-        self.node.tick();
+    /// One tick of Raft's clock, every `tick_us` of the configuration.
+    pub fn tick(&mut self, now: Now) {
+        self.now = now;
+        self.ticks += 1;
+        if self.restoring.is_some() {
+            return;
+        }
+        self.tick_election();
+        let leads = self.node.raft.state == StateRole::Leader;
+        if leads && !self.is_alone() && self.ticks.is_multiple_of(self.election.heartbeat_ticks) {
+            self.begin_round();
+        }
+        let overdue = |batch: &Proposed<W>| self.ticks - batch.tick > OUTCOME_TICKS;
+        let count = self.proposed.iter().take_while(|batch| overdue(batch)).count();
+        for batch in self.proposed.iter_mut().take(count) {
+            let waiting = std::mem::take(&mut batch.replies);
+            self.decided.extend(refused(waiting, &Error::OutcomeUnknown));
+        }
+        self.prune_wheel(now.ms);
+        self.settle();
     }
 
     /// Takes what Raft wants written and sent, and applies what is committed. Call it until it has
@@ -301,30 +392,11 @@ impl<W> Replica<W> {
     ///
     /// `Broken::Effects` if a committed entry cannot be applied.
     pub fn ready(&mut self, replies: &mut Replies<W>) -> Result<Option<Ready>, Broken> {
+        if self.rounds.is_asked_for() {
+            self.begin_round();
+        }
         while self.node.has_ready() {
-            let mut ready = self.node.ready();
-            for entry in ready.take_committed_entries() {
-                self.apply(&entry, replies)?;
-            }
-            self.node.advance_apply_to(self.applied.index);
-            let entries = ready.take_entries();
-            // A new commit index alone is not worth a record: it travels with the next entry.
-            let state = ready.hs().filter(|_| ready.must_sync()).cloned();
-            if let Some(hard_state) = ready.hs() {
-                self.node.mut_store().set_hard_state(hard_state.clone());
-            }
-            self.node.mut_store().append(entries.clone());
-            let out = Ready {
-                number: ready.number(),
-                state,
-                entries,
-                commit: self.node.raft.raft_log.committed,
-                messages: ready.take_messages(),
-                persisted_messages: ready.take_persisted_messages(),
-            };
-            self.node.advance_append_async(ready);
-            let applied = self.applied.index;
-            self.node.mut_store().truncate(applied, self.tail_bytes);
+            let out = self.next_ready(replies)?;
             let idle = out.entries.is_empty()
                 && out.state.is_none()
                 && out.messages.is_empty()
@@ -332,16 +404,77 @@ impl<W> Replica<W> {
             // Nothing to write: a later number covers this one. Reporting it persisted here would
             // also report those before it, whose sync may be under way.
             if !idle {
+                self.settle();
                 return Ok(Some(out));
             }
         }
-        self.update_serving();
+        self.settle();
+        self.release_confirmed(replies);
+        replies.append(&mut self.decided);
         Ok(None)
+    }
+
+    fn next_ready(&mut self, replies: &mut Replies<W>) -> Result<Ready, Broken> {
+        let mut ready = self.node.ready();
+        let restored = !ready.snapshot().is_empty();
+        if restored {
+            self.restore(ready.number());
+        }
+        for entry in ready.take_committed_entries() {
+            self.apply(&entry, replies)?;
+        }
+        for state in ready.take_read_states() {
+            self.confirm(&state.request_ctx);
+        }
+        let entries = ready.take_entries();
+        if let Some(hard_state) = ready.hs() {
+            self.node.mut_store().set_hard_state(hard_state.clone());
+        }
+        // A new commit index alone is not worth a record: it travels with the next entry.
+        let changed = ready.hs().filter(|_| ready.must_sync()).cloned();
+        let state = (changed.is_some() || restored).then(|| self.state_record(changed.as_ref()));
+        self.node.mut_store().append(entries.clone());
+        let out = Ready {
+            number: ready.number(),
+            state,
+            entries,
+            commit: self.node.raft.raft_log.committed,
+            messages: ready.take_messages(),
+            persisted_messages: ready.take_persisted_messages(),
+        };
+        self.node.advance_append_async(ready);
+        // A snapshot counts as applied for Raft only when it is persisted.
+        let applied = self.applied.index.min(self.node.raft.raft_log.persisted);
+        if applied > self.node.raft.raft_log.applied {
+            self.node.advance_apply_to(applied);
+        }
+        self.truncate_entries();
+        Ok(out)
+    }
+
+    fn state_record(&self, hard_state: Option<&HardState>) -> StateRecord {
+        let raft = &self.node.raft;
+        let (term, vote) =
+            hard_state.map_or((raft.term, raft.vote), |state| (state.term, state.vote));
+        StateRecord { replica: self.id, start: self.start, term, vote }
+    }
+
+    /// The record with which this replica's log begins: to be written and synced, with the snapshot that
+    /// it starts from, before anything else of it.
+    pub fn first_record(&self) -> StateRecord {
+        self.state_record(None)
     }
 
     /// What `Ready` number `number` and those before it asked to write is on disk.
     pub fn persisted(&mut self, number: u64) {
         self.node.on_persist_ready(number);
+        if self.restoring.is_some_and(|restoring| restoring <= number) {
+            self.restoring = None;
+            let applied = self.applied.index.min(self.node.raft.raft_log.persisted);
+            if applied > self.node.raft.raft_log.applied {
+                self.node.advance_apply_to(applied);
+            }
+        }
     }
 
     fn apply(&mut self, entry: &Entry, replies: &mut Replies<W>) -> Result<(), Broken> {
@@ -354,15 +487,10 @@ impl<W> Replica<W> {
             let void = self.proposed.drain(..).flat_map(|batch| batch.replies).collect();
             replies.extend(refused(void, &Error::NotLeader));
         }
-        if entry.entry_type() == EntryType::EntryNormal && !entry.data.is_empty() {
-            let wheel = &mut self.wheel;
-            self.revision = apply(&self.table, self.revision, &entry.data, |_, hash, effect| {
-                if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
-                    wheel.insert(*expires_at_ms, hash.position());
-                }
-            })
-            .map_err(|error| Broken::Effects { position, error })?;
-            self.in_flight.applied(self.revision);
+        match entry.entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => {}
+            EntryType::EntryNormal => self.apply_effects(position, &entry.data)?,
+            _ => self.apply_change(position.index, &entry.data)?,
         }
         self.applied = position;
         if own && let Some(batch) = self.proposed.pop_front() {
@@ -371,19 +499,68 @@ impl<W> Replica<W> {
         Ok(())
     }
 
-    /// Serves while it leads and has applied an entry of its own term: only then does its table hold
-    /// all that earlier leaders acknowledged.
-    fn update_serving(&mut self) {
+    fn apply_effects(&mut self, position: Position, payload: &[u8]) -> Result<(), Broken> {
+        let wheel = &mut self.wheel;
+        self.revision = apply(&self.table, self.revision, payload, |_, hash, effect| {
+            if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
+                wheel.insert(*expires_at_ms, hash.position());
+            }
+        })
+        .map_err(|error| Broken::Effects { position, error })?;
+        self.in_flight.applied(self.revision);
+        Ok(())
+    }
+
+    /// Drops entries that nobody will ask for: those that are applied, but for a tail; a leader keeps
+    /// more for followers that are behind, within bounds.
+    fn truncate_entries(&mut self) {
+        let applied = self.applied.index.min(self.node.raft.raft_log.applied);
+        let tail_bytes = self.tail_bytes;
+        if self.node.store().bytes() <= tail_bytes && tail_bytes > 0 {
+            return;
+        }
+        let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
+        let store = self.node.mut_store();
+        store.truncate(needed, tail_bytes);
+        store.truncate(applied, tail_bytes.saturating_mul(LAGGING_TAILS));
+    }
+
+    /// Follows Raft in who leads, after anything that may have changed it: what a deposed leader was
+    /// about to propose or to answer is refused.
+    fn settle(&mut self) {
+        self.draw_timeout();
         let raft = &self.node.raft;
         let leads = raft.state == StateRole::Leader && self.applied.term == raft.term;
-        if self.serving.load(Ordering::Relaxed) != leads {
-            self.serving.store(leads, Ordering::Release);
+        if self.leads && !leads {
+            self.in_flight.discard_open(&self.table);
+            let waiting = std::mem::take(&mut self.open);
+            self.decided.extend(refused(waiting, &Error::NotLeader));
+            self.decided.extend(self.rounds.stop());
+        }
+        self.leads = leads;
+        let lease_until_us = match leads {
+            true if self.is_alone() => u64::MAX,
+            true => self.rounds.lease_until_us,
+            false => 0,
+        };
+        self.view.set_lease(lease_until_us);
+        self.view.set_leader(self.node.raft.leader_id);
+        self.view.set_revision(self.revision);
+        if leads {
+            self.view.set_fresh(self.now.us);
+        } else if self.applied.index >= self.election.commit_heard {
+            self.view.set_fresh(self.election.heard_us);
         }
     }
 
     /// The partition.
     pub fn partition(&self) -> PartitionId {
         self.partition
+    }
+
+    /// This replica's id.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// The table, readable from any thread.
@@ -406,12 +583,17 @@ impl<W> Replica<W> {
         self.applied
     }
 
+    /// Whether it leads and its table holds all that was acknowledged.
+    pub fn leads(&self) -> bool {
+        self.leads
+    }
+
     /// What a snapshot taken of the table now stands for.
     pub fn snapshot_meta(&self) -> SnapshotMeta {
         SnapshotMeta {
             position: self.applied,
             revision: self.revision,
-            voters: self.node.store().voters().to_vec(),
+            members: self.node.store().members().clone(),
         }
     }
 }

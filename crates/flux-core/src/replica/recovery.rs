@@ -3,33 +3,51 @@
 //! Entries that are known to be committed are applied at once, so a long log is never held in memory.
 //! What follows them is left to Raft, which commits it or lets another leader replace it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::eraftpb::{Entry, EntryType, HardState};
 
+use super::Broken;
 use super::entries::{Entries, Position};
-use super::{Broken, ReplicaConfig};
+use super::members::{self, Members};
 use crate::Revision;
 use crate::draft::apply;
 use crate::store::Table;
 
-/// What a snapshot stands for; stored with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a snapshot stands for; stored with it, and sent before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotMeta {
     /// The last entry it holds.
     pub position: Position,
     /// The last revision it holds.
     pub revision: Revision,
-    /// The group's voters at that entry.
-    pub voters: Vec<u64>,
+    /// The group's configuration at that entry.
+    pub members: Members,
 }
 
 impl SnapshotMeta {
-    /// The bytes: index, term, revision, number of voters and voters, each a little-endian u64.
+    /// How a group begins that has these voters from the start. The first entry is number 2: a replica
+    /// that joins later has nothing, and must not take an empty log for the beginning of this one.
+    pub fn founding(voters: Vec<u64>) -> SnapshotMeta {
+        let position = Position { index: 1, term: 1 };
+        SnapshotMeta { position, revision: 0, members: Members::of_voters(voters) }
+    }
+
+    /// How a replica begins that is alone in its group for ever.
+    pub fn alone(id: u64) -> SnapshotMeta {
+        SnapshotMeta { members: Members::of_voters(vec![id]), ..SnapshotMeta::default() }
+    }
+
+    /// The bytes: index, term and revision, then voters, outgoing voters and learners, each list with its
+    /// length in front; every number a little-endian u64. Older snapshots end after the voters.
     pub fn encode(&self) -> Vec<u8> {
-        let head =
-            [self.position.index, self.position.term, self.revision, self.voters.len() as u64];
-        head.iter().chain(&self.voters).flat_map(|word| word.to_le_bytes()).collect()
+        let mut words = vec![self.position.index, self.position.term, self.revision];
+        for list in [&self.members.voters, &self.members.outgoing, &self.members.learners] {
+            words.push(list.len() as u64);
+            words.extend(list);
+        }
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
     /// The opposite of `encode`; `None` for any other bytes.
@@ -38,15 +56,39 @@ impl SnapshotMeta {
             return None;
         };
         let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [index, term, revision, count, voters @ ..] = words.as_slice() else {
+        let [index, term, revision, rest @ ..] = words.as_slice() else {
             return None;
         };
-        if voters.len() as u64 != *count {
-            return None;
+        let mut rest = rest;
+        let mut members = Members { voters: take_list(&mut rest)?, ..Members::default() };
+        if !rest.is_empty() {
+            members.outgoing = take_list(&mut rest)?;
+            members.learners = take_list(&mut rest)?;
         }
         let position = Position { index: *index, term: *term };
-        Some(SnapshotMeta { position, revision: *revision, voters: voters.to_vec() })
+        rest.is_empty().then_some(SnapshotMeta { position, revision: *revision, members })
     }
+}
+
+/// Takes a list with its length in front off the words.
+fn take_list(words: &mut &[u64]) -> Option<Vec<u64>> {
+    let (count, following) = words.split_first()?;
+    let (ids, following) = following.split_at_checked(usize::try_from(*count).ok()?)?;
+    *words = following;
+    Some(ids.to_vec())
+}
+
+/// What a replica wrote about itself; the last one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateRecord {
+    /// The replica's id; 0 if it was removed.
+    pub replica: u64,
+    /// Entries up to here that were written before this are void: a snapshot took their place.
+    pub start: u64,
+    /// The term.
+    pub term: u64,
+    /// Whom it voted for in it; 0 for nobody.
+    pub vote: u64,
 }
 
 /// Rebuilds one replica from what the disk holds. Give it the snapshot's contents (into the table),
@@ -56,44 +98,82 @@ pub struct Recovery {
     pub(super) table: Arc<Table>,
     pub(super) applied: Position,
     pub(super) revision: Revision,
-    voters: Vec<u64>,
+    pub(super) has_history: bool,
+    replica: u64,
+    start: u64,
+    members: Members,
     hard_state: HardState,
+    snapshot: Option<SnapshotMeta>,
+    /// The newest applied entries, kept for followers: those after `kept_after`.
+    kept: VecDeque<Entry>,
+    kept_bytes: usize,
+    kept_after: Position,
+    tail_bytes: usize,
     /// Entries after `applied` that are not known to be committed.
     tail: Vec<Entry>,
+    /// What makes the records those of no replica, unless a later one makes them void.
+    broken: Option<Broken>,
 }
 
 impl Recovery {
-    /// Starts from an empty table, or from the one that a snapshot was loaded into.
-    pub fn new(table: Arc<Table>, snapshot: Option<SnapshotMeta>, config: &ReplicaConfig) -> Self {
-        let meta = snapshot.unwrap_or_else(|| SnapshotMeta {
-            position: Position::default(),
-            revision: 0,
-            voters: config.voters.clone(),
-        });
+    /// Starts from the snapshot that was loaded into the table; or from the beginning, with an empty
+    /// table. Keeps at most `tail_bytes` of what it applies for followers that lack it.
+    pub fn new(
+        table: Arc<Table>,
+        snapshot: Option<SnapshotMeta>,
+        beginning: SnapshotMeta,
+        tail_bytes: usize,
+    ) -> Self {
+        let meta = snapshot.clone().unwrap_or(beginning);
         let commit = meta.position.index;
         let hard_state = HardState { term: meta.position.term, commit, ..HardState::default() };
         Recovery {
             table,
             applied: meta.position,
             revision: meta.revision,
-            voters: meta.voters,
+            has_history: snapshot.is_some(),
+            replica: 0,
+            start: 0,
+            members: meta.members,
             hard_state,
+            snapshot,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            kept_after: meta.position,
+            tail_bytes,
             tail: Vec::new(),
+            broken: None,
         }
     }
 
-    /// A term and vote that were written.
-    pub fn state(&mut self, term: u64, vote: u64) {
-        self.hard_state.term = term;
-        self.hard_state.vote = vote;
+    /// The id of the replica whose records these are; 0 if there are none, or it was removed.
+    pub fn replica(&self) -> u64 {
+        self.replica
+    }
+
+    /// A state that was written.
+    pub fn state(&mut self, state: &StateRecord) {
+        self.has_history = true;
+        if (self.replica, self.start) != (state.replica, state.start) {
+            // Another replica took the place of the one before, or a snapshot that of its log.
+            if self.replica != state.replica {
+                self.hard_state.term = state.term;
+            }
+            (self.replica, self.start) = (state.replica, state.start);
+            self.tail.clear();
+            self.forget_kept();
+            self.broken = (state.start > self.applied.index)
+                .then_some(Broken::NoSnapshot { start: state.start, found: self.applied.index });
+        }
+        self.hard_state.term = state.term;
+        self.hard_state.vote = state.vote;
     }
 
     /// An entry that was written, when entries up to `commit` were known to be committed.
     ///
     /// # Errors
     ///
-    /// If the entry does not continue the log, or a committed one cannot be applied: the log is not
-    /// one that a replica wrote.
+    /// If a committed entry cannot be applied: the log is not one that a replica wrote.
     pub fn entry(
         &mut self,
         position: Position,
@@ -101,15 +181,18 @@ impl Recovery {
         entry_type: u8,
         payload: &[u8],
     ) -> Result<(), Broken> {
+        self.has_history = true;
         self.hard_state.term = self.hard_state.term.max(position.term);
         self.commit_to(commit)?;
-        if position.index <= self.applied.index {
+        if position.index <= self.applied.index || self.broken.is_some() {
             return Ok(());
         }
         self.tail.truncate((position.index - self.applied.index - 1) as usize);
         let expected = self.applied.index + self.tail.len() as u64 + 1;
         if position.index != expected {
-            return Err(Broken::Hole { expected, found: position.index });
+            self.tail.clear();
+            self.broken = Some(Broken::Hole { expected, found: position.index });
+            return Ok(());
         }
         self.tail.push(Entry {
             entry_type: entry_type_from(entry_type)? as i32,
@@ -128,15 +211,46 @@ impl Recovery {
         }
         self.hard_state.commit = commit;
         let count = (commit.saturating_sub(self.applied.index) as usize).min(self.tail.len());
-        for entry in self.tail.drain(..count) {
+        let committed: Vec<Entry> = self.tail.drain(..count).collect();
+        for entry in committed {
             let position = Position { index: entry.index, term: entry.term };
-            if !entry.data.is_empty() {
-                self.revision = apply(&self.table, self.revision, &entry.data, |_, _, _| ())
-                    .map_err(|error| Broken::Effects { position, error })?;
+            match entry.entry_type() {
+                EntryType::EntryNormal if entry.data.is_empty() => {}
+                EntryType::EntryNormal => {
+                    self.revision = apply(&self.table, self.revision, &entry.data, |_, _, _| ())
+                        .map_err(|error| Broken::Effects { position, error })?;
+                }
+                _ => {
+                    let change = members::decode(&entry.data);
+                    let change = change.ok_or(Broken::Change { index: position.index })?;
+                    self.members = self.members.after(&change);
+                }
             }
             self.applied = position;
+            self.kept_bytes += entry.data.len();
+            self.kept.push_back(entry);
+        }
+        while self.kept_bytes > self.tail_bytes || self.tail_bytes == 0 {
+            let Some(entry) = self.kept.pop_front() else { break };
+            self.kept_bytes -= entry.data.len();
+            self.kept_after = Position { index: entry.index, term: entry.term };
         }
         Ok(())
+    }
+
+    fn forget_kept(&mut self) {
+        self.kept.clear();
+        self.kept_bytes = 0;
+        self.kept_after = self.applied;
+    }
+
+    /// Says whether the records were those of a replica.
+    ///
+    /// # Errors
+    ///
+    /// If entries are missing, or the snapshot that they continue is.
+    pub fn finish(&mut self) -> Result<(), Broken> {
+        self.broken.take().map_or(Ok(()), Err)
     }
 
     /// The index and revision reached so far.
@@ -145,14 +259,18 @@ impl Recovery {
     }
 
     /// The log as Raft goes on with it.
-    pub(super) fn into_entries(mut self) -> Entries {
+    pub(super) fn into_entries(mut self) -> (Entries, u64) {
         // The commit may be of entries that a crash took from the log before they were synced; a
         // group of several voters sends them again.
         let last = self.applied.index + self.tail.len() as u64;
         self.hard_state.commit = self.hard_state.commit.clamp(self.applied.index, last);
-        let mut entries = Entries::new(self.applied, self.hard_state, self.voters);
+        let mut entries = Entries::new(self.kept_after, self.hard_state, self.members);
+        entries.append(self.kept.into());
         entries.append(self.tail);
-        entries
+        if let Some(snapshot) = self.snapshot {
+            entries.set_snapshot(snapshot);
+        }
+        (entries, self.start)
     }
 }
 

@@ -6,12 +6,18 @@ use super::*;
 use crate::store::TableOptions;
 use crate::{Condition, Expiry};
 
+mod group;
+
 const NOW: UnixMillis = 1_700_000_000_000;
+
+fn at(ms: UnixMillis) -> Now {
+    Now { ms, us: 1 }
+}
 
 /// A replica that is alone in its group, with the records it wrote.
 struct Alone {
     replica: Replica<u32>,
-    serving: Arc<AtomicBool>,
+    view: Arc<View>,
     records: Vec<Record>,
     replies: Replies<u32>,
     next_waiter: u32,
@@ -19,7 +25,7 @@ struct Alone {
 
 #[derive(Clone, Debug)]
 enum Record {
-    State(HardState),
+    State(StateRecord),
     Entry { entry: Entry, commit: u64 },
 }
 
@@ -27,9 +33,12 @@ fn config() -> ReplicaConfig {
     ReplicaConfig {
         partition: PartitionId(0),
         id: 1,
-        voters: vec![1],
-        election_ticks: 10,
+        tick_us: 50_000,
+        heartbeat_ticks: 2,
+        election_ticks: 12,
+        drift_percent: 10,
         tail_bytes: 0,
+        seed: 1,
     }
 }
 
@@ -45,10 +54,10 @@ impl Alone {
     /// A replica that finds these records on its disk.
     fn recovered(records: &[Record]) -> Alone {
         let memory = Memory::new(0);
-        let mut recovery = Recovery::new(table(&memory), None, &config());
+        let mut recovery = Recovery::new(table(&memory), None, SnapshotMeta::alone(1), 0);
         for record in records {
             match record {
-                Record::State(state) => recovery.state(state.term, state.vote),
+                Record::State(state) => recovery.state(state),
                 Record::Entry { entry, commit } => {
                     let position = Position { index: entry.index, term: entry.term };
                     let entry_type = entry.entry_type as u8;
@@ -56,11 +65,12 @@ impl Alone {
                 }
             }
         }
-        let serving = Arc::new(AtomicBool::new(false));
-        let replica = Replica::new(&config(), recovery, memory, Arc::clone(&serving), NOW);
+        recovery.finish().expect("a whole log");
+        let view = Arc::new(View::default());
+        let replica = Replica::new(&config(), recovery, memory, Arc::clone(&view), at(NOW));
         Alone {
             replica: replica.expect("a state to go on from"),
-            serving,
+            view,
             records: records.to_vec(),
             replies: Vec::new(),
             next_waiter: 0,
@@ -98,7 +108,7 @@ impl Alone {
     fn execute(&mut self, command: &Command<&[u8]>) -> u32 {
         let waiter = self.next_waiter;
         self.next_waiter += 1;
-        self.replies.extend(self.replica.execute(NOW, command, waiter));
+        self.replies.extend(self.replica.execute(at(NOW), command, waiter));
         waiter
     }
 
@@ -133,11 +143,14 @@ fn serves_only_after_an_entry_of_its_own_term_is_applied() {
     let waiter = alone.set("k", "v");
     assert_eq!(alone.reply(waiter), Some(Reply::Error(Error::NotLeader)));
     let number = alone.write().expect("a term and an entry to persist");
-    assert!(!alone.serving.load(Ordering::Relaxed), "nothing is persisted yet");
+    assert!(!alone.view.may_serve(u64::MAX - 1), "nothing is persisted yet");
     alone.replica.persisted(number);
     alone.write();
-    assert!(alone.serving.load(Ordering::Relaxed));
-    assert!(matches!(alone.records[0], Record::State(HardState { term: 1, vote: 1, .. })));
+    assert!(alone.view.may_serve(u64::MAX - 1));
+    assert!(matches!(
+        alone.records[0],
+        Record::State(StateRecord { term: 1, vote: 1, replica: 1, start: 0 })
+    ));
 }
 
 #[test]
@@ -149,7 +162,7 @@ fn answers_when_the_write_is_persisted_and_not_before() {
     assert_eq!(alone.reply(waiter), None);
     // Time passes and Raft is asked again while the sync is under way.
     for _ in 0..30 {
-        alone.replica.tick();
+        alone.replica.tick(at(NOW));
         assert_eq!(alone.write(), None);
     }
     assert_eq!(alone.reply(waiter), None);
@@ -226,7 +239,7 @@ fn recovers_from_every_prefix_of_its_records() {
     for length in 0..=alone.records.len() {
         let mut again = Alone::recovered(&alone.records[..length]);
         again.turn();
-        assert!(again.serving.load(Ordering::Relaxed));
+        assert!(again.view.may_serve(u64::MAX - 1));
         let written = states.iter().rev().find(|(records, _)| *records <= length);
         let expected = written.map(|(_, contents)| contents.clone()).unwrap_or_default();
         assert_eq!(again.contents(), expected, "{length} records");
@@ -259,16 +272,16 @@ fn recovery_goes_on_from_a_snapshot() {
     let memory = Memory::new(0);
     let table = table(&memory);
     table.load(&chunk).expect("a chunk");
-    let mut recovery = Recovery::new(table, Some(meta), &config());
+    let mut recovery = Recovery::new(table, Some(meta), SnapshotMeta::default(), 0);
     for record in &alone.records {
         if let Record::Entry { entry, commit } = record {
             let position = Position { index: entry.index, term: entry.term };
             recovery.entry(position, *commit, entry.entry_type as u8, &entry.data).expect("a log");
         }
     }
-    let serving = Arc::new(AtomicBool::new(false));
-    let replica = Replica::new(&config(), recovery, memory, Arc::clone(&serving), NOW);
-    let mut again = Alone { replica: replica.expect("a state"), serving, ..Alone::new() };
+    let view = Arc::new(View::default());
+    let replica = Replica::new(&config(), recovery, memory, Arc::clone(&view), at(NOW));
+    let mut again = Alone { replica: replica.expect("a state"), view, ..Alone::new() };
     again.turn();
     assert_eq!(again.contents(), alone.contents());
     assert_eq!(again.replica.revision(), alone.replica.revision());
@@ -279,22 +292,26 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
     let meta = SnapshotMeta {
         position: Position { index: 5, term: 2 },
         revision: 9,
-        voters: vec![1, 2, 3],
+        members: Members { voters: vec![1, 2, 3], outgoing: vec![2], learners: vec![9] },
     };
     let bytes = meta.encode();
-    for length in 0..bytes.len() {
+    let voters_end = 7 * 8;
+    for length in (0..bytes.len()).filter(|length| *length != voters_end) {
         assert_eq!(SnapshotMeta::decode(&bytes[..length]), None, "{length} bytes");
     }
+    let older = SnapshotMeta::decode(&bytes[..voters_end]).expect("all that older snapshots have");
+    assert_eq!(older.members, Members::of_voters(vec![1, 2, 3]));
 }
 
 #[test]
 fn a_log_with_a_hole_is_refused() {
     let memory = Memory::new(0);
-    let mut recovery = Recovery::new(table(&memory), None, &config());
+    let mut recovery = Recovery::new(table(&memory), None, SnapshotMeta::alone(1), 0);
     recovery.entry(Position { index: 1, term: 1 }, 0, 0, &[]).expect("the first");
-    let hole = recovery.entry(Position { index: 3, term: 1 }, 0, 0, &[]);
+    recovery.entry(Position { index: 3, term: 1 }, 0, 0, &[]).expect("judged at the end");
+    let hole = recovery.finish();
     assert!(matches!(hole, Err(Broken::Hole { expected: 2, found: 3 })), "{hole:?}");
-    let kind = recovery.entry(Position { index: 2, term: 1 }, 0, 9, &[]);
+    let kind = recovery.entry(Position { index: 1, term: 1 }, 0, 9, &[]);
     assert!(matches!(kind, Err(Broken::EntryType(9))), "{kind:?}");
 }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use flux_core::replica::{Replica, Replies};
+use flux_core::replica::{Now, Replica, Replies};
 use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
 
+use crate::clock::{monotonic_us, unix_us};
 use crate::mailbox::{MAX_OUTSTANDING, Message, Origin, Return, Waiter};
 use crate::shared::Shared;
 
@@ -28,10 +29,10 @@ pub(super) struct Dispatch {
     answers: Vec<Vec<Return>>,
     /// Requests that are with other workers.
     pub(super) outstanding: usize,
-    /// The time of this round, in microseconds since the Unix epoch.
-    pub(super) now_us: u64,
-    /// The same in milliseconds.
-    pub(super) now_ms: UnixMillis,
+    /// The time, as it was looked at last; see `look_at_clock`.
+    pub(super) now: Now,
+    /// The wall clock in microseconds since the Unix epoch.
+    pub(super) unix_us: u64,
     max_in_flight_bytes: usize,
     in_flight_bytes: usize,
     /// Timers may be due beyond what the last turn took.
@@ -68,8 +69,8 @@ impl Dispatch {
             replies: Vec::new(),
             answers: shared.mailboxes.iter().map(|_| Vec::new()).collect(),
             outstanding: 0,
-            now_us: 0,
-            now_ms: 0,
+            now: Now::default(),
+            unix_us: 0,
             max_in_flight_bytes: shared.settings.max_inflight_bytes as usize,
             in_flight_bytes: 0,
             more_expiries: false,
@@ -79,9 +80,11 @@ impl Dispatch {
         }
     }
 
-    pub(super) fn set_time(&mut self, now_us: u64) {
-        self.now_us = now_us;
-        self.now_ms = now_us / 1000;
+    /// Looks at the clocks. To be done after requests were received and before they are carried out: a
+    /// process that was stopped in between must not think that it still leads.
+    pub(super) fn look_at_clock(&mut self) {
+        self.unix_us = unix_us();
+        self.now = Now { ms: self.unix_us / 1000, us: monotonic_us() };
     }
 
     /// Gives a command to its partition, behind those given before. The reply comes now, or later to
@@ -112,14 +115,23 @@ impl Dispatch {
         None
     }
 
-    /// Answers a read from its table.
-    pub(super) fn read(&mut self, partition: PartitionId, command: &Command<&[u8]>) -> Reply {
-        let reply = self.shared.read(partition, command, self.now_ms);
+    /// The same for the monotonic clock alone.
+    pub(super) fn look_at_monotonic_clock(&mut self) {
+        self.now.us = monotonic_us();
+    }
+
+    /// Answers a read from its table, if that may be done without asking the replica.
+    pub(super) fn read(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+    ) -> Option<Reply> {
+        let reply = self.shared.read(partition, command, self.now)?;
         match reply {
             Reply::Value(ref value) => self.count_read(value.is_some()),
             _ => self.tally.reads += 1,
         }
-        reply
+        Some(reply)
     }
 
     /// Whether a partition is this worker's own: nobody writes to it while this worker reads.
@@ -181,7 +193,7 @@ impl Dispatch {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
         let before = replica.in_flight_bytes();
-        let decided = replica.execute(self.now_ms, command, waiter);
+        let decided = replica.execute(self.now, command, waiter);
         self.in_flight_bytes += replica.in_flight_bytes() - before;
         if self.in_flight_bytes >= self.max_in_flight_bytes {
             self.refusing = Some(Error::Overloaded);
@@ -208,11 +220,11 @@ impl Dispatch {
         for index in 0..self.own.len() {
             let partition = self.own[index];
             let Some(replica) = &mut self.replicas[usize::from(partition.0)] else { continue };
-            if replica.next_expiry_ms().is_none_or(|due| due > self.now_ms) {
+            if replica.next_expiry_ms().is_none_or(|due| due > self.now.ms) {
                 continue;
             }
             let before = replica.in_flight_bytes();
-            let count = replica.expire(self.now_ms, EXPIRIES_PER_TURN);
+            let count = replica.expire(self.now.ms, EXPIRIES_PER_TURN);
             self.in_flight_bytes += replica.in_flight_bytes() - before;
             self.more_expiries |= count == EXPIRIES_PER_TURN;
             self.shared.stats.expired_keys.add(count as u64);
@@ -231,7 +243,7 @@ impl Dispatch {
 
     pub(super) fn tick(&mut self) {
         for replica in self.replicas.iter_mut().flatten() {
-            replica.tick();
+            replica.tick(self.now);
         }
         self.activate_all();
     }
@@ -322,7 +334,7 @@ impl Dispatch {
     pub(super) fn all_serving(&self) -> bool {
         let serving = |partition: &PartitionId| {
             let view = &self.shared.views[usize::from(partition.0)];
-            view.serving.load(Ordering::Relaxed)
+            view.standing.may_serve(self.now.us)
         };
         self.own.iter().all(serving)
     }

@@ -31,7 +31,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use crate::clock::{unix_ms, unix_us};
+use crate::clock::unix_ms;
 use crate::connection::Connection;
 use crate::mailbox::{Mailbox, Message, Origin, Return, Waiter};
 use crate::shared::Shared;
@@ -46,7 +46,7 @@ pub(crate) const WAKER: Token = Token(usize::MAX);
 const LISTENER: Token = Token(usize::MAX - 1);
 
 /// The period of Raft's clock.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(50);
 /// How often idle connections are looked for.
 const IDLE_SWEEP: Duration = Duration::from_secs(1);
 /// Bytes read from a socket at a time, and then it is another's turn.
@@ -241,7 +241,7 @@ impl Worker {
 
     fn round(&mut self) {
         let now = Instant::now();
-        self.dispatch.set_time(unix_us());
+        self.dispatch.look_at_clock();
         for _ in 0..MESSAGES_PER_ROUND {
             let Ok(message) = self.mailbox.try_recv() else { break };
             self.receive(message);
@@ -290,6 +290,7 @@ impl Worker {
     fn receive(&mut self, message: Message) {
         match message {
             Message::Command { partition, command, waiter } => {
+                self.dispatch.look_at_monotonic_clock();
                 self.dispatch.execute_for(partition, &command.borrowed(), waiter);
             }
             Message::Listen(listener) => self.listen(listener),

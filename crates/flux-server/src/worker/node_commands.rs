@@ -63,7 +63,7 @@ impl Worker {
         let (mut keys, mut bytes) = (Vec::new(), 0);
         let mut cursor = ScanCursor::from_number(0);
         while let Some(from) = cursor {
-            let walked = scan::walk(&self.shared, from, 4096, self.dispatch.now_ms, |entry| {
+            let walked = scan::walk(&self.shared, from, 4096, self.dispatch.now.ms, |entry| {
                 if glob::matches(pattern, entry.key) {
                     bytes += entry.key.len() + KEY_FRAMING_BYTES;
                     keys.push(entry.key.to_vec());
@@ -85,7 +85,7 @@ impl Worker {
         let mut keys = Vec::new();
         // A page is one step of the loop: others wait for it.
         let count = count.min(100_000);
-        let walked = scan::walk(&self.shared, cursor, count, self.dispatch.now_ms, |entry| {
+        let walked = scan::walk(&self.shared, cursor, count, self.dispatch.now.ms, |entry| {
             if pattern.is_none_or(|pattern| glob::matches(pattern, entry.key)) {
                 keys.push(entry.key.to_vec());
             }
@@ -101,7 +101,7 @@ impl Worker {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let seed = self.random;
         let views = &self.shared.views;
-        let (total, now_ms) = (self.shared.keys(), self.dispatch.now_ms);
+        let (total, now_ms) = (self.shared.keys(), self.dispatch.now.ms);
         if total == 0 {
             return NodeReply::Key(None);
         }
@@ -180,7 +180,7 @@ impl Worker {
     }
 
     fn client_list(&self, ids: Option<&[u64]>) -> NodeReply {
-        let now_ms = self.dispatch.now_ms;
+        let now_ms = self.dispatch.now.ms;
         let clients: Vec<_> = {
             let clients = self.shared.clients.lock();
             let wanted = clients.iter().filter(|(id, _)| ids.is_none_or(|ids| ids.contains(id)));
@@ -240,7 +240,7 @@ impl Worker {
             node_id: shared.node_id.clone(),
             tcp_port: shared.data_addr.port(),
             uptime_s: shared.started.elapsed().as_secs(),
-            now_us: self.dispatch.now_us,
+            now_us: self.dispatch.unix_us,
             config_file: String::new(),
             workers: shared.mailboxes.len(),
             partitions: shared.views.len(),

@@ -1,7 +1,5 @@
 //! A request on its way from a connection to its partitions: where it goes, and where its reply goes.
 
-use std::sync::atomic::Ordering;
-
 use flux_core::{Command, PartitionId, Reply};
 use flux_proto::resp::write;
 
@@ -130,8 +128,11 @@ impl Request<'_> {
     ) -> Option<Reply> {
         let readable =
             command.is_point_read() || (!command.is_write() && self.dispatch.owns(partition));
-        if first && readable {
-            return Some(self.dispatch.read(partition, command));
+        if first
+            && readable
+            && let Some(reply) = self.dispatch.read(partition, command)
+        {
+            return Some(reply);
         }
         self.connection.sent_to(self.dispatch.shared().owner(partition));
         self.dispatch.submit(partition, command, origin)
@@ -151,15 +152,15 @@ fn read_value(
     else {
         return false;
     };
-    let now_ms = request.dispatch.now_ms;
+    let now = request.dispatch.now;
     let shared = request.dispatch.shared();
     let view = &shared.views[usize::from(partition.0)];
-    if !view.serving.load(Ordering::Acquire) {
+    if !view.standing.may_serve(now.us) {
         return false;
     }
     let output = &mut request.connection.output;
     let hit = view.table.read(view.table.hash(key), key, |entry| match entry {
-        Some(entry) if !entry.is_expired(now_ms) => {
+        Some(entry) if !entry.is_expired(now.ms) => {
             write::bulk(output, entry.value);
             true
         }

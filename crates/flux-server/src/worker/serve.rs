@@ -93,6 +93,7 @@ impl Worker {
             Err(error) => return Err(error),
         };
         self.shared.stats.input_bytes.add(count as u64);
+        self.dispatch.look_at_monotonic_clock();
         // A read that did not fill the buffer has emptied the socket; more will be announced. The end
         // may have been announced already, together with these bytes.
         if count < scratch.len() && !connection.ended {
@@ -187,7 +188,7 @@ impl Worker {
             };
             let (peer, local) =
                 (address(connection.stream.peer_addr()), address(connection.stream.local_addr()));
-            let session = Session::new(connection.id, peer, local, self.dispatch.now_ms);
+            let session = Session::new(connection.id, peer, local, self.dispatch.now.ms);
             let session = Arc::new(Mutex::new(session));
             let client = Client { worker: self.id, session: Arc::clone(&session) };
             self.shared.clients.lock().insert(connection.id, client);
@@ -223,7 +224,7 @@ impl Worker {
         let shared = &self.shared;
         let view = NodeView {
             partitions: shared.partitions,
-            now_us: self.dispatch.now_us,
+            now_us: self.dispatch.unix_us,
             settings: &|| running_settings(shared),
         };
         let mut consumed = Consumed { bytes: 0, end: false, lost: false };

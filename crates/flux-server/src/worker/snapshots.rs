@@ -153,7 +153,7 @@ impl Snapshots {
         match result {
             Ok(()) => {
                 dispatch.shared().stats.snapshots.add(1);
-                dispatch.shared().last_snapshot_s.store(dispatch.now_ms / 1000, Ordering::Relaxed);
+                dispatch.shared().last_snapshot_s.store(dispatch.now.ms / 1000, Ordering::Relaxed);
                 self.indexes.insert(walk.partition.0, walk.index);
                 tracing::debug!(partition = %walk.partition, index = walk.index, "snapshot done");
                 self.trim(turn);

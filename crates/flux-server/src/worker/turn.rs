@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use flux_core::replica::StateRecord;
 use flux_core::store::Position;
 use flux_core::{Error, PartitionId};
 use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
@@ -150,7 +151,7 @@ impl Turn {
             self.next_warning = now + LOG_INTERVAL;
             tracing::error!(bytes, "the disk is full: writes are refused until there is space");
         }
-        let now_ms = dispatch.now_ms;
+        let now_ms = dispatch.now.ms;
         for &partition in active {
             if let Some((replica, replies)) = dispatch.replica(partition) {
                 let before = replies.len();
@@ -324,8 +325,8 @@ fn append(
 ) -> Result<(), LogError> {
     let (partition, commit) = (partition.0, ready.commit);
     if let Some(state) = &ready.state {
-        let (term, vote) = (state.term, state.vote);
-        let state = State { partition, term, vote, commit, replica: 1, start: 0 };
+        let &StateRecord { replica, start, term, vote } = state;
+        let state = State { partition, term, vote, commit, replica, start };
         log.append(&Record::State(state))?;
     }
     for entry in &ready.entries {

@@ -1,0 +1,341 @@
+//! The group as its members see it: who belongs to it, how it changes, who should lead, and snapshots on
+//! their way from one replica to another.
+
+use raft::eraftpb::{ConfChangeType, Message, MessageType};
+use raft::{ProgressState, SnapshotStatus, StateRole};
+
+use super::entries::raft_snapshot;
+use super::members::{self, Members, joint, one, simple};
+use super::{Broken, Now, Position, Replica, Revision, SnapshotMeta, refused};
+use crate::store::Table;
+use crate::{Error, PartitionId};
+
+/// A learner that lacks no more entries than this has caught up.
+const CAUGHT_UP_ENTRIES: u64 = 1024;
+
+/// What a replica is in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It votes and follows, or stands for election.
+    Follower,
+    /// It follows and has no vote.
+    Learner,
+}
+
+/// How far a leader knows another replica to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The replica.
+    pub id: u64,
+    /// The last entry that it surely has.
+    pub matched: u64,
+    /// It is being sent a snapshot.
+    pub in_snapshot: bool,
+    /// It has answered lately.
+    pub active: bool,
+}
+
+/// A replica's state, for people and for the placement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The replica.
+    pub id: u64,
+    /// What it is.
+    pub role: Role,
+    /// It leads and can serve.
+    pub serves: bool,
+    /// Its term.
+    pub term: u64,
+    /// The leader it knows of; 0 for none.
+    pub leader: u64,
+    /// The last entry known to be committed.
+    pub commit: u64,
+    /// The last entry in the table.
+    pub applied: u64,
+    /// The last entry in the log.
+    pub last: u64,
+    /// The last revision in the table.
+    pub revision: Revision,
+    /// The group.
+    pub members: Members,
+    /// The others, where this replica leads.
+    pub progress: Vec<Progress>,
+}
+
+/// A step towards the replicas that a group should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This learner is added.
+    AddLearner(u64),
+    /// This learner is removed.
+    RemoveLearner(u64),
+    /// The group enters a joint configuration.
+    EnterJoint,
+    /// It leaves it.
+    LeaveJoint,
+    /// This replica is to go, and asks that one to lead.
+    Transfer(u64),
+}
+
+impl<W> Replica<W> {
+    /// The group's configuration, as of the entries applied.
+    pub fn members(&self) -> &Members {
+        self.node.store().members()
+    }
+
+    pub(super) fn is_alone(&self) -> bool {
+        self.members().is_alone(self.id)
+    }
+
+    /// This replica's state.
+    pub fn status(&self) -> Status {
+        let raft = &self.node.raft;
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            _ if self.members().learners.contains(&self.id) => Role::Learner,
+            _ => Role::Follower,
+        };
+        let mut progress = Vec::new();
+        if role == Role::Leader {
+            let others = raft.prs().iter().filter(|(id, _)| **id != self.id);
+            progress.extend(others.map(|(id, one)| Progress {
+                id: *id,
+                matched: one.matched,
+                in_snapshot: one.state == ProgressState::Snapshot,
+                active: one.recent_active,
+            }));
+            progress.sort_unstable_by_key(|one| one.id);
+        }
+        Status {
+            partition: self.partition,
+            id: self.id,
+            role,
+            serves: self.leads,
+            term: raft.term,
+            leader: raft.leader_id,
+            commit: raft.raft_log.committed,
+            applied: self.applied.index,
+            last: raft.raft_log.last_index(),
+            revision: self.revision,
+            members: self.members().clone(),
+            progress,
+        }
+    }
+
+    /// Takes the next step, if one can be taken now, towards a group of exactly these voters. To be called
+    /// again when it is done: what to do follows from the configuration alone, so that any leader can go
+    /// on. Only the leader does anything.
+    pub fn reconcile(&mut self, now: Now, target: &[u64]) -> Option<Change> {
+        self.now = now;
+        let raft = &self.node.raft;
+        if !self.leads || raft.has_pending_conf() || raft.lead_transferee.is_some() {
+            return None;
+        }
+        let members = self.members().clone();
+        if target.is_empty() {
+            return None;
+        }
+        let change = self.next_change(&members, target)?;
+        let proposal = match change {
+            Change::Transfer(to) => {
+                self.transfer_leader(now, to);
+                return Some(change);
+            }
+            Change::AddLearner(id) => simple(ConfChangeType::AddLearnerNode, id),
+            Change::RemoveLearner(id) => simple(ConfChangeType::RemoveNode, id),
+            Change::LeaveJoint => Default::default(),
+            Change::EnterJoint => {
+                let new = target.iter().filter(|id| !members.voters.contains(id));
+                let old =
+                    members.voters.iter().filter(|id| !target.contains(id) && **id != self.id);
+                joint(
+                    new.map(|id| one(ConfChangeType::AddNode, *id))
+                        .chain(old.map(|id| one(ConfChangeType::RemoveNode, *id)))
+                        .collect(),
+                )
+            }
+        };
+        // Refused only if this replica has just lost its leadership: the next leader goes on.
+        self.node.propose_conf_change(Vec::new(), proposal).ok()?;
+        self.settle();
+        Some(change)
+    }
+
+    fn next_change(&self, members: &Members, target: &[u64]) -> Option<Change> {
+        if members.is_joint() {
+            return Some(Change::LeaveJoint);
+        }
+        let missing = |id: &&u64| !members.contains(**id);
+        if let Some(id) = target.iter().find(missing) {
+            return Some(Change::AddLearner(*id));
+        }
+        if let Some(id) = members.learners.iter().find(|id| !target.contains(id)) {
+            return Some(Change::RemoveLearner(*id));
+        }
+        let waits = |id: &&u64| members.learners.contains(id) && !self.has_caught_up(**id);
+        if target.iter().any(|id| waits(&id)) {
+            return None;
+        }
+        let to_add = target.iter().any(|id| !members.voters.contains(id));
+        let to_remove = members.voters.iter().any(|id| !target.contains(id) && *id != self.id);
+        if to_add || to_remove {
+            return Some(Change::EnterJoint);
+        }
+        if target.contains(&self.id) {
+            return None;
+        }
+        // Only this replica is left to be removed, and a leader does not remove itself.
+        let heir = target.iter().find(|id| self.has_caught_up(**id))?;
+        Some(Change::Transfer(*heir))
+    }
+
+    fn has_caught_up(&self, id: u64) -> bool {
+        let raft = &self.node.raft;
+        raft.prs().get(id).is_some_and(|one| {
+            one.state == ProgressState::Replicate
+                && one.recent_active
+                && one.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.last_index()
+        })
+    }
+
+    /// Asks another voter to take over. Until it has, or an election timeout has passed, batches stay open
+    /// and nothing new is proposed. Returns false if that one cannot lead now.
+    pub fn transfer_leader(&mut self, now: Now, to: u64) -> bool {
+        self.now = now;
+        let fit = self.members().voters.contains(&to) && self.has_caught_up(to);
+        if !self.leads || to == self.id || !fit {
+            return false;
+        }
+        // A vote for the other needs no timeout: from here on no lease can be relied on.
+        self.rounds.give_up_lease(self.node.raft.term);
+        self.node.transfer_leader(to);
+        self.settle();
+        true
+    }
+
+    /// The voter that is best fit to take over, if there is one.
+    pub fn heir(&self) -> Option<u64> {
+        let voters = self.members().voters.iter();
+        let fit = voters.filter(|id| **id != self.id && self.has_caught_up(**id));
+        fit.max_by_key(|id| self.node.raft.prs().get(**id).map_or(0, |one| one.matched)).copied()
+    }
+
+    /// Whether the group goes on without this replica.
+    pub fn is_removed(&self) -> bool {
+        let members = self.members();
+        !members.voters.is_empty() && !members.contains(self.id)
+    }
+
+    /// Whether this replica can say with certainty who belongs to the group: it leads, and nobody else.
+    pub fn knows_members(&self) -> bool {
+        self.leads && self.has_lease()
+    }
+
+    pub(super) fn apply_change(&mut self, index: u64, data: &[u8]) -> Result<(), Broken> {
+        let change = members::decode(data).ok_or(Broken::Change { index })?;
+        let members = self.members().after(&change);
+        let state = self.node.apply_conf_change(&change).map_err(Broken::Raft)?;
+        assert_eq!(members, Members::from(&state), "both have the same rules");
+        self.node.mut_store().set_members(members);
+        Ok(())
+    }
+
+    /// The first entry before those that followers may still ask for; `None` if they ask for nothing.
+    pub(super) fn needed_by_followers(&self) -> Option<u64> {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader {
+            return None;
+        }
+        let others = raft.prs().iter().filter(|(id, one)| **id != self.id && one.recent_active);
+        let needed = others.map(|(_, one)| match one.state {
+            ProgressState::Snapshot => one.pending_snapshot,
+            _ => one.matched,
+        });
+        let lowest = needed.min()?;
+        // Who is behind the newest snapshot gets that, and then the entries after it.
+        Some(lowest.max(self.node.store().snapshot_index()))
+    }
+
+    /// Whether a follower waits for a snapshot that has to be taken first.
+    pub fn snapshot_wanted(&self) -> bool {
+        self.node.raft.state == StateRole::Leader && self.node.store().snapshot_wanted()
+    }
+
+    /// A snapshot lies on the disk. A follower that needs one is sent a `MsgSnapshot`, which stands for
+    /// it: the owner sends the contents, and then tells `report_snapshot`.
+    pub fn snapshot_taken(&mut self, meta: SnapshotMeta) {
+        if meta.position.index >= self.node.store().snapshot_index() {
+            self.node.mut_store().set_snapshot(meta);
+        }
+    }
+
+    /// The snapshot that was sent to a replica has arrived, or has not.
+    pub fn report_snapshot(&mut self, to: u64, arrived: bool) {
+        let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.node.report_snapshot(to, status);
+        self.settle();
+    }
+
+    /// What was sent to a replica may be lost.
+    pub fn report_unreachable(&mut self, id: u64) {
+        self.node.report_unreachable(id);
+        self.settle();
+    }
+
+    /// Takes a snapshot from its leader, which lies on the disk and was loaded into `table`. False if it
+    /// is of no use any more; then its file is not either. Otherwise the next `Ready` begins the log anew.
+    pub fn install(
+        &mut self,
+        now: Now,
+        from: u64,
+        term: u64,
+        meta: SnapshotMeta,
+        table: Table,
+    ) -> bool {
+        self.now = now;
+        let stale = meta.position.index <= self.applied.index || self.restoring.is_some();
+        if stale || !meta.members.contains(self.id) || from == self.id || from == 0 {
+            return false;
+        }
+        let mut message = Message {
+            to: self.id,
+            from,
+            term,
+            snapshot: Some(raft_snapshot(&meta)),
+            ..Message::default()
+        };
+        message.set_msg_type(MessageType::MsgSnapshot);
+        self.received = Some((meta, table));
+        let _ = self.node.step(message);
+        self.settle();
+        let wanted = self.node.snap().is_some_and(|snapshot| !snapshot.is_empty());
+        if !wanted {
+            self.received = None;
+        }
+        wanted
+    }
+
+    /// Puts a received snapshot in the place of all that was here.
+    pub(super) fn restore(&mut self, number: u64) {
+        let (meta, table) = self.received.take().expect("Raft was given it together with this");
+        self.table.replace(table);
+        self.applied = meta.position;
+        self.revision = meta.revision;
+        self.start = meta.position.index;
+        self.restoring = Some(number);
+        self.in_flight.discard_all();
+        self.in_flight.applied(meta.revision);
+        let lost = self.proposed.drain(..).flat_map(|batch| batch.replies).collect();
+        self.decided.extend(refused(lost, &Error::OutcomeUnknown));
+        self.rebuild_wheel(self.now.ms);
+        let Position { index, term } = meta.position;
+        let store = self.node.mut_store();
+        store.restart(Position { index, term });
+        store.set_members(meta.members.clone());
+        store.set_snapshot(meta);
+    }
+}

@@ -1,0 +1,177 @@
+//! What peers send, and when this replica stands for election.
+//!
+//! Raft trusts its messages; whatever arrives here is looked at first, because bytes of a peer must not
+//! end the process. What cannot be right is dropped: Raft loses messages anyway.
+
+use prost_of_raft::Message as _;
+use raft::eraftpb::{Message, MessageType};
+use raft::{CAMPAIGN_TRANSFER, StateRole};
+
+use super::lease::RoundMark;
+use super::{Now, Replica, ReplicaConfig};
+
+/// Appends a message as it travels to a peer.
+pub fn encode_message(message: &Message, out: &mut Vec<u8>) {
+    message.encode(out).expect("a vector has room");
+}
+
+/// The opposite of `encode_message`; `None` for other bytes.
+pub fn decode_message(bytes: &[u8]) -> Option<Message> {
+    Message::decode(bytes).ok()
+}
+
+/// When to stand for election, and when not to vote.
+#[derive(Debug)]
+pub(super) struct Election {
+    election_ticks: usize,
+    pub(super) heartbeat_ticks: u64,
+    seed: u64,
+    /// Elections this replica has tried to start.
+    attempts: u64,
+    /// Ticks for which it keeps its vote after a start: it may have promised it before.
+    silent_ticks: usize,
+    /// When the leader was last heard of.
+    pub(super) heard_us: u64,
+    /// What it had committed then.
+    pub(super) commit_heard: u64,
+}
+
+impl Election {
+    pub(super) fn new(config: &ReplicaConfig, promised: bool) -> Election {
+        Election {
+            election_ticks: config.election_ticks,
+            heartbeat_ticks: config.heartbeat_ticks.max(1) as u64,
+            seed: mix(config.seed ^ mix(config.id) ^ mix(u64::from(config.partition.0) + 1)),
+            attempts: 0,
+            silent_ticks: if promised { config.election_ticks } else { 0 },
+            heard_us: 0,
+            commit_heard: u64::MAX,
+        }
+    }
+
+    /// By how much timeouts differ, at most.
+    pub(super) fn jitter_ticks(&self) -> usize {
+        (self.election_ticks / 2).max(1)
+    }
+
+    /// The timeout that belongs to this term and attempt.
+    fn timeout(&self, term: u64) -> usize {
+        // One tick more than the least: those asked for their vote must not feel bound to the old leader.
+        let draw = mix(self.seed ^ mix(term) ^ self.attempts) % self.jitter_ticks() as u64;
+        self.election_ticks + 1 + draw as usize
+    }
+}
+
+/// The finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+impl<W> Replica<W> {
+    /// Takes a message of a peer. One that makes no sense is dropped.
+    pub fn step(&mut self, now: Now, mut message: Message) {
+        self.now = now;
+        if !self.accepts(&mut message) {
+            return;
+        }
+        let from_leader =
+            matches!(message.msg_type(), MessageType::MsgHeartbeat | MessageType::MsgAppend);
+        let commit = match RoundMark::decode(&message.context) {
+            Some(mark) if message.msg_type() == MessageType::MsgHeartbeat => mark.commit,
+            _ => message.commit,
+        };
+        let (from, term) = (message.from, message.term);
+        // An error says that the sender is no member, or that Raft dropped it.
+        let _ = self.node.step(message);
+        let raft = &self.node.raft;
+        if from_leader && raft.leader_id == from && raft.term == term {
+            self.election.heard_us = now.us;
+            self.election.commit_heard = commit;
+        }
+        self.settle();
+    }
+
+    /// Whether Raft can be given a message. Makes a commit index harmless that the log here does not reach.
+    fn accepts(&self, message: &mut Message) -> bool {
+        let raft = &self.node.raft;
+        let last = raft.raft_log.last_index();
+        let to_me = message.to == self.id && message.from != 0 && message.from != self.id;
+        if !to_me || message.term == 0 || self.restoring.is_some() {
+            return false;
+        }
+        let forced = message.context == CAMPAIGN_TRANSFER;
+        match message.msg_type() {
+            MessageType::MsgHeartbeat => {
+                // A log that lost its end with the power (`everysec`, `no`) is shorter than was told.
+                message.commit = message.commit.min(last);
+                true
+            }
+            MessageType::MsgAppend => self.continues(message),
+            MessageType::MsgAppendResponse => message.index <= last || message.reject,
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                forced || self.election.silent_ticks == 0
+            }
+            MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgTimeoutNow => true,
+            // Snapshots come through `install`; the rest concerns a replica itself.
+            _ => false,
+        }
+    }
+
+    /// Whether entries follow each other, are of no later term than their leader's, and replace nothing
+    /// that is committed.
+    fn continues(&self, message: &Message) -> bool {
+        let log = &self.node.raft.raft_log;
+        let mut term = message.log_term;
+        (message.index + 1..).zip(&message.entries).all(|(index, entry)| {
+            let follows = entry.index == index && entry.term >= term && entry.term <= message.term;
+            term = entry.term;
+            let applied = index <= self.applied.index;
+            let kept = index > log.committed
+                || applied
+                || log.term(index).is_ok_and(|known| known == entry.term);
+            follows && kept && (0..=2).contains(&entry.entry_type)
+        })
+    }
+
+    /// Raft's own tick. Who failed to be elected tries again soon: nothing is lost by asking.
+    pub(super) fn tick_election(&mut self) {
+        self.election.silent_ticks = self.election.silent_ticks.saturating_sub(1);
+        let campaigned = self.node.tick();
+        let state = self.node.raft.state;
+        if campaigned && matches!(state, StateRole::PreCandidate | StateRole::Candidate) {
+            self.election.attempts += 1;
+            self.draw_timeout();
+            let quarter = (self.election.election_ticks / 4).max(1);
+            let pause =
+                quarter + mix(self.election.seed ^ self.election.attempts) as usize % quarter;
+            let timeout = self.node.raft.randomized_election_timeout();
+            self.node.raft.election_elapsed = timeout.saturating_sub(pause);
+        }
+    }
+
+    /// Puts a timeout of our own in the place of each that Raft has drawn from ambient randomness.
+    pub(super) fn draw_timeout(&mut self) {
+        let timeout = self.election.timeout(self.node.raft.term);
+        self.node.raft.set_randomized_election_timeout(timeout);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_journey_and_junk_does_not() {
+        let message = Message { to: 3, from: 4, term: 7, ..Message::default() };
+        let mut bytes = Vec::new();
+        encode_message(&message, &mut bytes);
+        assert_eq!(decode_message(&bytes), Some(message));
+        assert_eq!(decode_message(&[0xff; 9]), None);
+    }
+}

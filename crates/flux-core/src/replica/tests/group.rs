@@ -1,0 +1,390 @@
+//! Several replicas of one partition, with a network of their own: everything sent arrives unless a link
+//! is cut, everything written is persisted at once. Bad weather is the simulation's business.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::*;
+use crate::Value;
+
+const FAR: u64 = u64::MAX - 1;
+
+struct Group {
+    replicas: BTreeMap<u64, Node>,
+    wire: VecDeque<Message>,
+    cut: BTreeSet<u64>,
+    now_us: u64,
+    next_waiter: u32,
+}
+
+struct Node {
+    replica: Replica<u32>,
+    view: Arc<View>,
+    replies: Replies<u32>,
+    snapshot: Option<(SnapshotMeta, Vec<u8>)>,
+}
+
+fn node(id: u64, beginning: SnapshotMeta, promised: bool) -> Node {
+    let memory = Memory::new(0);
+    let mut recovery = Recovery::new(table(&memory), None, beginning, 1 << 16);
+    recovery.has_history = promised;
+    let config = ReplicaConfig { id, tail_bytes: 1 << 10, ..config() };
+    let view = Arc::new(View::default());
+    let replica = Replica::new(&config, recovery, memory, Arc::clone(&view), at(NOW));
+    Node { replica: replica.expect("a state"), view, replies: Vec::new(), snapshot: None }
+}
+
+impl Node {
+    fn dump(&self) -> Vec<u8> {
+        let mut chunk = Vec::new();
+        self.replica.table().begin_snapshot();
+        while !self.replica.table().snapshot_chunk(1 << 20, &mut chunk) {}
+        self.replica.table().end_snapshot();
+        chunk
+    }
+}
+
+impl Group {
+    fn of(ids: &[u64]) -> Group {
+        let beginning = SnapshotMeta::founding(ids.to_vec());
+        let replicas = ids.iter().map(|id| (*id, node(*id, beginning.clone(), false)));
+        let mut group = Group {
+            replicas: replicas.collect(),
+            wire: VecDeque::new(),
+            cut: BTreeSet::new(),
+            now_us: 1,
+            next_waiter: 0,
+        };
+        group.elect();
+        group
+    }
+
+    fn now(&self) -> Now {
+        Now { ms: NOW, us: self.now_us }
+    }
+
+    /// Lets everything happen that needs no time.
+    fn settle(&mut self) {
+        let now = self.now();
+        loop {
+            let mut quiet = self.wire.is_empty();
+            for node in self.replicas.values_mut() {
+                node.replica.propose(&mut node.replies);
+                while let Some(ready) = node.replica.ready(&mut node.replies).expect("sound") {
+                    quiet = false;
+                    self.wire.extend(ready.messages);
+                    node.replica.persisted(ready.number);
+                    self.wire.extend(ready.persisted_messages);
+                }
+                if node.replica.snapshot_wanted() {
+                    let meta = node.replica.snapshot_meta();
+                    node.snapshot = Some((meta.clone(), node.dump()));
+                    node.replica.snapshot_taken(meta);
+                }
+            }
+            if quiet {
+                return;
+            }
+            for message in std::mem::take(&mut self.wire) {
+                let lost = self.cut.contains(&message.from) || self.cut.contains(&message.to);
+                if lost || !self.replicas.contains_key(&message.to) {
+                    continue;
+                }
+                if message.msg_type() == raft::eraftpb::MessageType::MsgSnapshot {
+                    self.carry_snapshot(&message);
+                    continue;
+                }
+                let mut bytes = Vec::new();
+                encode_message(&message, &mut bytes);
+                let message = decode_message(&bytes).expect("what was encoded");
+                let to = self.replicas.get_mut(&message.to).expect("looked up");
+                to.replica.step(now, message);
+            }
+        }
+    }
+
+    fn carry_snapshot(&mut self, message: &Message) {
+        let sender = &self.replicas[&message.from];
+        let (meta, chunk) = sender.snapshot.clone().expect("it was taken");
+        let fresh = Table::new(TableOptions { hash_seed: 7, shards: 1 }, Memory::new(0));
+        fresh.load(&chunk).expect("a chunk");
+        let now = self.now();
+        let to = self.replicas.get_mut(&message.to).expect("looked up");
+        let installed = to.replica.install(now, message.from, message.term, meta, fresh);
+        let from = self.replicas.get_mut(&message.from).expect("there");
+        from.replica.report_snapshot(message.to, installed);
+    }
+
+    fn ticks(&mut self, count: usize) {
+        for _ in 0..count {
+            self.now_us += 50_000;
+            let now = self.now();
+            for node in self.replicas.values_mut() {
+                node.replica.tick(now);
+            }
+            self.settle();
+        }
+    }
+
+    fn leader(&self) -> Option<u64> {
+        let mut leaders =
+            self.replicas.iter().filter(|(id, one)| one.replica.leads() && !self.cut.contains(id));
+        leaders.next().map(|(id, _)| *id)
+    }
+
+    fn elect(&mut self) -> u64 {
+        for _ in 0..60 {
+            self.ticks(1);
+            if let Some(leader) = self.leader() {
+                return leader;
+            }
+        }
+        panic!("nobody was elected");
+    }
+
+    fn ask(&mut self, id: u64, command: &Command<&[u8]>) -> u32 {
+        let (waiter, now) = (self.next_waiter, self.now());
+        self.next_waiter += 1;
+        let node = self.replicas.get_mut(&id).expect("there");
+        node.replies.extend(node.replica.execute(now, command, waiter));
+        waiter
+    }
+
+    fn reply(&mut self, id: u64, waiter: u32) -> Option<Reply> {
+        let replies = &mut self.replicas.get_mut(&id).expect("there").replies;
+        let at = replies.iter().position(|(whose, _)| *whose == waiter)?;
+        Some(replies.swap_remove(at).1)
+    }
+
+    fn put(&mut self, key: &str, value: &str) -> Option<Reply> {
+        let leader = self.leader().expect("a leader");
+        let waiter = self.ask(leader, &set(key.as_bytes(), value.as_bytes(), Expiry::Never));
+        self.settle();
+        self.reply(leader, waiter)
+    }
+
+    fn reconcile(&mut self, target: &[u64]) {
+        for _ in 0..100 {
+            let now = self.now();
+            for node in self.replicas.values_mut() {
+                node.replica.reconcile(now, target);
+            }
+            self.ticks(1);
+        }
+    }
+
+    fn contents(&self, id: u64) -> Vec<u8> {
+        self.replicas[&id].dump()
+    }
+}
+
+fn get(key: &str) -> Command<&[u8]> {
+    Command::Get { key: key.as_bytes() }
+}
+
+fn value(reply: Option<Reply>) -> Option<Vec<u8>> {
+    match reply {
+        Some(Reply::Value(Some(Value { bytes, .. }))) => Some(bytes),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_write_reaches_every_replica() {
+    let mut group = Group::of(&[1, 2, 3]);
+    assert_eq!(group.put("k", "v"), Some(Reply::Written { version: 1 }));
+    group.ticks(4);
+    for id in [1, 2, 3] {
+        assert_eq!(group.contents(id), group.contents(1));
+        assert_eq!(group.replicas[&id].replica.revision(), 1);
+    }
+}
+
+#[test]
+fn a_write_waits_for_a_quorum_and_its_outcome_is_unknown_without_one() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader().expect("a leader");
+    group.cut = [1, 2, 3].into();
+    let waiter = group.ask(leader, &set(b"k", b"v", Expiry::Never));
+    group.ticks(5);
+    assert_eq!(group.reply(leader, waiter), None);
+    group.ticks(150);
+    assert_eq!(group.reply(leader, waiter), Some(Reply::Error(Error::OutcomeUnknown)));
+}
+
+#[test]
+fn a_lost_leader_is_replaced_and_what_it_acknowledged_stays() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "v");
+    let old = group.leader().expect("a leader");
+    group.cut.insert(old);
+    let new = group.elect();
+    assert_ne!(new, old);
+    let waiter = group.ask(new, &get("k"));
+    group.settle();
+    assert_eq!(value(group.reply(new, waiter)), Some(b"v".to_vec()));
+    assert_eq!(group.put("k", "w"), Some(Reply::Written { version: 2 }));
+    // What the old one was still trying is void when it comes back.
+    let waiter = group.ask(old, &set(b"k", b"lost", Expiry::Never));
+    group.cut.clear();
+    group.ticks(30);
+    assert_eq!(group.reply(old, waiter), Some(Reply::Error(Error::NotLeader)));
+    assert_eq!(group.contents(old), group.contents(new));
+}
+
+#[test]
+fn a_leader_without_a_lease_answers_only_when_a_quorum_confirms_it() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "v");
+    group.ticks(4);
+    let old = group.leader().expect("a leader");
+    assert!(group.replicas[&old].view.may_serve(group.now_us));
+    // It is stopped; the others go on without it.
+    group.cut.insert(old);
+    let mut asleep = group.replicas.remove(&old).expect("there");
+    group.elect();
+    group.put("k", "new");
+    group.ticks(20);
+    // It wakes up and knows nothing.
+    assert!(asleep.replica.leads());
+    assert!(!asleep.view.may_serve(group.now_us));
+    let now = group.now();
+    assert_eq!(asleep.replica.execute(now, &get("k"), 77), None, "not before it is confirmed");
+    group.replicas.insert(old, asleep);
+    group.cut.clear();
+    group.ticks(10);
+    assert_eq!(group.reply(old, 77), Some(Reply::Error(Error::NotLeader)));
+}
+
+#[test]
+fn a_lease_outlives_no_promise_of_a_follower() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.ticks(4);
+    let old = group.leader().expect("a leader");
+    let view = Arc::clone(&group.replicas[&old].view);
+    group.cut.insert(old);
+    let new = group.elect();
+    assert!(group.replicas[&new].view.may_serve(group.now_us) || !view.may_serve(group.now_us));
+    assert!(!view.may_serve(group.now_us), "two may serve at {}", group.now_us);
+}
+
+#[test]
+fn who_has_just_started_does_not_vote() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.ticks(4);
+    let leader = group.leader().expect("a leader");
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != leader).collect();
+    // One follower has heard nothing for long, the other forgets in a restart what it promised.
+    group.cut.insert(leader);
+    let restarted = node(others[0], SnapshotMeta::founding(vec![1, 2, 3]), true);
+    let lease = Arc::clone(&group.replicas[&leader].view);
+    let mut bytes = Vec::new();
+    let mut vote = Message {
+        from: others[1],
+        to: others[0],
+        term: 50,
+        index: 100,
+        log_term: 50,
+        ..Message::default()
+    };
+    vote.set_msg_type(raft::eraftpb::MessageType::MsgRequestPreVote);
+    encode_message(&vote, &mut bytes);
+    group.replicas.insert(others[0], restarted);
+    let now = group.now();
+    let one = group.replicas.get_mut(&others[0]).expect("there");
+    one.replica.step(now, vote);
+    let answer = one.replica.ready(&mut one.replies).expect("sound");
+    assert!(answer.is_none_or(|ready| ready.persisted_messages.is_empty()));
+    assert!(lease.may_serve(group.now_us));
+}
+
+#[test]
+fn leadership_is_handed_over_without_losing_what_waits() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "1");
+    group.ticks(4);
+    let old = group.leader().expect("a leader");
+    let heir = group.replicas[&old].replica.heir().expect("one is fit");
+    let now = group.now();
+    let node = group.replicas.get_mut(&old).expect("there");
+    assert!(node.replica.transfer_leader(now, heir));
+    assert!(!node.view.may_serve(now.us), "a vote for the heir needs no timeout");
+    let waiter = group.ask(old, &set(b"k", b"2", Expiry::Never));
+    group.settle();
+    assert_eq!(group.leader(), Some(heir));
+    assert_eq!(group.reply(old, waiter), Some(Reply::Error(Error::NotLeader)), "never proposed");
+    assert_eq!(group.put("k", "3"), Some(Reply::Written { version: 2 }));
+}
+
+#[test]
+fn a_new_replica_takes_the_place_of_one_that_leads() {
+    let mut group = Group::of(&[1, 2, 3]);
+    for round in 0..50 {
+        group.put(&format!("key{round}"), "some value that fills the log");
+    }
+    let old = group.leader().expect("a leader");
+    let mut target: Vec<u64> = [1, 2, 3, 4].into_iter().filter(|id| *id != old).collect();
+    group.replicas.insert(4, node(4, SnapshotMeta::default(), false));
+    target.sort_unstable();
+    group.reconcile(&target);
+    let leader = group.leader().expect("a leader");
+    assert_ne!(leader, old);
+    assert_eq!(*group.replicas[&leader].replica.members(), Members::of_voters(target.clone()));
+    assert_eq!(group.contents(4), group.contents(leader));
+    assert!(group.replicas[&4].replica.status().members.is_voter(4));
+    group.put("after", "it");
+    group.ticks(4);
+    assert_eq!(group.contents(4), group.contents(leader));
+    assert!(!group.replicas[&old].view.may_serve(FAR));
+}
+
+#[test]
+fn a_follower_that_is_far_behind_gets_a_snapshot() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader().expect("a leader");
+    let behind = [1, 2, 3].into_iter().find(|id| *id != leader).expect("a follower");
+    group.cut.insert(behind);
+    for round in 0..200 {
+        let text = "x".repeat(200);
+        assert!(group.put(&format!("key{round}"), &text).is_some());
+        group.ticks(1);
+    }
+    group.cut.clear();
+    group.ticks(40);
+    assert!(group.replicas[&leader].snapshot.is_some());
+    assert_eq!(group.contents(behind), group.contents(leader));
+    let revision = group.replicas[&behind].replica.revision();
+    assert_eq!(revision, 200);
+    assert!(group.replicas[&behind].replica.first_record().start > 1);
+}
+
+#[test]
+fn junk_of_a_peer_is_dropped() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "v");
+    group.ticks(4);
+    let now = group.now();
+    let kinds = 0..20;
+    for kind in kinds {
+        for (index, commit, term) in
+            [(0, 0, 1), (99, 1 << 40, 99), (2, 99, 1), (1 << 50, 3, 1 << 40)]
+        {
+            let entries = vec![Entry { index: 7, term: 1 << 60, ..Entry::default() }];
+            let junk = Message {
+                msg_type: kind,
+                from: 2,
+                to: 1,
+                term,
+                index,
+                commit,
+                log_term: term,
+                entries,
+                ..Message::default()
+            };
+            let one = group.replicas.get_mut(&1).expect("there");
+            one.replica.step(now, junk);
+            while let Some(ready) = one.replica.ready(&mut one.replies).expect("sound") {
+                one.replica.persisted(ready.number);
+            }
+        }
+    }
+}
