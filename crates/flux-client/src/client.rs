@@ -180,6 +180,7 @@ impl Client {
             cursor: cursor.unwrap_or_default(),
             limit: options.limit,
             keys_only: options.keys_only,
+            partition: None,
         };
         self.call(&request, |frame, response| match response {
             Response::Page(page) => Some(Page::new(frame, &page)),

@@ -249,8 +249,10 @@ impl State {
             Request::Info => Response::Info(Info {
                 node: "fake",
                 server_version: "0.0.0",
-                members: vec![Member { name: "fake", data_addr: "127.0.0.1:1" }],
+                members: vec![Member { name: "fake", data_addr: "127.0.0.1:1", zone: "" }],
                 leaders: vec![Some(0); 16],
+                epoch: 0,
+                replicas: Vec::new(),
             }),
             Request::Get { key } => Response::Value(self.value(key)),
             Request::Set { key, value, expiry, condition, return_previous } => {
@@ -300,7 +302,7 @@ impl State {
                     Response::Batch(BatchReply::NotWritten { position: None })
                 }
             }
-            Request::Scan { prefix, cursor, limit, keys_only } => {
+            Request::Scan { prefix, cursor, limit, keys_only, .. } => {
                 let mut entries: Vec<_> = self.entries.iter().collect();
                 entries.sort_by_key(|(key, _)| *key);
                 let mut items = entries

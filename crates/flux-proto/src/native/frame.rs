@@ -4,7 +4,7 @@ use bytes::BufMut;
 
 use super::body::{Reader, put_bytes};
 use super::response::Failure;
-use super::{BodyError, MAX_FRAME_BYTES, Opcode, Request, Response};
+use super::{BodyError, LeaderHint, MAX_FRAME_BYTES, Opcode, Request, Response};
 use crate::Code;
 
 /// What follows the length field of a request, before the body.
@@ -16,6 +16,20 @@ const RESPONSE_HEADER_BYTES: usize = 12;
 /// The flag of a read that any replica may answer from what it has applied.
 const STALE: u8 = 1;
 
+/// The flag of a write that belongs to a session, which follows the header.
+const SESSION: u8 = 2;
+
+/// The flag of a stale read whose answer is to say how old it is.
+const POSITION: u8 = 4;
+
+/// The flag of a request that is not to be passed on to the partition's leader.
+const REDIRECT: u8 = 8;
+
+const REQUEST_FLAGS: u8 = STALE | SESSION | POSITION | REDIRECT;
+
+/// The flag of an answer that starts with the position it was read at.
+const POSITIONED: u8 = 1;
+
 /// The longest error message that is sent, in bytes.
 const MESSAGE_LIMIT: usize = 4096;
 
@@ -26,16 +40,43 @@ pub struct RequestHeader {
     pub id: u64,
     /// Which operation; see [`Opcode`].
     pub opcode: u8,
-    /// Bit 0: a stale read will do. The others must be 0.
+    /// Bit 0: a stale read will do. Bit 1: a session follows; encoding sets it as `session` is.
+    /// Bit 2: the answer to a stale read is to tell its position. Bit 3: answer `NOT_LEADER` rather
+    /// than pass the request on. The others must be 0.
     pub flags: u8,
     /// How long the client waits, from when the server reads the request; 0 for no limit.
     pub deadline_ms: u32,
+    /// The session that a write belongs to. None also where the flag is set and the frame too short
+    /// for it, which decoding the request tells.
+    pub session: Option<Session>,
+}
+
+/// Which write of which client this is, so that a repeated one can be told: it gets the answer of
+/// the first and is carried out once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The client's choice, at random; not 0.
+    pub id: u64,
+    /// Another one for each of the session's writes, the same when one is repeated.
+    pub sequence: u64,
+    /// The partition may forget its answers to lower ones and must carry none of them out any more;
+    /// at most `sequence`.
+    pub acked_below: u64,
+}
+
+/// How up to date a replica was when it answered a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StalePosition {
+    /// The revision that it had applied; 0 where the answer is from several partitions.
+    pub revision: u64,
+    /// For how long it may have missed writes, in milliseconds; the longest of several partitions.
+    pub age_ms: u64,
 }
 
 impl RequestHeader {
     /// The header of a request, with no flags and no deadline.
     pub fn new(id: u64, opcode: Opcode) -> RequestHeader {
-        RequestHeader { id, opcode: opcode as u8, flags: 0, deadline_ms: 0 }
+        RequestHeader { id, opcode: opcode as u8, flags: 0, deadline_ms: 0, session: None }
     }
 
     /// Whether any replica may answer the read from what it has applied.
@@ -44,9 +85,55 @@ impl RequestHeader {
     }
 
     /// The same header, asking for a stale read or not.
-    pub fn with_stale(mut self, stale: bool) -> RequestHeader {
-        self.flags = if stale { STALE } else { 0 };
+    pub fn with_stale(self, stale: bool) -> RequestHeader {
+        self.with_flag(STALE, stale)
+    }
+
+    /// Whether the answer to the stale read is to tell its position.
+    pub fn wants_position(&self) -> bool {
+        self.flags & (STALE | POSITION) == STALE | POSITION
+    }
+
+    /// The same header, asking for a stale read's position or not.
+    pub fn with_position(self, position: bool) -> RequestHeader {
+        self.with_flag(POSITION, position)
+    }
+
+    /// Whether to answer `NOT_LEADER` rather than pass the request on.
+    pub fn wants_redirect(&self) -> bool {
+        self.flags & REDIRECT != 0
+    }
+
+    /// The same header, asking to be sent to the leader or not.
+    pub fn with_redirect(self, redirect: bool) -> RequestHeader {
+        self.with_flag(REDIRECT, redirect)
+    }
+
+    fn with_flag(mut self, flag: u8, on: bool) -> RequestHeader {
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
         self
+    }
+}
+
+impl Session {
+    const BYTES: usize = 24;
+
+    /// Splits a session off the start of a body, if it is long enough.
+    fn split(body: &[u8]) -> Option<(Session, &[u8])> {
+        let (bytes, body) = body.split_at_checked(Session::BYTES)?;
+        let mut reader = Reader::new(bytes);
+        let mut next = || reader.u64("session").ok();
+        Some((Session { id: next()?, sequence: next()?, acked_below: next()? }, body))
+    }
+
+    fn check(self) -> Result<(), BodyError> {
+        if self.id == 0 {
+            return Err(BodyError::Invalid { field: "session", value: 0 });
+        }
+        if self.acked_below > self.sequence {
+            return Err(BodyError::Invalid { field: "acked_below", value: self.acked_below });
+        }
+        Ok(())
     }
 }
 
@@ -62,8 +149,16 @@ pub struct Frame<'a> {
 impl<'a> Frame<'a> {
     /// Decodes the body. On an error the connection can go on: answer it under the frame's id.
     pub fn request(&self) -> Result<Request<'a>, BodyError> {
-        if self.header.flags & !STALE != 0 {
-            return Err(BodyError::UnknownFlags(self.header.flags));
+        let RequestHeader { flags, session, .. } = self.header;
+        if flags & !REQUEST_FLAGS != 0 {
+            return Err(BodyError::UnknownFlags(flags));
+        }
+        match session {
+            Some(session) => session.check()?,
+            None if flags & SESSION != 0 => {
+                return Err(BodyError::Truncated { field: "session" });
+            }
+            None => {}
         }
         Request::decode(Opcode::try_from(self.header.opcode)?, self.body)
     }
@@ -78,6 +173,11 @@ pub struct ResponseFrame<'a> {
     pub status: u16,
     /// The request's opcode; 0 where the id is 0.
     pub opcode: u8,
+    /// Bit 0: a success that starts with a position. The others are to be ignored.
+    pub flags: u8,
+    /// How old the answer to a stale read is, where the server tells. None also where the flag is
+    /// set and the frame too short for it, which decoding the response tells.
+    pub position: Option<StalePosition>,
     /// The operation's fields, or an error's message.
     pub body: &'a [u8],
 }
@@ -86,9 +186,10 @@ impl<'a> ResponseFrame<'a> {
     /// Decodes the body: what the operation answered, or the error that the server gave.
     pub fn response(&self) -> Result<Result<Response<'a>, Failure<'a>>, BodyError> {
         if self.status != 0 {
-            // Servers may add fields after the message.
-            let message = Reader::new(self.body).text("message")?;
-            return Ok(Err(Failure { status: self.status, message }));
+            return Failure::decode(self.status, self.body).map(Err);
+        }
+        if self.flags & POSITIONED != 0 && self.position.is_none() {
+            return Err(BodyError::Truncated { field: "revision" });
         }
         Response::decode(Opcode::try_from(self.opcode)?, self.body).map(Ok)
     }
@@ -129,11 +230,17 @@ pub fn decode_request(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameE
         return Ok(None);
     };
     let [i0, i1, i2, i3, i4, i5, i6, i7, opcode, flags, d0, d1, d2, d3] = header;
+    let with_session = if flags & SESSION != 0 { Session::split(body) } else { None };
+    let (session, body) = match with_session {
+        Some((session, body)) => (Some(session), body),
+        None => (None, body),
+    };
     let header = RequestHeader {
         id: u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
         opcode,
         flags,
         deadline_ms: u32::from_le_bytes([d0, d1, d2, d3]),
+        session,
     };
     Ok(Some((Frame { header, body }, taken)))
 }
@@ -146,13 +253,26 @@ pub fn decode_response(input: &[u8]) -> Result<Option<(ResponseFrame<'_>, usize)
     let Some((&header, body)) = frame.split_first_chunk::<RESPONSE_HEADER_BYTES>() else {
         return Ok(None);
     };
-    let [i0, i1, i2, i3, i4, i5, i6, i7, s0, s1, opcode, _] = header;
+    let [i0, i1, i2, i3, i4, i5, i6, i7, s0, s1, opcode, flags] = header;
     let id = u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]);
     let status = u16::from_le_bytes([s0, s1]);
-    Ok(Some((ResponseFrame { id, status, opcode, body }, taken)))
+    let positioned = status == 0 && flags & POSITIONED != 0;
+    let (position, body) = match body.split_first_chunk::<16>() {
+        Some((bytes, body)) if positioned => (StalePosition::decode(bytes).ok(), body),
+        _ => (None, body),
+    };
+    Ok(Some((ResponseFrame { id, status, opcode, flags, position, body }, taken)))
 }
 
-/// Appends a request; the header's opcode is taken from the request.
+impl StalePosition {
+    fn decode(bytes: &[u8]) -> Result<StalePosition, BodyError> {
+        let mut reader = Reader::new(bytes);
+        Ok(StalePosition { revision: reader.u64("revision")?, age_ms: reader.u64("age_ms")? })
+    }
+}
+
+/// Appends a request; the header's opcode is taken from the request, and the flag of a session is
+/// set as there is one.
 pub fn encode_request(
     out: &mut Vec<u8>,
     header: &RequestHeader,
@@ -161,8 +281,13 @@ pub fn encode_request(
     let start = begin(out);
     out.put_u64_le(header.id);
     out.put_u8(request.opcode() as u8);
-    out.put_u8(header.flags);
+    out.put_u8(header.with_flag(SESSION, header.session.is_some()).flags);
     out.put_u32_le(header.deadline_ms);
+    if let Some(session) = header.session {
+        out.put_u64_le(session.id);
+        out.put_u64_le(session.sequence);
+        out.put_u64_le(session.acked_below);
+    }
     request.encode(out);
     finish(out, start)
 }
@@ -174,8 +299,25 @@ pub fn encode_response(
     opcode: Opcode,
     response: &Response<'_>,
 ) -> Result<(), FrameTooLarge> {
+    encode_response_at(out, id, opcode, response, None)
+}
+
+/// Appends the answer to a request of this opcode, and how old it is where there is a position: only
+/// for a request that [asked for it](RequestHeader::wants_position).
+pub fn encode_response_at(
+    out: &mut Vec<u8>,
+    id: u64,
+    opcode: Opcode,
+    response: &Response<'_>,
+    position: Option<StalePosition>,
+) -> Result<(), FrameTooLarge> {
     let start = begin(out);
-    put_response_header(out, id, 0, opcode as u8);
+    let flags = if position.is_some() { POSITIONED } else { 0 };
+    put_response_header(out, id, 0, opcode as u8, flags);
+    if let Some(position) = position {
+        out.put_u64_le(position.revision);
+        out.put_u64_le(position.age_ms);
+    }
     response.encode(out);
     finish(out, start)
 }
@@ -183,17 +325,44 @@ pub fn encode_response(
 /// Appends an error. `opcode` is as the request had it, known or not; id and opcode are 0 for an
 /// error that concerns the connection and is its last frame. A message over 4 KiB is cut.
 pub fn encode_error(out: &mut Vec<u8>, id: u64, opcode: u8, code: Code, message: &str) {
-    let message = &message[..message.floor_char_boundary(MESSAGE_LIMIT)];
-    out.put_u32_le((RESPONSE_HEADER_BYTES + 4 + message.len()) as u32);
-    put_response_header(out, id, code.number(), opcode);
-    put_bytes(out, message.as_bytes());
+    put_error(out, id, opcode, code, message, |_| {});
 }
 
-fn put_response_header(out: &mut Vec<u8>, id: u64, status: u16, opcode: u8) {
+/// Appends the error `NOT_LEADER` and who leads instead.
+pub fn encode_not_leader(
+    out: &mut Vec<u8>,
+    id: u64,
+    opcode: u8,
+    message: &str,
+    hint: &LeaderHint<'_>,
+) {
+    put_error(out, id, opcode, Code::NotLeader, message, |out| {
+        out.put_u16_le(hint.partition);
+        put_bytes(out, hint.leader_addr.as_bytes());
+    });
+}
+
+fn put_error(
+    out: &mut Vec<u8>,
+    id: u64,
+    opcode: u8,
+    code: Code,
+    message: &str,
+    rest: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = begin(out);
+    put_response_header(out, id, code.number(), opcode, 0);
+    put_bytes(out, &message.as_bytes()[..message.floor_char_boundary(MESSAGE_LIMIT)]);
+    rest(out);
+    let length = (out.len() - start) as u32;
+    out[start - 4..start].copy_from_slice(&length.to_le_bytes());
+}
+
+fn put_response_header(out: &mut Vec<u8>, id: u64, status: u16, opcode: u8, flags: u8) {
     out.put_u64_le(id);
     out.put_u16_le(status);
     out.put_u8(opcode);
-    out.put_u8(0);
+    out.put_u8(flags);
 }
 
 /// The bytes after a length field, and the count of bytes with it.

@@ -11,6 +11,7 @@
 
 mod body;
 mod frame;
+mod info;
 mod preface;
 mod request;
 mod response;
@@ -20,17 +21,18 @@ mod tests;
 
 pub use body::BodyError;
 pub use frame::{
-    Frame, FrameError, FrameTooLarge, RequestHeader, ResponseFrame, decode_request,
-    decode_response, encode_error, encode_request, encode_response,
+    Frame, FrameError, FrameTooLarge, RequestHeader, ResponseFrame, Session, StalePosition,
+    decode_request, decode_response, encode_error, encode_not_leader, encode_request,
+    encode_response, encode_response_at,
 };
+pub use info::{Info, LeaderHint, Member};
 pub use preface::{
     Accepted, MAGIC, PREFACE_BYTES, Preface, PrefaceError, ServerPreface, decode_preface,
-    decode_server_preface, encode_preface, encode_server_preface, is_native,
+    decode_server_preface, encode_preface, encode_server_preface, feature, is_native,
 };
 pub use request::{Condition, Expiry, Guard, Opcode, Request, Write};
 pub use response::{
-    BatchReply, DeleteReply, Failure, Info, Item, Member, Page, Response, SetReply, Value,
-    WriteResult,
+    BatchReply, DeleteReply, Failure, Item, Page, Response, SetReply, Value, WriteResult,
 };
 
 /// The one version of the protocol that this crate speaks.
@@ -63,18 +65,22 @@ pub fn exercise(bytes: &[u8]) {
     if let Ok(Some((frame, _))) = decode_request(bytes)
         && let Ok(request) = frame.request()
     {
+        let session = frame.header.session;
         let mut again = Vec::new();
         encode_request(&mut again, &frame.header, &request).expect("it came in one frame");
         let (frame, _) = decode_request(&again).expect("well formed").expect("whole");
         assert_eq!(frame.request().as_ref(), Ok(&request));
+        assert_eq!(frame.header.session, session);
     }
     if let Ok(Some((frame, _))) = decode_response(bytes)
         && let Ok(Ok(response)) = frame.response()
         && let Ok(opcode) = Opcode::try_from(frame.opcode)
     {
         let mut again = Vec::new();
-        encode_response(&mut again, frame.id, opcode, &response).expect("it came in one frame");
+        let position = frame.position;
+        encode_response_at(&mut again, frame.id, opcode, &response, position)
+            .expect("it came in one frame, but for what an older server leaves out");
         let (frame, _) = decode_response(&again).expect("well formed").expect("whole");
-        assert_eq!(frame.response(), Ok(Ok(response)));
+        assert_eq!((frame.response(), frame.position), (Ok(Ok(response)), position));
     }
 }

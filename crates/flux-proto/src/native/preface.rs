@@ -25,6 +25,21 @@ pub fn is_native(first_byte: u8) -> bool {
     first_byte == MAGIC[0]
 }
 
+/// What a server of version 1 may be able to do beyond what the first one did. A client asks for what
+/// it knows and uses what is granted: the bits of the prefaces' flags.
+pub mod feature {
+    /// Writes may belong to a session, so that repeating one does not write twice.
+    pub const SESSIONS: u16 = 1;
+    /// The answer to a stale read may tell how old it is.
+    pub const POSITIONS: u16 = 2;
+    /// A request may ask for `NOT_LEADER` rather than to be passed on.
+    pub const REDIRECTS: u16 = 4;
+    /// A scan may be of one partition.
+    pub const PARTITION_SCANS: u16 = 8;
+    /// All that this crate knows.
+    pub const ALL: u16 = SESSIONS | POSITIONS | REDIRECTS | PARTITION_SCANS;
+}
+
 /// A client's preface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preface {
@@ -32,7 +47,7 @@ pub struct Preface {
     pub min_version: u16,
     /// The highest.
     pub max_version: u16,
-    /// Features asked for; none is defined in version 1.
+    /// The [features](feature) asked for.
     pub flags: u16,
 }
 
@@ -68,7 +83,7 @@ pub enum ServerPreface<'a> {
 pub struct Accepted<'a> {
     /// The version that both sides speak from here on.
     pub version: u16,
-    /// Features granted; none is defined in version 1.
+    /// The [features](feature) granted, of those asked for.
     pub flags: u16,
     /// The most that may follow the length field of a request.
     pub max_frame_bytes: u32,
@@ -202,7 +217,7 @@ pub fn encode_server_preface(out: &mut Vec<u8>, preface: &ServerPreface<'_>) {
 }
 
 impl<'a> Accepted<'a> {
-    /// What a server of this crate's version says of itself.
+    /// What a server of this crate's version says of itself. It grants no features.
     pub fn new(node: &'a str, partitions: u16) -> Accepted<'a> {
         Accepted {
             version: VERSION,

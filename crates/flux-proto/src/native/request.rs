@@ -5,6 +5,10 @@ use bytes::BufMut;
 use super::body::{BodyError, Reader, put_bytes, put_count};
 use super::{DEFAULT_SCAN_LIMIT, MAX_BATCH, MAX_SCAN_LIMIT};
 
+/// Options of a scan.
+const KEYS_ONLY: u8 = 1;
+const ONE_PARTITION: u8 = 2;
+
 /// The operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -155,6 +159,8 @@ pub enum Request<'a> {
         limit: u32,
         /// Leave values out.
         keys_only: bool,
+        /// Only this partition; its cursors are good at any of its replicas.
+        partition: Option<u16>,
     },
 }
 
@@ -284,10 +290,13 @@ impl<'a> Request<'a> {
                 writes: reader.list("writes", MAX_BATCH, 7, write)?,
             },
             Opcode::Scan => {
-                let keys_only = reader.boolean("options")?;
+                let options = reader.bits("options", KEYS_ONLY | ONE_PARTITION)?;
+                let one = options & ONE_PARTITION != 0;
+                let partition = if one { Some(reader.u16("partition")?) } else { None };
                 let limit = scan_limit(reader.u32("limit")?)?;
                 let (prefix, cursor) = (reader.bytes("prefix")?, reader.bytes("cursor")?);
-                Request::Scan { prefix, cursor, limit, keys_only }
+                let keys_only = options & KEYS_ONLY != 0;
+                Request::Scan { prefix, cursor, limit, keys_only, partition }
             }
         };
         reader.finish()?;
@@ -336,8 +345,12 @@ impl<'a> Request<'a> {
                     put_write(out, write);
                 }
             }
-            Request::Scan { prefix, cursor, limit, keys_only } => {
-                out.put_u8(u8::from(*keys_only));
+            Request::Scan { prefix, cursor, limit, keys_only, partition } => {
+                let keys_only = if *keys_only { KEYS_ONLY } else { 0 };
+                out.put_u8(keys_only | if partition.is_some() { ONE_PARTITION } else { 0 });
+                if let Some(partition) = partition {
+                    out.put_u16_le(*partition);
+                }
                 out.put_u32_le(*limit);
                 put_bytes(out, prefix);
                 put_bytes(out, cursor);

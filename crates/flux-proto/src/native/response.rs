@@ -4,6 +4,7 @@ use bytes::BufMut;
 
 use super::MAX_BATCH;
 use super::body::{BodyError, Reader, put_bytes, put_count};
+use super::info::{Info, LeaderHint};
 use super::request::Opcode;
 use crate::Code;
 
@@ -13,9 +14,6 @@ const HAS_PREVIOUS: u8 = 4;
 
 /// The position of a failed operation where it was a guard that did not hold.
 const NO_POSITION: u32 = u32::MAX;
-
-/// The leader of a partition that has none.
-const NO_LEADER: u16 = u16::MAX;
 
 /// One answer, borrowing the bytes it was decoded from or is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +57,21 @@ pub struct Failure<'a> {
     pub status: u16,
     /// What is wrong, for a person to read.
     pub message: &'a str,
+    /// With `NOT_LEADER`: who leads, where the server tells.
+    pub leader: Option<LeaderHint<'a>>,
 }
 
-impl Failure<'_> {
+impl<'a> Failure<'a> {
+    /// Servers may add fields at the end. A hint that cannot be understood is none: the error itself
+    /// is what matters.
+    pub(super) fn decode(status: u16, body: &'a [u8]) -> Result<Failure<'a>, BodyError> {
+        let mut reader = Reader::new(body);
+        let message = reader.text("message")?;
+        let has_hint = status == Code::NotLeader.number();
+        let leader = if has_hint { LeaderHint::decode(&mut reader).ok() } else { None };
+        Ok(Failure { status, message, leader })
+    }
+
     /// The code. One that is not known here is a defect of the server as far as a client can tell.
     pub fn code(&self) -> Code {
         Code::try_from(self.status).unwrap_or(Code::Internal)
@@ -154,28 +164,6 @@ pub struct Item<'a> {
     pub value: Value<'a>,
 }
 
-/// A node's account of itself and of who leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info<'a> {
-    /// The node's name.
-    pub node: &'a str,
-    /// The version of its software.
-    pub server_version: &'a str,
-    /// The nodes that the leader map names.
-    pub members: Vec<Member<'a>>,
-    /// For each partition the position of its leader in `members`, if it has one.
-    pub leaders: Vec<Option<u16>>,
-}
-
-/// A node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Where its data port listens, as `host:port`.
-    pub data_addr: &'a str,
-}
-
 impl<'a> Response<'a> {
     pub(super) fn decode(opcode: Opcode, body: &'a [u8]) -> Result<Response<'a>, BodyError> {
         let mut reader = Reader::new(body);
@@ -183,7 +171,7 @@ impl<'a> Response<'a> {
             Opcode::Ping => Response::Pong { payload: reader.remainder() },
             Opcode::Auth => Response::Authenticated,
             // Servers may add fields to this one.
-            Opcode::Info => return info(&mut reader).map(Response::Info),
+            Opcode::Info => return Info::decode(&mut reader).map(Response::Info),
             Opcode::Get => Response::Value(found(&mut reader)?),
             Opcode::Set => Response::Set(set_reply(&mut reader)?),
             Opcode::Delete => Response::Deleted(delete_reply(&mut reader)?),
@@ -208,7 +196,7 @@ impl<'a> Response<'a> {
         match self {
             Response::Pong { payload } => out.extend_from_slice(payload),
             Response::Authenticated => {}
-            Response::Info(info) => put_info(out, info),
+            Response::Info(info) => info.encode(out),
             Response::Value(value) => put_found(out, value.as_ref()),
             Response::Set(reply) => {
                 let mut bits = if reply.written { WRITTEN } else { 0 };
@@ -353,33 +341,5 @@ fn put_batch(out: &mut Vec<u8>, reply: &BatchReply) {
                 out.put_u64_le(version);
             }
         }
-    }
-}
-
-fn info<'a>(reader: &mut Reader<'a>) -> Result<Info<'a>, BodyError> {
-    let node = reader.text("node")?;
-    let server_version = reader.text("server_version")?;
-    let members = reader.list("members", usize::from(NO_LEADER), 8, |reader| {
-        Ok(Member { name: reader.text("name")?, data_addr: reader.text("data_addr")? })
-    })?;
-    let leaders = reader.list("leaders", 16384, 2, |reader| match reader.u16("leader")? {
-        NO_LEADER => Ok(None),
-        leader if usize::from(leader) < members.len() => Ok(Some(leader)),
-        leader => Err(BodyError::Invalid { field: "leader", value: u64::from(leader) }),
-    })?;
-    Ok(Info { node, server_version, members, leaders })
-}
-
-fn put_info(out: &mut Vec<u8>, info: &Info<'_>) {
-    put_bytes(out, info.node.as_bytes());
-    put_bytes(out, info.server_version.as_bytes());
-    put_count(out, info.members.len());
-    for member in &info.members {
-        put_bytes(out, member.name.as_bytes());
-        put_bytes(out, member.data_addr.as_bytes());
-    }
-    put_count(out, info.leaders.len());
-    for leader in &info.leaders {
-        out.put_u16_le(leader.unwrap_or(NO_LEADER));
     }
 }

@@ -65,12 +65,110 @@ fn the_documented_example() {
     assert_eq!(documented('<')[1], refused);
 }
 
+#[test]
+fn the_documented_example_of_a_cluster() {
+    let mut sent = Vec::new();
+    encode_preface(&mut sent, &Preface { flags: feature::ALL, ..Preface::default() });
+    let session = Session { id: 0xABCD, sequence: 9, acked_below: 8 };
+    let increment = Request::Increment { key: b"n", delta: 1 };
+    let header = RequestHeader { session: Some(session), ..RequestHeader::new(1, Opcode::Get) };
+    encode_request(&mut sent, &header.with_redirect(true), &increment).unwrap();
+    let header = RequestHeader::new(2, Opcode::Get).with_stale(true).with_position(true);
+    encode_request(&mut sent, &header, &Request::Get { key: b"k" }).unwrap();
+    assert_eq!(documented('>')[2], sent);
+
+    let mut answered = Vec::new();
+    let accepted = Accepted { flags: feature::ALL, ..Accepted::new("node-1", 64) };
+    encode_server_preface(&mut answered, &ServerPreface::Accepted(accepted));
+    let hint = LeaderHint { partition: 7, leader_addr: "h:7379" };
+    encode_not_leader(&mut answered, 1, Opcode::Increment as u8, "no", &hint);
+    let position = Some(StalePosition { revision: 300, age_ms: 12 });
+    encode_response_at(&mut answered, 2, Opcode::Get, &Response::Value(None), position).unwrap();
+    assert_eq!(documented('<')[2], answered);
+}
+
+#[test]
+fn a_session_goes_with_a_write_and_is_checked() {
+    let with = |session| {
+        let mut out = Vec::new();
+        let header = RequestHeader { session, ..RequestHeader::new(1, Opcode::Persist) };
+        encode_request(&mut out, &header, &Request::Persist { key: b"k" }).unwrap();
+        out
+    };
+    let session = Session { id: 1, sequence: 2, acked_below: 2 };
+    let bytes = with(Some(session));
+    let (frame, taken) = decode_request(&bytes).unwrap().unwrap();
+    assert_eq!((frame.header.session, taken), (Some(session), bytes.len()));
+    assert_eq!(frame.request(), Ok(Request::Persist { key: b"k" }));
+    assert_eq!(bytes.len(), with(None).len() + 24);
+
+    let nobody = with(Some(Session { id: 0, ..session }));
+    assert_eq!(decode(&nobody), Err(BodyError::Invalid { field: "session", value: 0 }));
+    let ahead = with(Some(Session { acked_below: 3, ..session }));
+    assert_eq!(decode(&ahead), Err(BodyError::Invalid { field: "acked_below", value: 3 }));
+    // The flag on a frame that is too short for a session.
+    let mut short = with(None);
+    short[13] = 2;
+    assert_eq!(decode(&short), Err(BodyError::Truncated { field: "session" }));
+}
+
+#[test]
+fn what_is_asked_of_a_read_stands_in_the_flags() {
+    let header = RequestHeader::new(1, Opcode::Get);
+    assert!(!header.is_stale() && !header.wants_position() && !header.wants_redirect());
+    assert!(!header.with_position(true).wants_position(), "only a stale read has a position");
+    let header = header.with_stale(true).with_position(true).with_redirect(true);
+    assert!(header.is_stale() && header.wants_position() && header.wants_redirect());
+    assert_eq!(header.with_position(false).with_redirect(false).flags, 1);
+
+    let position = StalePosition { revision: 1, age_ms: 2 };
+    let mut out = Vec::new();
+    encode_response_at(&mut out, 1, Opcode::Get, &Response::Value(None), Some(position)).unwrap();
+    let (frame, _) = decode_response(&out).unwrap().unwrap();
+    assert_eq!((frame.position, frame.response()), (Some(position), Ok(Ok(Response::Value(None)))));
+    let mut plain = response_bytes(Opcode::Get, &Response::Value(None));
+    plain[15] = 0xfe;
+    let (frame, _) = decode_response(&plain).unwrap().unwrap();
+    assert_eq!(frame.response(), Ok(Ok(Response::Value(None))), "unknown flags are ignored");
+    plain[15] = 1;
+    let (frame, _) = decode_response(&plain).unwrap().unwrap();
+    assert_eq!(frame.response(), Err(BodyError::Truncated { field: "revision" }));
+}
+
+#[test]
+fn a_hint_is_told_and_a_strange_one_is_none() {
+    let failure = |bytes: &[u8]| {
+        let (frame, _) = decode_response(bytes).unwrap().unwrap();
+        let failure = frame.response().unwrap().unwrap_err();
+        (failure.code(), failure.leader.map(|hint| (hint.partition, hint.leader_addr.to_owned())))
+    };
+    let mut out = Vec::new();
+    let hint = LeaderHint { partition: 3, leader_addr: "a:1" };
+    encode_not_leader(&mut out, 1, 16, "moved", &hint);
+    assert_eq!(failure(&out), (Code::NotLeader, Some((3, "a:1".to_owned()))));
+    let mut longer = out.clone();
+    longer.extend_from_slice(b"more");
+    longer[0] += 4;
+    assert_eq!(failure(&longer), (Code::NotLeader, Some((3, "a:1".to_owned()))));
+    for cut in 1..=9 {
+        let mut short = out[..out.len() - cut].to_vec();
+        short[0] -= cut as u8;
+        assert_eq!(failure(&short), (Code::NotLeader, None), "{cut} bytes less");
+    }
+    out.clear();
+    encode_error(&mut out, 1, 16, Code::Overloaded, "busy");
+    assert_eq!(failure(&out), (Code::Overloaded, None));
+}
+
 /// Bytes of other bodies, written out: a change of the format must change them here.
 #[test]
 fn golden_bodies() {
     let body = |request: &Request<'_>| request_bytes(1, request)[18..].to_vec();
-    let scan = Request::Scan { prefix: b"p", cursor: b"", limit: 10, keys_only: true };
-    assert_eq!(body(&scan), b"\x01\x0a\0\0\0\x01\0\0\0p\0\0\0\0");
+    let scan = |partition| {
+        body(&Request::Scan { prefix: b"p", cursor: b"", limit: 10, keys_only: true, partition })
+    };
+    assert_eq!(scan(None), b"\x01\x0a\0\0\0\x01\0\0\0p\0\0\0\0");
+    assert_eq!(scan(Some(258)), b"\x03\x02\x01\x0a\0\0\0\x01\0\0\0p\0\0\0\0");
     let increment = Request::Increment { key: b"n", delta: -1 };
     assert_eq!(body(&increment), b"\xff\xff\xff\xff\xff\xff\xff\xff\x01\0\0\0n");
     let expire = Request::Expire { key: b"k", expiry: Expiry::At(258) };
@@ -191,8 +289,8 @@ fn a_bad_body_names_its_fault_and_keeps_the_framing() {
     unknown[12] = 99;
     assert_eq!(decode(&unknown), Err(BodyError::UnknownOpcode(99)));
     unknown[12] = Opcode::Get as u8;
-    unknown[13] = 2;
-    assert_eq!(decode(&unknown), Err(BodyError::UnknownFlags(2)));
+    unknown[13] = 16;
+    assert_eq!(decode(&unknown), Err(BodyError::UnknownFlags(16)));
     unknown[13] = 1;
     assert!(decode_request(&unknown).unwrap().unwrap().0.header.is_stale());
     assert!(decode(&unknown).is_ok());
@@ -201,7 +299,8 @@ fn a_bad_body_names_its_fault_and_keeps_the_framing() {
         let expire = request_bytes(1, &Request::Expire { key: b"k", expiry });
         assert!(matches!(decode(&expire), Err(BodyError::Invalid { field: "expiry", .. })));
     }
-    let scan = Request::Scan { prefix: b"", cursor: b"", limit: 10_001, keys_only: false };
+    let (prefix, cursor, partition) = (&b""[..], &b""[..], None);
+    let scan = Request::Scan { prefix, cursor, limit: 10_001, keys_only: false, partition };
     let over = BodyError::Invalid { field: "limit", value: 10_001 };
     assert_eq!(decode(&request_bytes(1, &scan)), Err(over));
 }
@@ -253,8 +352,10 @@ fn clients_skip_what_later_servers_add_to_info() {
     let info = Info {
         node: "a",
         server_version: "0.1.0",
-        members: vec![Member { name: "a", data_addr: "127.0.0.1:7379" }],
+        members: vec![Member { name: "a", data_addr: "127.0.0.1:7379", zone: "z" }],
         leaders: vec![Some(0), None],
+        epoch: 5,
+        replicas: vec![vec![0], vec![]],
     };
     let mut bytes = response_bytes(Opcode::Info, &Response::Info(info.clone()));
     bytes.extend_from_slice(b"more");
@@ -262,10 +363,44 @@ fn clients_skip_what_later_servers_add_to_info() {
     let (frame, _) = decode_response(&bytes).unwrap().unwrap();
     assert_eq!(frame.response(), Ok(Ok(Response::Info(info.clone()))));
 
-    let nobody = Info { leaders: vec![Some(1)], ..info };
-    let bytes = response_bytes(Opcode::Info, &Response::Info(nobody));
+    let refused = |info: Info<'_>| {
+        let bytes = response_bytes(Opcode::Info, &Response::Info(info));
+        decode_response(&bytes).unwrap().unwrap().0.response().unwrap_err()
+    };
+    let nobody = Info { leaders: vec![Some(1)], ..info.clone() };
+    assert_eq!(refused(nobody), BodyError::Invalid { field: "leader", value: 1 });
+    let nowhere = Info { replicas: vec![vec![0], vec![0, 1]], ..info };
+    assert_eq!(refused(nowhere), BodyError::Invalid { field: "replica", value: 1 });
+}
+
+/// INFO to the byte, and without the fields that servers without a cluster do not have.
+#[test]
+fn golden_info_and_its_older_form() {
+    let info = Info {
+        node: "a",
+        server_version: "1",
+        members: vec![
+            Member { name: "a", data_addr: "h:1", zone: "x" },
+            Member { name: "b", data_addr: "h:2", zone: "" },
+        ],
+        leaders: vec![Some(1), None],
+        epoch: 258,
+        replicas: vec![vec![1, 0], vec![]],
+    };
+    let older = b"\x01\0\0\0a\x01\0\0\x001\
+        \x02\0\0\0\x01\0\0\0a\x03\0\0\0h:1\x01\0\0\0b\x03\0\0\0h:2\
+        \x02\0\0\0\x01\0\xff\xff";
+    let appended = b"\x02\x01\0\0\0\0\0\0\x02\0\0\0\x01\0\0\0x\0\0\0\0\
+        \x02\0\0\0\x02\0\0\0\x01\0\0\0\0\0\0\0";
+    let mut bytes = response_bytes(Opcode::Info, &Response::Info(info.clone()));
+    assert_eq!(bytes[16..], [&older[..], appended].concat());
+
+    bytes.truncate(16 + older.len());
+    bytes[0] -= appended.len() as u8;
+    let mut alone = info;
+    (alone.epoch, alone.replicas, alone.members[0].zone) = (0, vec![], "");
     let (frame, _) = decode_response(&bytes).unwrap().unwrap();
-    assert_eq!(frame.response(), Err(BodyError::Invalid { field: "leader", value: 1 }));
+    assert_eq!(frame.response(), Ok(Ok(Response::Info(alone))));
 }
 
 /// The material of requests and responses of every kind.
@@ -331,7 +466,9 @@ impl Parts {
             },
             _ => {
                 let limit = (self.number % 10_000) as u32 + 1;
-                Request::Scan { prefix: key, cursor: value, limit, keys_only: self.choice == 1 }
+                let partition = (self.choice > 1).then_some(self.number as u16);
+                let keys_only = self.choice == 1;
+                Request::Scan { prefix: key, cursor: value, limit, keys_only, partition }
             }
         }
     }
@@ -347,8 +484,10 @@ impl Parts {
             2 => Response::Info(Info {
                 node: "node-1",
                 server_version: "0.1.0",
-                members: vec![Member { name: "node-1", data_addr: "127.0.0.1:1" }],
+                members: vec![Member { name: "node-1", data_addr: "127.0.0.1:1", zone: "z" }],
                 leaders: self.keys.iter().map(|key| (key[0] > 9).then_some(0)).collect(),
+                epoch: self.number,
+                replicas: self.keys.iter().map(|key| vec![0; usize::from(key[0] % 3)]).collect(),
             }),
             3 => Response::Value(some),
             4 => Response::Set(SetReply {
@@ -384,7 +523,12 @@ proptest! {
     #[test]
     fn requests_survive_every_split(parts in parts(), id in 1..u64::MAX) {
         let request = parts.request();
-        let mut bytes = request_bytes(id, &request);
+        let sequence = parts.number;
+        let session = Session { id, sequence, acked_below: sequence / 2 };
+        let session = (parts.choice == 1).then_some(session);
+        let header = RequestHeader { session, ..RequestHeader::new(id, request.opcode()) };
+        let mut bytes = Vec::new();
+        encode_request(&mut bytes, &header, &request).unwrap();
         let whole = bytes.len();
         for end in 0..whole {
             prop_assert_eq!(decode_request(&bytes[..end]), Ok(None));
@@ -392,6 +536,7 @@ proptest! {
         bytes.extend_from_slice(b"next");
         let (frame, taken) = decode_request(&bytes).unwrap().unwrap();
         prop_assert_eq!((frame.header.id, taken), (id, whole));
+        prop_assert_eq!(frame.header.session, session);
         prop_assert_eq!(frame.request(), Ok(request));
     }
 

@@ -103,8 +103,13 @@ pub(crate) fn plan<'a>(frame: &wire::Frame<'a>, shared: &Shared, out: &mut Vec<u
         Request::BatchWrite { guards, writes } => {
             return batch_write(form, &guards, &writes, shared.partitions, out);
         }
-        Request::Scan { prefix, cursor, limit, keys_only } => {
+        // Scans of one partition are not among the features that this node grants.
+        Request::Scan { prefix, cursor, limit, keys_only, partition: None } => {
             return Plan::Scan(Scan { id, prefix, cursor, limit, keys_only });
+        }
+        Request::Scan { .. } => {
+            let message = "this node scans all partitions or none";
+            wire::encode_error(out, id, opcode, Code::Unsupported, message);
         }
     }
     Plan::Done
@@ -121,8 +126,10 @@ fn info(id: u64, shared: &Shared, out: &mut Vec<u8>) {
     let info = wire::Info {
         node: &shared.node_id,
         server_version: env!("CARGO_PKG_VERSION"),
-        members: vec![wire::Member { name: &shared.node_id, data_addr: &data_addr }],
+        members: vec![wire::Member { name: &shared.node_id, data_addr: &data_addr, zone: "" }],
         leaders: vec![Some(0); usize::from(shared.partitions.count())],
+        epoch: 0,
+        replicas: Vec::new(),
     };
     respond(out, id, Opcode::Info, &Response::Info(info));
 }
