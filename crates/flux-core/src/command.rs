@@ -3,13 +3,18 @@
 //! A command is generic over its byte strings: `Command<&[u8]>` borrows a connection's input buffer on
 //! the fast path, `Command<Vec<u8>>` owns its bytes and can cross threads. Commands whose keys span
 //! partitions are split before they come here; every key of a `Command` is of one partition.
+//!
+//! Nodes send commands to each other in a form that numbers variants and fields by their place: new
+//! variants of these enums are appended, and nothing that is there is moved, removed or given fields.
 
 #![allow(missing_docs, reason = "a variant's comment says what its fields are")]
+
+use serde::{Deserialize, Serialize};
 
 use crate::{Revision, UnixMillis};
 
 /// One request to one partition.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command<B> {
     /// The value of a key. `Reply::Value`.
     Get { key: B },
@@ -66,7 +71,7 @@ pub enum Command<B> {
 }
 
 /// What a transaction does when one of its commands fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TransactionMode {
     /// The command's error stands in its reply; the others are kept (MULTI/EXEC of Redis).
     KeepGoing,
@@ -76,14 +81,14 @@ pub enum TransactionMode {
 }
 
 /// A transaction's precondition: the key still has the version that was seen; 0 for absent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guard<B> {
     pub key: B,
     pub version: Revision,
 }
 
 /// What a write does to a key's expiry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expiry {
     /// The key does not expire.
     #[default]
@@ -97,7 +102,7 @@ pub enum Expiry {
 }
 
 /// When a write applies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
     #[default]
     Always,
@@ -109,7 +114,7 @@ pub enum Condition {
 
 /// When `Command::Expire` applies, as the options NX, XX, GT and LT of EXPIRE. A key without expiry
 /// counts as one that expires infinitely late.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpireCondition {
     pub if_none: bool,
     pub if_some: bool,

@@ -1,17 +1,21 @@
 //! What a partition answers to a command, before a protocol renders it.
+//!
+//! Nodes send replies to each other: variants and fields are only ever appended, as in `command`.
 
 #![allow(missing_docs, reason = "fields and errors say what they are")]
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Revision, UnixMillis};
 
 /// The answer to a `Command`; which variant belongs to which command stands at the command.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Value(Option<Value>),
     Values(Vec<Option<Value>>),
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
     Integer(i64),
     /// A number after it was added to.
     Counter {
@@ -59,15 +63,16 @@ impl Reply {
 }
 
 /// A key's value with what the store knows of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
     pub version: Revision,
     pub expires_at_ms: Option<UnixMillis>,
 }
 
 /// What the store knows of a key besides its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     pub version: Revision,
     pub expires_at_ms: Option<UnixMillis>,
@@ -80,21 +85,22 @@ pub struct Description {
 }
 
 /// A longest common subsequence, and where its runs stand in both values, last run first (as LCS IDX).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lcs {
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
     pub runs: Vec<LcsRun>,
 }
 
 /// A run of equal bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LcsRun {
     pub left: Range<usize>,
     pub right: Range<usize>,
 }
 
 /// Why a command was not carried out. Nothing changed, except for `OutcomeUnknown`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     #[error("value is not an integer or out of range")]
     NotInteger,

@@ -11,6 +11,7 @@ pub mod config;
 mod connection;
 mod data_dir;
 mod folders;
+pub mod forward_codec;
 mod grpc;
 mod mailbox;
 mod native;
