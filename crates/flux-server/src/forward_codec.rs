@@ -14,9 +14,8 @@ use flux_core::{Command, MAX_REPLY_BYTES, Reply};
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// The most bytes of an encoded command or reply: what a reply may hold, and room for what stands around
-/// its values.
-pub const MAX_ENCODED_BYTES: usize = MAX_REPLY_BYTES + 1024 * 1024;
+/// The most bytes of an encoded command or reply: a frame between nodes has room for them and its header.
+pub const MAX_ENCODED_BYTES: usize = MAX_REPLY_BYTES;
 
 /// The variants that hold others of their kind.
 const TRANSACTION: u32 = 22;

@@ -208,16 +208,13 @@ pub(super) fn getkeys<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         _ => table::subcommand(spec, args.at(1)),
     });
     let spec = spec.ok_or_else(|| Refusal::new("ERR Invalid command specified"))?;
-    let (first, last, step) = spec.keys;
-    if first == 0 {
+    if spec.keys.0 == 0 {
         return Err(Refusal::new("ERR The command has no key arguments"));
     }
     if !spec.accepts(args.len()) {
         return Err(Refusal::new("ERR Invalid number of arguments specified for command"));
     }
-    let last =
-        if last < 0 { args.len().saturating_add_signed(isize::from(last)) } else { last as usize };
-    let keys = (first as usize..=last).step_by(step as usize);
+    let keys = spec.key_positions(args.len());
     write::array(request.out, keys.clone().count());
     for position in keys {
         write::bulk(request.out, args.at(position));

@@ -27,6 +27,8 @@ pub struct RunningSettings<'a> {
     pub max_clients: usize,
     /// The time after which an idle connection is closed, in seconds; 0 for never.
     pub timeout_s: u64,
+    /// Whether the node is one of a cluster.
+    pub cluster_enabled: bool,
 }
 
 /// Settings under the names that Redis has for them.
@@ -35,7 +37,7 @@ pub fn redis_settings(settings: &RunningSettings<'_>) -> Vec<(&'static str, Stri
         ("appendfsync", settings.fsync.to_owned()),
         ("appendonly", "yes".to_owned()),
         ("bind", settings.data_addr.ip().to_string()),
-        ("cluster-enabled", "no".to_owned()),
+        ("cluster-enabled", if settings.cluster_enabled { "yes" } else { "no" }.to_owned()),
         ("databases", "1".to_owned()),
         ("dir", settings.data_dir.display().to_string()),
         ("maxclients", settings.max_clients.to_string()),

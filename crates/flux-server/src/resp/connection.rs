@@ -4,7 +4,8 @@ use flux_proto::resp::{Args, Version, parse_integer, write};
 
 use super::node::ClientFilter;
 use super::request::{Outcome, Refusal, Request};
-use super::{NodeCommand, Plan, REDIS_VERSION, Session};
+use super::topology::Role;
+use super::{ClusterView, NodeCommand, Plan, REDIS_VERSION, Session};
 
 /// The longest name of a connection or library that is kept.
 const MAX_NAME_BYTES: usize = 1024;
@@ -30,7 +31,10 @@ pub(super) fn echo<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
 
 pub(super) fn select<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     if request.integer(1)? != 0 {
-        return Err(Refusal::DATABASE);
+        return Err(match (request.node.cluster)().enabled {
+            true => Refusal::new("ERR SELECT is not allowed in cluster mode"),
+            false => Refusal::DATABASE,
+        });
     }
     write::simple(request.out, "OK");
     Ok(Plan::Done)
@@ -75,7 +79,7 @@ fn authenticate(user: &[u8]) -> Result<(), Refusal> {
 }
 
 pub(super) fn hello<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    let Request { args, session, out, .. } = request;
+    let Request { args, session, out, node, .. } = request;
     let (args, session) = (*args, &mut **session);
     let version = match args.get(1).map(parse_integer) {
         None => session.version,
@@ -90,7 +94,7 @@ pub(super) fn hello<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
         session.name = name.to_vec();
     }
     session.version = version;
-    write_hello(session, out);
+    write_hello(session, &(node.cluster)(), out);
     Ok(Plan::Done)
 }
 
@@ -115,7 +119,12 @@ fn hello_options<'a>(options: Args<'a>) -> Result<Option<&'a [u8]>, Refusal> {
     Ok(name)
 }
 
-fn write_hello(session: &Session, out: &mut Vec<u8>) {
+fn write_hello(session: &Session, cluster: &ClusterView, out: &mut Vec<u8>) {
+    let mode = if cluster.enabled { "cluster" } else { "standalone" };
+    let role = match cluster.role(cluster.me) {
+        Role::Master => "master",
+        Role::ReplicaOf(_) => "replica",
+    };
     write::map(out, 7, session.version);
     // Clients choose by these what they may send, so they name the server that is understood.
     for (name, value) in [("server", "redis"), ("version", REDIS_VERSION)] {
@@ -126,7 +135,7 @@ fn write_hello(session: &Session, out: &mut Vec<u8>) {
     write::integer(out, session.version_number());
     write::bulk(out, b"id");
     write::integer(out, session.id.cast_signed());
-    for (name, value) in [("mode", "standalone"), ("role", "master")] {
+    for (name, value) in [("mode", mode), ("role", role)] {
         write::bulk(out, name.as_bytes());
         write::bulk(out, value.as_bytes());
     }

@@ -2,7 +2,7 @@
 //!
 //! Where Redis has the same error, its words are kept: clients compare them.
 
-use flux_core::Error;
+use flux_core::{Error, Slot};
 
 use crate::codes::code_of;
 
@@ -23,6 +23,22 @@ pub fn text(error: &Error) -> String {
         _ => format!("{prefix} {error}"),
     }
 }
+
+/// The error that tells a client where a slot is.
+pub fn moved(slot: Slot, host: &str, port: u16) -> String {
+    format!("MOVED {} {host}:{port}", slot.0)
+}
+
+/// Too few nodes are there to serve anything.
+#[allow(dead_code, reason = "a node alone is never without a majority")]
+pub const CLUSTER_DOWN: &str = "CLUSTERDOWN The cluster is down";
+
+/// No node is known to serve the slot of a key.
+pub const SLOT_NOT_SERVED: &str = "CLUSTERDOWN Hash slot not served";
+
+/// The same command may succeed in a moment.
+#[allow(dead_code, reason = "a node alone elects nobody")]
+pub const TRY_AGAIN: &str = "TRYAGAIN Multiple keys request during rehashing of slot";
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 use flux_proto::resp::Args;
 
-use super::REDIS_VERSION;
+use super::topology::{ClusterNode, Role};
+use super::{ClusterView, REDIS_VERSION};
 
 /// The figures that INFO shows.
 #[derive(Clone, Debug, Default)]
@@ -68,11 +69,13 @@ pub struct NodeInfo {
     pub keys: u64,
     /// Keys with an expiry.
     pub volatile_keys: u64,
+    /// What the node knows of its cluster.
+    pub cluster: ClusterView,
 }
 
 type Section = (&'static str, fn(&NodeInfo, &mut String) -> std::fmt::Result);
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     ("Server", server),
     ("Clients", clients),
     ("Memory", memory),
@@ -80,6 +83,7 @@ const SECTIONS: [Section; 8] = [
     ("Stats", stats),
     ("Replication", replication),
     ("CPU", cpu),
+    ("Cluster", cluster),
     ("Keyspace", keyspace),
 ];
 
@@ -115,7 +119,7 @@ macro_rules! lines {
 fn server(node: &NodeInfo, text: &mut String) -> std::fmt::Result {
     lines!(text,
         "redis_version": REDIS_VERSION,
-        "redis_mode": "standalone",
+        "redis_mode": if node.cluster.enabled { "cluster" } else { "standalone" },
         "flux_version": env!("CARGO_PKG_VERSION"),
         "os": std::env::consts::OS,
         "arch_bits": usize::BITS,
@@ -179,8 +183,30 @@ fn stats(node: &NodeInfo, text: &mut String) -> std::fmt::Result {
     )
 }
 
-fn replication(_: &NodeInfo, text: &mut String) -> std::fmt::Result {
-    lines!(text, "role": "master", "connected_slaves": 0)
+fn replication(node: &NodeInfo, text: &mut String) -> std::fmt::Result {
+    let view = &node.cluster;
+    if let Role::ReplicaOf(master) = view.role(view.me) {
+        let ClusterNode { host, port, alive, .. } = &view.nodes[master];
+        return lines!(text,
+            "role": "slave",
+            "master_host": host,
+            "master_port": port,
+            "master_link_status": if *alive { "up" } else { "down" },
+            "slave_read_only": 0,
+            "connected_slaves": 0,
+        );
+    }
+    let replicas = view.my_replicas();
+    write!(text, "role:master\r\nconnected_slaves:{}\r\n", replicas.len())?;
+    for (number, ClusterNode { host, port, alive, .. }) in replicas.iter().enumerate() {
+        let state = if *alive { "online" } else { "wait_bgsave" };
+        write!(text, "slave{number}:ip={host},port={port},state={state},offset=0,lag=0\r\n")?;
+    }
+    Ok(())
+}
+
+fn cluster(node: &NodeInfo, text: &mut String) -> std::fmt::Result {
+    lines!(text, "cluster_enabled": u8::from(node.cluster.enabled))
 }
 
 fn cpu(node: &NodeInfo, text: &mut String) -> std::fmt::Result {

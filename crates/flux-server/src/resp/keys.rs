@@ -90,7 +90,12 @@ pub(super) fn copy<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
             replace = true;
         } else if option.eq_ignore_ascii_case(b"DB") {
             if integer(options.next().ok_or(Refusal::SYNTAX)?)? != 0 {
-                return Err(Refusal::DATABASE);
+                return Err(match (request.node.cluster)().enabled {
+                    true => Refusal::new(
+                        "ERR Copying to another database is not allowed in cluster mode",
+                    ),
+                    false => Refusal::DATABASE,
+                });
             }
         } else {
             return Err(Refusal::SYNTAX);

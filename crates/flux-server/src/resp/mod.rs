@@ -8,8 +8,10 @@
 //! - `strings` with `options`, `keys`, `object`: commands of one or several keys.
 //! - `connection`, `transaction`: what changes the `Session`.
 //! - `server`, `command`, `config`, `info`: what concerns the node.
+//! - `topology`, `cluster`, `redirect`: what clients of Redis Cluster see and are told.
 //! - `render`, `errors`: replies.
 
+mod cluster;
 mod command;
 mod config;
 mod connection;
@@ -19,6 +21,7 @@ mod keys;
 mod node;
 mod object;
 mod options;
+mod redirect;
 mod render;
 mod request;
 mod server;
@@ -27,9 +30,10 @@ mod strings;
 mod table;
 #[cfg(test)]
 mod tests;
+mod topology;
 mod transaction;
 
-use flux_core::{Command, PartitionId, Partitions, UnixMillis};
+use flux_core::{Command, PartitionId, Partitions, Slot, UnixMillis};
 use flux_proto::resp::{Args, write};
 
 pub use config::{RunningSettings, redis_settings};
@@ -37,7 +41,8 @@ pub use info::{NodeInfo, info};
 pub use node::{ClientFilter, NodeCommand, NodeReply, ScanCursor, render_node};
 pub use render::{render, render_gathered};
 use request::{Refusal, Request};
-pub use session::Session;
+pub use session::{Session, SlotWalk};
+pub use topology::{ClusterNode, ClusterPartition, ClusterView, Route};
 
 /// The version of Redis whose commands and replies these are.
 pub const REDIS_VERSION: &str = "7.0.15";
@@ -51,6 +56,11 @@ pub struct NodeView<'n> {
     pub now_us: u64,
     /// Makes the settings as `CONFIG GET` answers them; see `redis_settings`.
     pub settings: &'n dyn Fn() -> Vec<(&'static str, String)>,
+    /// Makes the view of the cluster; called for the commands that show it.
+    pub cluster: &'n dyn Fn() -> ClusterView,
+    /// Where commands on a slot belong, if clients are to find the right node themselves: asked for every
+    /// command with keys. None where commands are taken whatever their keys.
+    pub redirect: Option<&'n dyn Fn(Slot) -> Route>,
 }
 
 impl NodeView<'_> {
@@ -215,6 +225,13 @@ pub fn plan<'a>(
         Ok(None) => Plan::Done,
         Ok(Some(spec)) => {
             session.last_command = spec.name;
+            if let Some(route) = node.redirect
+                && let Err(refusal) = redirect::check(route, spec, args, session)
+            {
+                redirect::note(spec, session);
+                write::error(out, &refusal.0);
+                return Plan::Done;
+            }
             if let Some(transaction) = &mut session.transaction
                 && !spec.has(table::IMMEDIATE)
             {

@@ -1,6 +1,6 @@
 //! Commands that concern the node as a whole, and their replies.
 
-use flux_core::PartitionId;
+use flux_core::{PartitionId, Slot};
 use flux_proto::resp::{Args, write};
 
 use super::Session;
@@ -23,6 +23,14 @@ pub enum NodeCommand<'a> {
         pattern: Option<&'a [u8]>,
         /// How many keys to look at, about; at least 1.
         count: usize,
+    },
+    /// The keys of a slot that this node holds. `NodeReply::Integer`, or `NodeReply::Keys` if they are to
+    /// be listed.
+    KeysInSlot {
+        /// The slot.
+        slot: Slot,
+        /// How many keys to list; none to count them all.
+        list: Option<usize>,
     },
     /// Some key. `NodeReply::Key`.
     RandomKey,

@@ -85,17 +85,3 @@ pub(super) fn debug<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
     // A negative time becomes 0.
     Ok(Plan::Node(NodeCommand::Sleep { milliseconds: (seconds * 1000.0) as u64 }))
 }
-
-/// A node alone has no replicas to wait for. Replies are in order, so the writes before are safe as
-/// the fsync policy says.
-pub(super) fn wait<'a>(request: &mut Request<'a, '_>) -> Outcome<'a> {
-    request.integer(1)?;
-    let timeout = request.integer(2);
-    let timeout =
-        timeout.map_err(|_| Refusal::new("ERR timeout is not an integer or out of range"))?;
-    if timeout < 0 {
-        return Err(Refusal::new("ERR timeout is negative"));
-    }
-    write::integer(request.out, 0);
-    Ok(Plan::Done)
-}

@@ -20,10 +20,27 @@ pub struct Session {
     created_at_ms: UnixMillis,
     pub(super) last_active_ms: UnixMillis,
     pub(super) last_command: &'static str,
+    /// Set by READONLY.
+    pub(super) readonly: bool,
     pub(super) transaction: Option<Transaction>,
     pub(super) watched: Vec<Watched>,
+    /// What `NodeCommand::KeysInSlot` has found, while it is not done.
+    pub slot_walk: Option<SlotWalk>,
     /// WATCH commands whose replies have not been rendered: their versions are not known yet.
     pub(super) unanswered_watches: usize,
+}
+
+/// How far a walk over the keys of a slot has come. It goes on when its command is planned again.
+#[derive(Debug, Default)]
+pub struct SlotWalk {
+    /// Where it goes on in the partition's table.
+    pub position: u32,
+    /// Keys so far.
+    pub count: usize,
+    /// Those that are listed.
+    pub keys: Vec<Vec<u8>>,
+    /// Their bytes.
+    pub key_bytes: usize,
 }
 
 /// A key that must not change until EXEC.
@@ -57,8 +74,10 @@ impl Session {
             created_at_ms: now_ms,
             last_active_ms: now_ms,
             last_command: "NULL",
+            readonly: false,
             transaction: None,
             watched: Vec::new(),
+            slot_walk: None,
             unanswered_watches: 0,
         }
     }
@@ -67,11 +86,15 @@ impl Session {
     /// bytes that wait to be parsed and to be sent.
     pub fn line(&self, now_ms: UnixMillis, buffers: (usize, usize)) -> String {
         let seconds_since = |then: UnixMillis| now_ms.saturating_sub(then) / 1000;
-        let (flags, multi, multi_bytes) = match &self.transaction {
-            Some(transaction) => {
-                ("x", transaction.queue.len().to_string(), transaction.queued_bytes)
-            }
-            None => ("N", "-1".to_owned(), 0),
+        let (multi, multi_bytes) = match &self.transaction {
+            Some(transaction) => (transaction.queue.len().to_string(), transaction.queued_bytes),
+            None => ("-1".to_owned(), 0),
+        };
+        let flags = match (self.transaction.is_some(), self.readonly) {
+            (true, true) => "xr",
+            (true, false) => "x",
+            (false, true) => "r",
+            (false, false) => "N",
         };
         let (input, output) = buffers;
         format!(
@@ -93,6 +116,11 @@ impl Session {
         )
     }
 
+    /// Whether reads of the connection may be answered from any replica, however old: it said READONLY.
+    pub fn reads_stale(&self) -> bool {
+        self.readonly
+    }
+
     pub(super) fn version_number(&self) -> i64 {
         match self.version {
             Version::V2 => 2,
@@ -106,6 +134,7 @@ impl Session {
         self.name.clear();
         self.transaction = None;
         self.watched.clear();
+        self.readonly = false;
     }
 
     /// Takes the versions that a WATCH was answered with. The first version of a key counts.

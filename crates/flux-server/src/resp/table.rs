@@ -2,7 +2,7 @@
 //! command out.
 
 use super::request::{Outcome, Request};
-use super::{command, config, connection, keys, object, server, strings, transaction};
+use super::{cluster, command, config, connection, keys, object, server, strings, transaction};
 
 /// A command or, where the name has a `|`, a subcommand.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(super) const ALLOW_BUSY: u32 = 1 << 9;
 pub(super) const NO_MULTI: u32 = 1 << 10;
 /// Runs at once inside MULTI, too, instead of being queued.
 pub(super) const IMMEDIATE: u32 = 1 << 11;
+/// Refused while a replica loads its data.
+pub(super) const NO_ASYNC_LOADING: u32 = 1 << 12;
 // Categories of access control.
 pub(super) const KEYSPACE: u32 = 1 << 16;
 pub(super) const STRING: u32 = 1 << 17;
@@ -45,7 +47,7 @@ pub(super) const CONNECTION: u32 = 1 << 19;
 pub(super) const TRANSACTION: u32 = 1 << 20;
 
 /// The flags that clients see, with their names.
-pub(super) const FLAG_NAMES: [(u32, &str); 11] = [
+pub(super) const FLAG_NAMES: [(u32, &str); 12] = [
     (WRITE, "write"),
     (READONLY, "readonly"),
     (DENYOOM, "denyoom"),
@@ -55,6 +57,7 @@ pub(super) const FLAG_NAMES: [(u32, &str); 11] = [
     (STALE, "stale"),
     (FAST, "fast"),
     (NO_AUTH, "no_auth"),
+    (NO_ASYNC_LOADING, "no_async_loading"),
     (ALLOW_BUSY, "allow_busy"),
     (NO_MULTI, "no_multi"),
 ];
@@ -68,6 +71,20 @@ impl Spec {
     pub(super) fn accepts(&self, count: usize) -> bool {
         let arity = usize::from(self.arity.unsigned_abs());
         if self.arity < 0 { count >= arity } else { count == arity }
+    }
+
+    /// Where the keys stand in a command of so many arguments, the name included.
+    pub(super) fn key_positions(
+        &self,
+        count: usize,
+    ) -> impl ExactSizeIterator<Item = usize> + Clone + use<> {
+        let (first, last, step) = self.keys;
+        let end = match last {
+            _ if first == 0 => 0,
+            0.. => last as usize + 1,
+            _ => (count + 1).saturating_add_signed(isize::from(last)),
+        };
+        (first as usize..end.min(count)).step_by(step.max(1) as usize)
     }
 
     /// The categories of access control, in Redis's order.
@@ -301,7 +318,65 @@ pub(super) static COMMANDS: &[Spec] = commands! {
     "debug" -2 [ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI] (0, 0, 0) "server" "1.0.0"
         "A container of commands for tests." => server::debug;
     "wait" 3 [NOSCRIPT | CONNECTION] (0, 0, 0) "generic" "3.0.0"
-        "Returns how many replicas have the connection's writes." => server::wait;
+        "Returns how many replicas have the connection's writes." => cluster::wait;
+
+    "cluster" -2 [0] (0, 0, 0) "cluster" "3.0.0"
+        "A container of commands about the cluster." => connection::container {
+        "cluster|addslots" -3 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|addslotsrange" -4 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "7.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|bumpepoch" 2 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|countkeysinslot" 3 [STALE | NO_MULTI] (0, 0, 0) "cluster" "3.0.0"
+            "Counts the keys of a slot on this node." => cluster::countkeysinslot;
+        "cluster|delslots" -3 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|delslotsrange" -4 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "7.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|failover" -2 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|flushslots" 2 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|forget" 3 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|getkeysinslot" 4 [STALE | NO_MULTI] (0, 0, 0) "cluster" "3.0.0"
+            "Returns keys of a slot on this node." => cluster::getkeysinslot;
+        "cluster|help" 2 [LOADING | STALE] (0, 0, 0) "cluster" "5.0.0"
+            "Lists the subcommands." => cluster::help;
+        "cluster|info" 2 [STALE] (0, 0, 0) "cluster" "3.0.0"
+            "Returns the state of the cluster." => cluster::info;
+        "cluster|keyslot" 3 [STALE] (0, 0, 0) "cluster" "3.0.0"
+            "Returns the slot of a key." => cluster::keyslot;
+        "cluster|meet" -4 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|myid" 2 [STALE] (0, 0, 0) "cluster" "3.0.0"
+            "Returns the id of this node." => cluster::myid;
+        "cluster|nodes" 2 [STALE] (0, 0, 0) "cluster" "3.0.0"
+            "Describes the nodes, a line for each." => cluster::nodes;
+        "cluster|replicate" 3 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|reset" -2 [ADMIN | NOSCRIPT | STALE] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|saveconfig" 2 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|set-config-epoch" 3 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|setslot" -4 [ADMIN | STALE | NO_ASYNC_LOADING] (0, 0, 0) "cluster" "3.0.0"
+            "Is refused: `flux admin` does such things." => cluster::administer;
+        "cluster|shards" 2 [STALE] (0, 0, 0) "cluster" "7.0.0"
+            "Returns the slots and the nodes that have them, by node." => cluster::shards;
+        "cluster|slots" 2 [STALE] (0, 0, 0) "cluster" "3.0.0"
+            "Returns the slots and the nodes that have them, by slot." => cluster::slots;
+    };
+    "readonly" 1 [LOADING | STALE | FAST | CONNECTION] (0, 0, 0) "cluster" "3.0.0"
+        "Lets the connection read from replicas, which may be behind." => cluster::readonly;
+    "readwrite" 1 [LOADING | STALE | FAST | CONNECTION] (0, 0, 0) "cluster" "3.0.0"
+        "Ends what READONLY began." => cluster::readwrite;
+    "asking" 1 [FAST | CONNECTION] (0, 0, 0) "cluster" "3.0.0"
+        "Is accepted; no slot is ever half moved." => cluster::asking;
+    "role" 1 [NOSCRIPT | LOADING | STALE | FAST | ADMIN] (0, 0, 0) "server" "2.8.12"
+        "Returns whether the node leads, and who has its keys besides." => cluster::role;
 };
 
 /// The longest name is shorter than this.

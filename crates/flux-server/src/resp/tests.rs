@@ -23,6 +23,7 @@ fn settings() -> Vec<(&'static str, String)> {
         max_memory: 0,
         max_clients: 10_000,
         timeout_s: 0,
+        cluster_enabled: false,
     })
 }
 
@@ -41,6 +42,8 @@ fn planned_args<R>(
         partitions: Partitions::new(16).expect("a power of two"),
         now_us: Duration::from_millis(NOW_MS).as_micros() as u64 + 17,
         settings: &settings,
+        cluster: &ClusterView::default,
+        redirect: None,
     };
     see(plan(args, session, &node, out))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use flux_core::glob;
 use flux_core::store::Position;
-use flux_core::{Command, PartitionId};
+use flux_core::{Command, PartitionId, Slot as KeySlot};
 use parking_lot::Mutex;
 
 use super::Worker;
@@ -15,7 +15,7 @@ use super::request::FLUSH_STEP;
 use crate::connection::{Render, Slot};
 use crate::mailbox::{Message, Origin};
 use crate::resp::{
-    self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session,
+    self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session, SlotWalk,
 };
 use crate::scan;
 
@@ -25,20 +25,33 @@ const MAX_KEYS_BYTES: usize = 48 * 1024 * 1024;
 /// What a key takes in a reply besides itself, about.
 const KEY_FRAMING_BYTES: usize = 16;
 
+/// Entries that one step of a walk over a slot looks at: about a millisecond.
+const SLOT_STEP_ENTRIES: usize = 8 * 1024;
+
 impl Worker {
-    /// Runs a command whose connection has nothing under way.
+    /// Runs a command whose connection has nothing under way. False if there is more of it to do: it is
+    /// to come again as it is.
     pub(super) fn run_node_command(
         &mut self,
         key: usize,
         command: NodeCommand<'_>,
         session: &Arc<Mutex<Session>>,
-    ) {
+    ) -> bool {
         let reply = match command {
             NodeCommand::KeyCount => NodeReply::Integer(self.shared.keys() as i64),
             NodeCommand::Keys { pattern } => self.keys(pattern),
             NodeCommand::Scan { cursor, pattern, count } => self.scan(cursor, pattern, count),
+            NodeCommand::KeysInSlot { slot, list } => {
+                match self.keys_in_slot(slot, list, &mut session.lock().slot_walk) {
+                    Some(reply) => reply,
+                    None => return false,
+                }
+            }
             NodeCommand::RandomKey => self.random_key(),
-            NodeCommand::Flush => return self.flush_keys(key),
+            NodeCommand::Flush => {
+                self.flush_keys(key);
+                return true;
+            }
             NodeCommand::Info { sections } => {
                 NodeReply::Text(resp::info(sections, &self.node_info()))
             }
@@ -53,10 +66,15 @@ impl Worker {
                 self.shared.stats.reset();
                 NodeReply::Ok
             }
-            NodeCommand::Sleep { milliseconds } => return self.sleep_connection(key, milliseconds),
+            NodeCommand::Sleep { milliseconds } => {
+                self.sleep_connection(key, milliseconds);
+                return true;
+            }
         };
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        resp::render_node(&reply, &session.lock(), &mut connection.output);
+        if let Some(connection) = self.connections.get_mut(key) {
+            resp::render_node(&reply, &session.lock(), &mut connection.output);
+        }
+        true
     }
 
     fn keys(&self, pattern: &[u8]) -> NodeReply {
@@ -93,6 +111,46 @@ impl Worker {
         match walked {
             Ok(next) => NodeReply::Page { next, keys },
             Err(error) => NodeReply::Failed(error),
+        }
+    }
+
+    /// One step over the partition of a slot, whose keys lie anywhere in it. None if it is not the last.
+    ///
+    /// What the node has counts, whether it leads the partition or not, as with Redis.
+    fn keys_in_slot(
+        &self,
+        slot: KeySlot,
+        list: Option<usize>,
+        walk: &mut Option<SlotWalk>,
+    ) -> Option<NodeReply> {
+        let mut done = walk.take().unwrap_or_default();
+        let now_ms = self.dispatch.now_ms;
+        let wanted = list.unwrap_or(usize::MAX);
+        let view = self.shared.views.get(usize::from(self.shared.partitions.owner(slot).0));
+        let next = view.filter(|_| wanted > 0).and_then(|view| {
+            view.table.scan(Position(done.position), SLOT_STEP_ENTRIES, |entry| {
+                if done.count < wanted
+                    && KeySlot::of(entry.key) == slot
+                    && !entry.is_expired(now_ms)
+                {
+                    done.count += 1;
+                    if list.is_some() {
+                        done.key_bytes += entry.key.len() + KEY_FRAMING_BYTES;
+                        done.keys.push(entry.key.to_vec());
+                    }
+                }
+            })
+        });
+        if done.key_bytes > MAX_KEYS_BYTES {
+            return Some(NodeReply::Error("ERR too many keys; ask for fewer".to_owned()));
+        }
+        match (next, list) {
+            (Some(Position(position)), _) if done.count < wanted => {
+                *walk = Some(SlotWalk { position, ..done });
+                None
+            }
+            (_, None) => Some(NodeReply::Integer(done.count as i64)),
+            (_, Some(_)) => Some(NodeReply::Keys(done.keys)),
         }
     }
 
@@ -265,6 +323,7 @@ impl Worker {
             cpu_s: (process.system_s, process.user_s),
             keys: shared.keys() as u64,
             volatile_keys: shared.volatile_keys() as u64,
+            cluster: super::serve::cluster_view(shared),
         }
     }
 }
