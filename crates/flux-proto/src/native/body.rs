@@ -79,12 +79,12 @@ impl BodyError {
 }
 
 /// The bytes of a body that are not yet read.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Reader<'a> {
+    pub(crate) fn new(body: &'a [u8]) -> Reader<'a> {
         Reader { rest: body }
     }
 
@@ -95,19 +95,19 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
-    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, BodyError> {
+    pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, BodyError> {
         self.take(field).map(u8::from_le_bytes)
     }
 
-    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, BodyError> {
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, BodyError> {
         self.take(field).map(u16::from_le_bytes)
     }
 
-    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, BodyError> {
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, BodyError> {
         self.take(field).map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, BodyError> {
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, BodyError> {
         self.take(field).map(u64::from_le_bytes)
     }
 
@@ -116,7 +116,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A byte of which only the bits of `known` may be set.
-    pub(super) fn bits(&mut self, field: &'static str, known: u8) -> Result<u8, BodyError> {
+    pub(crate) fn bits(&mut self, field: &'static str, known: u8) -> Result<u8, BodyError> {
         let bits = self.u8(field)?;
         if bits & !known != 0 {
             return Err(BodyError::Invalid { field, value: u64::from(bits) });
@@ -129,7 +129,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A length of 32 bits and as many bytes.
-    pub(super) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], BodyError> {
+    pub(crate) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], BodyError> {
         let length = self.u32(field)? as usize;
         let (bytes, rest) =
             self.rest.split_at_checked(length).ok_or(BodyError::Truncated { field })?;
@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    pub(super) fn text(&mut self, field: &'static str) -> Result<&'a str, BodyError> {
+    pub(crate) fn text(&mut self, field: &'static str) -> Result<&'a str, BodyError> {
         std::str::from_utf8(self.bytes(field)?).map_err(|_| BodyError::NotUtf8 { field })
     }
 
@@ -185,7 +185,7 @@ impl<'a> Reader<'a> {
     }
 
     /// All that is left.
-    pub(super) fn remainder(&mut self) -> &'a [u8] {
+    pub(crate) fn remainder(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
@@ -194,14 +194,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Makes sure that nothing is left.
-    pub(super) fn finish(self) -> Result<(), BodyError> {
+    pub(crate) fn finish(self) -> Result<(), BodyError> {
         if self.rest.is_empty() { Ok(()) } else { Err(BodyError::Trailing(self.rest.len())) }
     }
 }
 
 /// Appends a length of 32 bits and the bytes. A length that does not fit cannot do harm: the frame
 /// is then over its limit and refused as a whole.
-pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_u32_le(bytes.len() as u32);
     out.extend_from_slice(bytes);
 }

@@ -20,6 +20,7 @@ mod response;
 mod tests;
 
 pub use body::BodyError;
+pub(crate) use body::{Reader, put_bytes};
 pub use frame::{
     Frame, FrameError, FrameTooLarge, RequestHeader, ResponseFrame, Session, StalePosition,
     decode_request, decode_response, encode_error, encode_not_leader, encode_request,
