@@ -16,6 +16,8 @@ mod grpc;
 mod mailbox;
 mod native;
 mod node;
+#[cfg_attr(not(test), expect(dead_code, reason = "no worker has peers yet"))]
+mod peer;
 mod process;
 mod recovery;
 mod resp;
