@@ -14,7 +14,9 @@ mod tests;
 use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread};
 
 pub use error::ConfigError;
-use kind::{Address, Choice, Count, Endpoints, Folder, Kind, PowerOfTwo, Size, Switch};
+use kind::{
+    Address, Choice, Count, Endpoints, Folder, Kind, Label, OneOf, PowerOfTwo, Registries, Size, Switch,
+};
 pub use kind::{Form, Fsync, LogFormat, LogLevel};
 pub use load::{Configuration, Inputs, Origin};
 
@@ -119,9 +121,10 @@ settings! {
     data_addr: SocketAddr = "127.0.0.1:7379", Address, "address",
         "Where clients connect: RESP and the native protocol on one port.";
     admin_addr: SocketAddr = "127.0.0.1:7380", Address, "address",
-        "Where `/health`, `/ready` and `/metrics` are served over HTTP.";
+        "Where `/health`, `/ready` and `/metrics` are served over HTTP, and where `flux admin` and the \
+         cluster's controller ask.";
     peer_addr: SocketAddr = "127.0.0.1:7381", Address, "address",
-        "Where the other nodes of a cluster will connect; nothing listens there yet.";
+        "Where the other nodes of a cluster connect; a node alone does not listen there.";
     grpc_addr: SocketAddr = "127.0.0.1:50052", Address, "address",
         "Where the gRPC service `flux.kv.v1.KV` is served.";
     http_addr: SocketAddr = "127.0.0.1:8080", Address, "address",
@@ -135,8 +138,40 @@ settings! {
          a second, `no` when the operating system pleases. A killed process loses nothing under any.";
     workers: usize = "0", Count { least: 0, most: 1024 }, "threads",
         "Event loops that own connections and partitions; 0 is one for each core the process may use.";
-    partitions: u32 = "16", PowerOfTwo { most: 16384 }, "partitions",
-        "Into how many partitions the 16384 slots are divided. Fixed once the data directory exists.";
+    partitions: u32 = "0", PowerOfTwo { most: 16384 }, "partitions",
+        "Into how many partitions the 16384 slots are divided. Fixed once the data directory or the \
+         cluster exists; 0 is what it was created with, and for a new one 16 alone and 64 in a cluster.";
+    etcd_endpoints: Vec<String> = "", Registries, "host:port list",
+        "The etcd servers that coordinate the cluster, in any order; none is a node alone. Data is read \
+         and written without them.";
+    cluster_name: String = "flux", Label { empty: false }, "name",
+        "Which cluster to be a part of: several may share the etcd servers.";
+    replication_factor: u8 = "3", OneOf(&[1, 3, 5, 7]), "replicas",
+        "How many nodes hold each partition, and how many must be there before a cluster is created. \
+         Fixed once the cluster exists.";
+    zone: String = "", Label { empty: true }, "name",
+        "What the node shares with others that may fail together with it: a rack, a room, a provider's \
+         zone. A partition's replicas are spread over zones where there are enough.";
+    replace_after_s: u64 = "600", Count { least: 1, most: 31_536_000 }, "seconds",
+        "When a node has been away so long, its replicas are placed on others.";
+    registry_ttl_s: u64 = "10", Count { least: 2, most: 300 }, "seconds",
+        "When a node has not been heard of by etcd for so long, it counts as away.";
+    election_timeout_ms: u64 = "600", Count { least: 200, most: 60_000 }, "milliseconds",
+        "When a partition's leader has not been heard of for so long, and up to half of it more, another \
+         one is elected. The same on every node.";
+    clock_drift_percent: u8 = "10", Count { least: 0, most: 50 }, "percent",
+        "By how much the clocks of two nodes may differ in speed. A leader answers reads by itself for so \
+         much less than the election timeout. The same on every node.";
+    resp_redirect: bool = "false", Switch, "switch",
+        "Answers a Redis client that asks a node for a key that another one leads with MOVED, instead of \
+         asking that node for it.";
+    move_concurrency: usize = "4", Count { least: 1, most: 1024 }, "moves",
+        "How many replicas of the cluster move to other nodes at one time.";
+    snapshot_rate: u64 = "64mb", Size { least: 64 * KIB }, "bytes a second",
+        "How fast a node sends snapshots to others, all together.";
+    replication_memory: u64 = "64mb", Size { least: MIB }, "bytes",
+        "Recent log of one worker that is kept in memory for its followers; one that is further behind \
+         gets a snapshot.";
     max_memory: u64 = "0", Size { least: 0 }, "bytes",
         "Memory for keys and values; a write past it is refused, reads and deletes go on. 0 is no \
          limit.";
@@ -228,6 +263,11 @@ impl Settings {
             Role::Server => node.to_vec(),
             Role::Gateway => gateway.to_vec(),
         }
+    }
+
+    /// Whether the node is part of a cluster that etcd coordinates.
+    pub fn is_clustered(&self) -> bool {
+        !self.etcd_endpoints.is_empty()
     }
 
     /// How many workers to run: `workers`, or the cores that this process may use.

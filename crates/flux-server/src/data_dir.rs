@@ -5,6 +5,8 @@
 //! node.toml             what was fixed at creation, and the generation of the logs
 //! log-<generation>-<n>/ the log of worker n
 //! snapshots/            snapshots of all partitions
+//! cluster.json          the placement map and the members, as last seen (`cluster::saved`)
+//! damaged-<n>/          logs and snapshots that were set aside, for a person to look at
 //! ```
 //!
 //! The logs belong to workers. When their number changes, the records are copied into logs of a new
@@ -26,6 +28,11 @@ const DESCRIPTION: &str = "node.toml";
 /// A description that is being written.
 const NEW_DESCRIPTION: &str = "node.toml.new";
 const SNAPSHOTS: &str = "snapshots";
+/// Partitions of a new directory when nobody asked for a number: those of a node alone. Joining a
+/// cluster replaces it by the cluster's.
+const DEFAULT_PARTITIONS: u16 = 16;
+/// Begins the names of folders with data that was set aside.
+const DAMAGED: &str = "damaged-";
 /// No description is as long.
 const MAX_DESCRIPTION_BYTES: u64 = 64 * 1024;
 
@@ -58,6 +65,15 @@ pub(crate) struct Description {
     /// Every worker's log has been made: from here on one that is missing is lost.
     #[serde(default)]
     pub(crate) started: bool,
+    /// The cluster that the node has joined. Hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_id: Option<String>,
+    /// The node that this one was before its data was set aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replaces: Option<String>,
+    /// Where what is not of this generation is being moved to: `damaged-<aside>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) aside: Option<u32>,
 }
 
 /// Why a data directory cannot be used.
@@ -80,6 +96,23 @@ pub enum DataDirError {
         /// As configured.
         asked: u16,
     },
+    /// It belongs to another cluster.
+    #[error(
+        "data directory {path} holds data of cluster {own:016x}, and this is cluster {other:016x}: give the node an empty data_dir to join this one, or the etcd_endpoints and the cluster_name of the other"
+    )]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster it belongs to.
+        own: u64,
+        /// The one that the node was to join.
+        other: u64,
+    },
+    /// It was filled by a node alone.
+    #[error(
+        "data directory {0} holds data of a node alone, which cannot join a cluster: give the node an empty data_dir, or start it without etcd_endpoints"
+    )]
+    Alone(PathBuf),
     /// Its description cannot be read.
     #[error("{path} is not a description of a data directory: {reason}")]
     Description {
@@ -108,7 +141,8 @@ pub enum DataDirError {
 }
 
 impl DataDir {
-    /// Opens the directory, creating it if it does not exist.
+    /// Opens the directory, creating it if it does not exist. `partitions` is 0 where nobody asked
+    /// for a number.
     pub(crate) fn open(
         path: &Path,
         partitions: u16,
@@ -141,6 +175,7 @@ impl DataDir {
                 if !is_unused(&*folders).map_err(failed("list", &path))? {
                     return Err(DataDirError::Foreign(path));
                 }
+                let partitions = if partitions == 0 { DEFAULT_PARTITIONS } else { partitions };
                 let description = Description::create(partitions, workers)
                     .map_err(failed("read randomness for", &path))?;
                 write(folders.root(), &description).map_err(failed("write", &file))?;
@@ -148,11 +183,12 @@ impl DataDir {
             }
             Err(source) => return Err(failed("read", &file)(source)),
         };
-        if description.partitions != partitions {
+        if partitions != 0 && description.partitions != partitions {
             let (created, asked) = (description.partitions, partitions);
             return Err(DataDirError::Partitions { path, created, asked });
         }
-        let directory = DataDir { folders, description };
+        let mut directory = DataDir { folders, description };
+        directory.finish_setting_aside()?;
         directory.remove_stale_logs()?;
         Ok(directory)
     }
@@ -181,6 +217,90 @@ impl DataDir {
             return Ok(());
         }
         self.describe(Description { started: true, ..self.description.clone() })
+    }
+
+    /// Who the node is.
+    pub(crate) fn identity(&self) -> NodeId {
+        node_number(&self.description.node_id).expect("checked when it was read")
+    }
+
+    /// Who it was before its data was set aside.
+    pub(crate) fn replaces(&self) -> Option<NodeId> {
+        self.description.replaces.as_deref().and_then(node_number)
+    }
+
+    /// The cluster that it has joined.
+    pub(crate) fn cluster_id(&self) -> Option<u64> {
+        let text = self.description.cluster_id.as_deref()?;
+        Some(u64::from_str_radix(text, 16).expect("checked when it was read"))
+    }
+
+    /// Makes the directory part of a cluster, once, with the cluster's number of partitions. To be
+    /// called before the first log is made; again, it only checks.
+    ///
+    /// # Errors
+    /// It belongs to another cluster, or a node alone has filled it.
+    pub(crate) fn join(&mut self, cluster: u64, partitions: u16) -> Result<(), DataDirError> {
+        let path = self.folders.path().to_owned();
+        match self.cluster_id() {
+            Some(own) if own != cluster => {
+                return Err(DataDirError::OtherCluster { path, own, other: cluster });
+            }
+            None if self.description.started => return Err(DataDirError::Alone(path)),
+            Some(_) if partitions != self.description.partitions => {
+                let (created, asked) = (self.description.partitions, partitions);
+                return Err(DataDirError::Partitions { path, created, asked });
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        let cluster_id = Some(format!("{cluster:016x}"));
+        self.describe(Description { cluster_id, partitions, ..self.description.clone() })
+    }
+
+    /// Moves logs and snapshots out of the way and makes the node a new one, which says whom it
+    /// replaces: what it had voted for and acknowledged is lost with its data, so it must not come
+    /// back as itself. Returns the folder that the old data is in.
+    ///
+    /// The new identity is written first. A crash after that leaves the moving to the next start.
+    pub(crate) fn set_aside(&mut self) -> Result<PathBuf, DataDirError> {
+        let path = self.folders.path().to_owned();
+        let failed = |action| {
+            let path = path.clone();
+            move |source| DataDirError::Io { action, path, source }
+        };
+        let names = self.folders.list().map_err(failed("list"))?;
+        let numbers = names.iter().filter_map(|name| name.strip_prefix(DAMAGED)?.parse().ok());
+        let number = numbers.max().map_or(1, |newest: u32| newest.saturating_add(1));
+        let node_id = new_node_id().map_err(failed("read randomness for"))?;
+        self.describe(Description {
+            replaces: Some(self.description.node_id.clone()),
+            node_id,
+            generation: self.description.generation + 1,
+            started: false,
+            aside: Some(number),
+            ..self.description.clone()
+        })?;
+        self.finish_setting_aside()?;
+        Ok(path.join(format!("{DAMAGED}{number}")))
+    }
+
+    fn finish_setting_aside(&mut self) -> Result<(), DataDirError> {
+        let Some(number) = self.description.aside else {
+            return Ok(());
+        };
+        let path = self.folders.path().to_owned();
+        let failed =
+            |action, path: PathBuf| move |source| DataDirError::Io { action, path, source };
+        let folder = format!("{DAMAGED}{number}");
+        let current = format!("log-{}-", self.description.generation);
+        for name in self.folders.list().map_err(failed("list", path.clone()))? {
+            let log = name.starts_with("log-") && !name.starts_with(&current);
+            if log || name == SNAPSHOTS {
+                self.folders.set_aside(&name, &folder).map_err(failed("move", path.join(&name)))?;
+            }
+        }
+        self.describe(Description { aside: None, ..self.description.clone() })
     }
 
     fn describe(&mut self, description: Description) -> Result<(), DataDirError> {
@@ -216,20 +336,17 @@ impl DataDir {
 
 impl Description {
     fn create(partitions: u16, workers: u16) -> io::Result<Description> {
-        let mut bytes = [0; 16];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-        let [seed, id] = [0, 8].map(|at| {
-            let half = bytes[at..at + 8].try_into().expect("eight bytes");
-            u64::from_le_bytes(half)
-        });
         Ok(Description {
             format: FORMAT,
-            node_id: format!("node-{:08x}", id as u32),
-            hash_seed: format!("{seed:016x}"),
+            node_id: new_node_id()?,
+            hash_seed: format!("{:016x}", random_u64()?),
             partitions,
             workers,
             generation: 1,
             started: false,
+            cluster_id: None,
+            replaces: None,
+            aside: None,
         })
     }
 
@@ -253,10 +370,34 @@ fn decode(file: &Path, bytes: &[u8]) -> Result<Description, DataDirError> {
     if u64::from_str_radix(&description.hash_seed, 16).is_err() {
         return Err(wrong("hash_seed is not a hexadecimal number of 64 bits".to_owned()));
     }
+    if node_number(&description.node_id).is_none() {
+        return Err(wrong("node_id is not node- and eight hexadecimal digits".to_owned()));
+    }
+    if description.cluster_id.as_ref().is_some_and(|id| u64::from_str_radix(id, 16).is_err()) {
+        return Err(wrong("cluster_id is not a hexadecimal number of 64 bits".to_owned()));
+    }
     if description.workers == 0 {
         return Err(wrong("workers is 0".to_owned()));
     }
     Ok(description)
+}
+
+/// A number that nobody can guess.
+pub(crate) fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// The name of a node that has never been. 0 stands for the node without a cluster.
+fn new_node_id() -> io::Result<String> {
+    let number = random_u64()? as u32;
+    Ok(NodeId(number.max(1)).to_string())
+}
+
+/// The number in a node's name.
+fn node_number(name: &str) -> Option<NodeId> {
+    name.parse().ok().filter(|node| *node != NodeId(0))
 }
 
 fn read(root: &dyn Disk) -> io::Result<Vec<u8>> {

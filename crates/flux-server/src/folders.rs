@@ -21,6 +21,8 @@ pub(crate) trait Folders: Debug + Send + Sync {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Opens one of them, making it if it does not exist.
     fn open(&self, name: &str) -> io::Result<Arc<dyn Disk>>;
+    /// Moves one of them into another, which is made if it does not exist.
+    fn set_aside(&self, name: &str, into: &str) -> io::Result<()>;
     /// Removes one of them with its files. A crash may leave any part of it.
     fn remove(&self, name: &str) -> io::Result<()>;
 }
@@ -64,6 +66,14 @@ impl Folders for RealFolders {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn Disk>> {
         Ok(Arc::new(FileDisk::open(self.path.join(name))?))
+    }
+
+    fn set_aside(&self, name: &str, into: &str) -> io::Result<()> {
+        let into = self.path.join(into);
+        fs::create_dir_all(&into)?;
+        fs::rename(self.path.join(name), into.join(name))?;
+        fs::File::open(&into)?.sync_all()?;
+        self.root.sync_dir()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -75,19 +75,19 @@ impl Endpoints {
     }
 }
 
+fn endpoint(part: &str) -> Option<String> {
+    let (host, port) = part.trim().rsplit_once(':')?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let sound = !host.is_empty()
+        && (bracketed || !host.contains(':'))
+        && !host.contains(|c: char| c.is_whitespace() || c == '/');
+    (sound && port.parse::<u16>().is_ok_and(|port| port != 0)).then(|| part.trim().to_owned())
+}
+
 impl Kind for Endpoints {
     type Value = Vec<String>;
 
     fn parse(&self, text: &str) -> Option<Vec<String>> {
-        let endpoint = |part: &str| {
-            let (host, port) = part.trim().rsplit_once(':')?;
-            let bracketed = host.starts_with('[') && host.ends_with(']');
-            let sound = !host.is_empty()
-                && (bracketed || !host.contains(':'))
-                && !host.contains(|c: char| c.is_whitespace() || c == '/');
-            (sound && port.parse::<u16>().is_ok_and(|port| port != 0))
-                .then(|| part.trim().to_owned())
-        };
         text.split(',').map(endpoint).collect()
     }
 
@@ -97,6 +97,101 @@ impl Kind for Endpoints {
 
     fn allowed(&self) -> String {
         "one or more host:port, separated by commas".into()
+    }
+}
+
+/// Servers of a registry, or none. They may be written as `http://` addresses, as etcd's own tools
+/// write them.
+pub(super) struct Registries;
+
+impl Registries {
+    pub(super) const fn form(&self) -> Form {
+        Form::List
+    }
+}
+
+impl Kind for Registries {
+    type Value = Vec<String>;
+
+    fn parse(&self, text: &str) -> Option<Vec<String>> {
+        if text.trim().is_empty() {
+            return Some(Vec::new());
+        }
+        let plain = |part: &str| {
+            let part = part.trim();
+            endpoint(part.strip_prefix("http://").unwrap_or(part).trim_end_matches('/'))
+        };
+        text.split(',').map(plain).collect()
+    }
+
+    fn render(&self, value: &Vec<String>) -> String {
+        value.join(",")
+    }
+
+    fn allowed(&self) -> String {
+        "empty, or one or more host:port, separated by commas".into()
+    }
+}
+
+/// A name of letters, digits, `-`, `_` and `.`.
+pub(super) struct Label {
+    /// Whether there may be none.
+    pub(super) empty: bool,
+}
+
+/// As long as a label of a host's name.
+const MAX_LABEL_BYTES: usize = 63;
+
+impl Label {
+    pub(super) const fn form(&self) -> Form {
+        Form::Text
+    }
+}
+
+impl Kind for Label {
+    type Value = String;
+
+    fn parse(&self, text: &str) -> Option<String> {
+        let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let allowed = (self.empty || !text.is_empty())
+            && text.len() <= MAX_LABEL_BYTES
+            && text.chars().all(sound);
+        allowed.then(|| text.to_owned())
+    }
+
+    fn render(&self, value: &String) -> String {
+        value.clone()
+    }
+
+    fn allowed(&self) -> String {
+        let empty = if self.empty { "empty, or " } else { "" };
+        format!("{empty}up to {MAX_LABEL_BYTES} letters, digits, hyphens, underscores and dots")
+    }
+}
+
+/// One of a few numbers.
+pub(super) struct OneOf(pub(super) &'static [u8]);
+
+impl OneOf {
+    pub(super) const fn form(&self) -> Form {
+        Form::Number
+    }
+}
+
+impl Kind for OneOf {
+    type Value = u8;
+
+    fn parse(&self, text: &str) -> Option<u8> {
+        let value = u8::try_from(digits(text)?).ok()?;
+        self.0.contains(&value).then_some(value)
+    }
+
+    fn render(&self, value: &u8) -> String {
+        value.to_string()
+    }
+
+    fn allowed(&self) -> String {
+        format!("one of {}", self.0.iter().map(u8::to_string).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -153,7 +248,7 @@ impl Count {
     }
 }
 
-/// A power of two from 1 on.
+/// A power of two from 1 on, or 0 to leave it open.
 pub(super) struct PowerOfTwo {
     pub(super) most: u32,
 }
@@ -169,7 +264,7 @@ impl Kind for PowerOfTwo {
 
     fn parse(&self, text: &str) -> Option<u32> {
         let value = u32::try_from(digits(text)?).ok()?;
-        (value.is_power_of_two() && value <= self.most).then_some(value)
+        (value == 0 || value.is_power_of_two() && value <= self.most).then_some(value)
     }
 
     fn render(&self, value: &u32) -> String {
@@ -177,7 +272,7 @@ impl Kind for PowerOfTwo {
     }
 
     fn allowed(&self) -> String {
-        format!("a power of two from 1 to {}", self.most)
+        format!("0 or a power of two from 1 to {}", self.most)
     }
 }
 

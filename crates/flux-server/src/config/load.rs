@@ -188,8 +188,8 @@ fn toml_value(form: Form, text: &str) -> String {
         Form::Switch => text.to_owned(),
         Form::Number if text.bytes().all(|byte| byte.is_ascii_digit()) => text.to_owned(),
         Form::List => {
-            Value::Array(text.split(',').map(|part| Value::String(part.to_owned())).collect())
-                .to_string()
+            let parts = text.split(',').filter(|part| !part.is_empty());
+            Value::Array(parts.map(|part| Value::String(part.to_owned())).collect()).to_string()
         }
         Form::Text | Form::Number => Value::String(text.to_owned()).to_string(),
     }

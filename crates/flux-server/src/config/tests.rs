@@ -98,7 +98,7 @@ fn a_bad_value_says_what_is_allowed() {
     );
     assert_eq!(
         refused("partitions = 12"),
-        "flux.toml:1: `partitions` is \"12\", but must be a power of two from 1 to 16384"
+        "flux.toml:1: `partitions` is \"12\", but must be 0 or a power of two from 1 to 16384"
     );
     assert_eq!(
         from_environment("FLUX_WORKERS", "-1").unwrap_err(),
@@ -119,6 +119,14 @@ fn a_bad_value_says_what_is_allowed() {
         "max_memory = \"2 gb\"",
         "max_memory = \"99999999tb\"",
         "segment_bytes = 100",
+        "etcd_endpoints = [\"https://etcd:2379\"]",
+        "etcd_endpoints = [\"etcd\"]",
+        "cluster_name = \"\"",
+        "cluster_name = \"a/b\"",
+        "zone = \"two words\"",
+        "replication_factor = 2",
+        "election_timeout_ms = 100",
+        "registry_ttl_s = 1",
         "insecure = \"maybe\"",
     ] {
         let error = refused(text);
@@ -161,6 +169,19 @@ fn sizes_take_units() {
     assert_eq!(max_memory("1000"), 1000);
     let settings = Settings { max_memory: 1536 << 20, ..Settings::default() };
     assert_eq!(settings.text("max_memory").unwrap(), "1536mb");
+}
+
+#[test]
+fn etcd_endpoints_may_be_urls_or_none() {
+    let endpoints =
+        |text: &str| from_environment("FLUX_ETCD_ENDPOINTS", text).unwrap().etcd_endpoints;
+    assert_eq!(endpoints("a:1, http://b:2/,[::1]:3"), ["a:1", "b:2", "[::1]:3"]);
+    assert_eq!(endpoints(""), Vec::<String>::new());
+    assert!(!Settings::default().is_clustered());
+    let configuration = Configuration::default();
+    assert!(configuration.to_toml().contains("etcd_endpoints = [] "), "{}", configuration.to_toml());
+    let settings = from_file("etcd_endpoints = []\n", Inputs::default()).unwrap().settings;
+    assert!(!settings.is_clustered());
 }
 
 #[test]

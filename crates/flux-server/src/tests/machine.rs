@@ -195,6 +195,15 @@ impl Folders for SimFolders {
         self.machine.power.change(|| Ok(self.machine.open(name)))
     }
 
+    fn set_aside(&self, name: &str, into: &str) -> io::Result<()> {
+        self.machine.power.change(|| {
+            let mut disks = self.machine.disks.lock();
+            let disk = disks.present.remove(name).ok_or(io::ErrorKind::NotFound)?;
+            disks.present.insert(format!("{into}/{name}"), disk);
+            Ok(())
+        })
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.machine.power.change(|| {
             let mut disks = self.machine.disks.lock();
