@@ -15,7 +15,8 @@ use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread};
 
 pub use error::ConfigError;
 use kind::{
-    Address, Choice, Count, Endpoints, Folder, Kind, Label, OneOf, PowerOfTwo, Registries, Size, Switch,
+    Address, Choice, Count, Endpoints, Folder, Kind, Label, OneOf, PowerOfTwo, Registries, Size,
+    Switch,
 };
 pub use kind::{Form, Fsync, LogFormat, LogLevel};
 pub use load::{Configuration, Inputs, Origin};

@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flux_core::placement::NodeId;
 use flux_log::Disk;
 use serde::{Deserialize, Serialize};
 

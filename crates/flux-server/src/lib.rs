@@ -6,6 +6,7 @@
 
 mod admin;
 mod clock;
+pub mod cluster;
 mod codes;
 pub mod config;
 mod connection;

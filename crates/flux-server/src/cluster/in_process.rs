@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flux_core::placement::{NodeId, PlacementMap};
+use flux_core::placement::NodeId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -116,9 +116,10 @@ impl Shared {
                 nodes.entry(registration.node).or_insert((session, registration.clone()));
             }
         }
-        let standing = self.sessions.iter().find(|(_, session)| {
-            session.stands && session.registration.is_some()
-        });
+        let standing = self
+            .sessions
+            .iter()
+            .find(|(_, session)| session.stands && session.registration.is_some());
         let controller = standing.map(|(id, _)| *id);
         let snapshot = Arc::new(Snapshot {
             nodes: nodes.iter().map(|(node, (_, of))| (*node, of.clone())).collect(),
@@ -149,26 +150,22 @@ impl Shared {
         }
     }
 
-    fn write(
-        &mut self,
-        map: &PlacementMap,
-        over: Option<u64>,
-    ) -> Result<Option<u64>, RegistryError> {
+    fn write(&mut self, placement: &Placement, over: Option<u64>) -> Result<bool, RegistryError> {
         if self.away {
             return Err(RegistryError::Away("it was taken away".to_owned()));
         }
         if self.placement.as_ref().map(|placement| placement.epoch) != over {
-            return Ok(None);
+            return Ok(false);
         }
-        let epoch = over.unwrap_or(0) + 1;
         if let Some(file) = &self.file {
-            saved::replace(file, &StoredMap::encode(epoch, map)).map_err(|error| {
+            let bytes = StoredMap::encode(placement.epoch, &placement.map);
+            saved::replace(file, &bytes).map_err(|error| {
                 RegistryError::Away(format!("cannot write {}: {error}", file.display()))
             })?;
         }
-        self.placement = Some(Placement { epoch, map: map.clone().into() });
+        self.placement = Some(placement.clone());
         self.publish();
-        Ok(Some(epoch))
+        Ok(true)
     }
 }
 
@@ -201,10 +198,10 @@ impl Registry for Attached {
 
     fn write<'a>(
         &'a self,
-        map: &'a PlacementMap,
+        placement: &'a Placement,
         over: Option<u64>,
-    ) -> BoxFuture<'a, Result<Option<u64>, RegistryError>> {
-        Box::pin(async move { self.shared.lock().write(map, over) })
+    ) -> BoxFuture<'a, Result<bool, RegistryError>> {
+        Box::pin(async move { self.shared.lock().write(placement, over) })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

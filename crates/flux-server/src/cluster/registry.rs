@@ -121,13 +121,13 @@ pub trait Registry: fmt::Debug + Send + Sync {
     /// Whether to stand for controller. Whoever stops standing also resigns.
     fn campaign(&self, stands: bool);
 
-    /// Writes the map if the one that is there has the epoch `over`, or if there is none and `over`
-    /// is `None`. Returns the new epoch, or `None` if another one was there.
+    /// Writes the map with its epoch, which must be a new one, if the map that is there has the epoch
+    /// `over`, or if there is none and `over` is `None`. False if another one was there.
     fn write<'a>(
         &'a self,
-        map: &'a PlacementMap,
+        placement: &'a Placement,
         over: Option<u64>,
-    ) -> BoxFuture<'a, Result<Option<u64>, RegistryError>>;
+    ) -> BoxFuture<'a, Result<bool, RegistryError>>;
 
     /// Takes the registration back and resigns, if the servers answer within a short time.
     fn close(&self) -> BoxFuture<'_, ()>;

@@ -4,7 +4,7 @@
 //! operator come out. A registry that is away, empty, or of another cluster changes nothing: the node
 //! goes on with what it knew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,8 +100,7 @@ impl Topology {
             return Some(Trouble::Unreadable(reason.clone()));
         }
         let Some(Placement { epoch, map }) = &snapshot.placement else {
-            let joined =
-                |registration: &Registration| registration.cluster_id.is_some();
+            let joined = |registration: &Registration| registration.cluster_id.is_some();
             let lost = self.cluster_id.is_some()
                 || self.map.is_some()
                 || snapshot.nodes.values().any(joined);
@@ -135,13 +134,11 @@ impl Topology {
                 Member { registration: registration.clone(), alive: true, away_since: None };
             self.members.insert(registration.node, member);
         }
-        let placed = |node: &NodeId| {
-            self.map.as_ref().is_some_and(|map| {
-                map.draining.contains(node)
-                    || map.targets.iter().flatten().any(|replica| replica.node() == *node)
-            })
-        };
-        self.members.retain(|node, _| nodes.contains_key(node) || placed(node));
+        let placed: BTreeSet<NodeId> = self.map.as_ref().map_or_else(BTreeSet::new, |map| {
+            let holding = map.targets.iter().flatten().map(|replica| replica.node());
+            holding.chain(map.draining.iter().copied()).collect()
+        });
+        self.members.retain(|node, _| nodes.contains_key(node) || placed.contains(node));
         for (node, member) in &mut self.members {
             if !nodes.contains_key(node) {
                 member.alive = false;

@@ -179,7 +179,11 @@ fn etcd_endpoints_may_be_urls_or_none() {
     assert_eq!(endpoints(""), Vec::<String>::new());
     assert!(!Settings::default().is_clustered());
     let configuration = Configuration::default();
-    assert!(configuration.to_toml().contains("etcd_endpoints = [] "), "{}", configuration.to_toml());
+    assert!(
+        configuration.to_toml().contains("etcd_endpoints = [] "),
+        "{}",
+        configuration.to_toml()
+    );
     let settings = from_file("etcd_endpoints = []\n", Inputs::default()).unwrap().settings;
     assert!(!settings.is_clustered());
 }

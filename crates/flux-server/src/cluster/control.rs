@@ -1,0 +1,338 @@
+//! A node's part in its cluster: it registers, keeps the topology, and stands for controller.
+//!
+//! The data plane reads the topology and never waits for this. With the registry away the topology
+//! stays as it was; a warning now and then is all that happens.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use flux_core::placement::NodeId;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::data_plane::{DataPlane, NodePartitions};
+use super::registry::{Placement, Registration, Registry, RegistryState};
+use super::saved::{self, Saved};
+use super::setup::Setup;
+use super::topology::{Topology, Trouble};
+use super::{ClusterError, controller, http};
+
+/// How long a start waits for the registry, when the node knows its cluster from an earlier one.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(3);
+/// How often lasting trouble is told.
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+/// How often a start that waits says for what.
+const WAITING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The control plane of one node.
+#[derive(Debug)]
+pub struct Control {
+    core: Arc<Core>,
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
+
+/// What its tasks and its HTTP routes share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) setup: Setup,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) topology: watch::Sender<Arc<Topology>>,
+    /// What is wrong with the registry's data, as last seen.
+    pub(super) trouble: watch::Sender<Option<Trouble>>,
+    /// Whether the node has joined its cluster.
+    joined: watch::Sender<Option<u64>>,
+    data: OnceLock<Arc<dyn DataPlane>>,
+    pub(super) http: http::Client,
+    /// Wakes the controller before its time.
+    pub(super) wake: Notify,
+}
+
+/// The control plane as routes and other servers of the node use it.
+#[derive(Clone, Debug)]
+pub struct ClusterHandle(pub(super) Arc<Core>);
+
+impl Control {
+    /// Registers the node. Returns when it is registered or, for a node that has been part of its
+    /// cluster before, when the registry stays away. Dropping the future gives up.
+    ///
+    /// # Errors
+    /// Another process has the node's id, or the registry holds another cluster than the node's data.
+    pub async fn start(setup: Setup, registry: Arc<dyn Registry>) -> Result<Control, ClusterError> {
+        let mut topology = match setup.registration.cluster_id {
+            Some(own) => saved::read(&setup.data_dir)
+                .filter(|topology| topology.cluster_id == Some(own))
+                .unwrap_or_default(),
+            // What another node left there is not ours.
+            None => Topology::default(),
+        };
+        topology.cluster_id = setup.registration.cluster_id;
+        registry.register(setup.registration.clone());
+        await_registration(&setup, &*registry, topology.map.is_some()).await?;
+        let trouble = topology.observe(&registry.state().borrow(), Instant::now());
+        if let Some(Trouble::OtherCluster { own, other }) = trouble {
+            registry.close().await;
+            return Err(other_cluster(&setup, own, other));
+        }
+
+        let core = Arc::new(Core {
+            topology: watch::Sender::new(Arc::new(topology)),
+            trouble: watch::Sender::new(trouble),
+            joined: watch::Sender::new(setup.registration.cluster_id),
+            data: OnceLock::new(),
+            http: http::Client::default(),
+            wake: Notify::new(),
+            setup,
+            registry,
+        });
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follow(Arc::clone(&core), stopping.clone()));
+        tasks.spawn(controller::run(Arc::clone(&core), stopping));
+        core.registry.campaign(true);
+        Ok(Control { core, tasks, stop })
+    }
+
+    /// What is known of the cluster, and how it changes.
+    pub fn topology(&self) -> watch::Receiver<Arc<Topology>> {
+        self.core.topology.subscribe()
+    }
+
+    /// Waits until there is a placement map, however long it takes for enough nodes to come.
+    pub async fn placement(&self) -> Placement {
+        let mut topology = self.topology();
+        loop {
+            if let Some(placement) = topology.borrow_and_update().placement() {
+                return placement;
+            }
+            let waited = tokio::time::timeout(WAITING_INTERVAL, topology.changed()).await;
+            if waited.is_err() {
+                let nodes = self.core.topology.borrow().members.len();
+                let factor = self.core.setup.settings.replication_factor;
+                tracing::info!(nodes, replication_factor = factor, "waiting for the cluster");
+            }
+        }
+    }
+
+    /// Says that the node's data directory now belongs to this cluster, and registers it as a member.
+    pub fn joined(&self, cluster_id: u64) {
+        self.core.joined.send_replace(Some(cluster_id));
+        let registration =
+            Registration { cluster_id: Some(cluster_id), ..self.core.setup.registration.clone() };
+        self.core.registry.register(registration);
+    }
+
+    /// Gives it the node's replicas to report and to hand leadership over from. Once.
+    pub fn attach(&self, data: Arc<dyn DataPlane>) {
+        // A second one would be a mistake of the caller without consequence: the first goes on.
+        let _ = self.core.data.set(data);
+    }
+
+    /// For routes.
+    pub fn handle(&self) -> ClusterHandle {
+        ClusterHandle(Arc::clone(&self.core))
+    }
+
+    /// Waits until the node must stop: another process has registered under its id.
+    pub async fn failed(&self) -> ClusterError {
+        let mut state = self.core.registry.state();
+        loop {
+            if let Some(error) = duplicate(&self.core.setup, &state.borrow_and_update()) {
+                return error;
+            }
+            if state.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Takes the registration back, so that nobody counts on the node, and ends.
+    pub async fn stop(mut self) {
+        // Tasks that have ended are not told.
+        let _ = self.stop.send(true);
+        while self.tasks.join_next().await.is_some() {}
+        self.core.registry.close().await;
+    }
+}
+
+impl Core {
+    pub(super) fn node(&self) -> NodeId {
+        self.setup.registration.node
+    }
+
+    pub(super) fn data(&self) -> Option<&Arc<dyn DataPlane>> {
+        self.data.get()
+    }
+
+    /// How this node's replicas stand.
+    pub(super) async fn local_partitions(&self) -> NodePartitions {
+        let partitions = match self.data() {
+            Some(data) => data.partitions().await,
+            None => Vec::new(),
+        };
+        NodePartitions { node: self.node(), epoch: self.topology.borrow().epoch, partitions }
+    }
+}
+
+/// Waits until the node is registered, or long enough if it could do without.
+async fn await_registration(
+    setup: &Setup,
+    registry: &dyn Registry,
+    known: bool,
+) -> Result<(), ClusterError> {
+    let mut state = registry.state();
+    let begun = Instant::now();
+    loop {
+        let (connected, registered) = {
+            let state = state.borrow_and_update();
+            if let Some(error) = duplicate(setup, &state) {
+                return Err(error);
+            }
+            (state.connected, state.registered)
+        };
+        if connected && registered {
+            return Ok(());
+        }
+        // In touch but not registered: a former process of this node has not lapsed yet.
+        if known && !connected && begun.elapsed() >= REGISTRY_PATIENCE {
+            tracing::warn!("the registry does not answer: starting with what was known");
+            return Ok(());
+        }
+        let patience = if known { REGISTRY_PATIENCE } else { WAITING_INTERVAL };
+        match tokio::time::timeout(patience, state.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) if connected => {
+                tracing::info!(
+                    "waiting for the registration of this node's former process to lapse"
+                );
+            }
+            Err(_) => tracing::warn!("waiting for the registry"),
+        }
+    }
+}
+
+fn duplicate(setup: &Setup, state: &RegistryState) -> Option<ClusterError> {
+    let other = state.conflict.as_deref()?;
+    Some(ClusterError::Duplicate {
+        node: setup.registration.node,
+        own: setup.registration.peer_addr,
+        other: other.peer_addr,
+        data_dir: setup.data_dir.clone(),
+    })
+}
+
+fn other_cluster(setup: &Setup, own: u64, other: u64) -> ClusterError {
+    ClusterError::OtherCluster {
+        own,
+        other,
+        name: setup.settings.cluster_name.clone(),
+        data_dir: setup.data_dir.clone(),
+    }
+}
+
+/// Keeps the topology and its copy on disk as the registry says.
+async fn follow(core: Arc<Core>, mut stopping: watch::Receiver<bool>) {
+    let mut state = core.registry.state();
+    let mut joined = core.joined.subscribe();
+    let mut saved: Option<Saved> = None;
+    let mut told: Option<(Trouble, Instant)> = None;
+    loop {
+        let mut topology = Topology::clone(&core.topology.borrow());
+        topology.cluster_id = *joined.borrow_and_update();
+        let trouble = topology.observe(&state.borrow_and_update(), Instant::now());
+        tell(&core, trouble.as_ref(), &mut told);
+        core.trouble.send_if_modified(|known| {
+            let changed = *known != trouble;
+            *known = trouble;
+            changed
+        });
+        core.topology.send_if_modified(|known| {
+            let changed = **known != topology;
+            if changed {
+                *known = Arc::new(topology);
+            }
+            changed
+        });
+        save(&core, &mut saved).await;
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            _ = joined.changed() => {}
+            () = tokio::time::sleep(WARNING_INTERVAL) => {}
+            _ = stopping.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Writes the topology to disk if what is kept of it has changed.
+async fn save(core: &Arc<Core>, saved: &mut Option<Saved>) {
+    if core.joined.borrow().is_none() {
+        return;
+    }
+    let Some(new) = Saved::of(&core.topology.borrow()).filter(|new| saved.as_ref() != Some(new))
+    else {
+        return;
+    };
+    let directory = core.setup.data_dir.clone();
+    let written = tokio::task::spawn_blocking(move || (new.write(&directory), new)).await;
+    match written {
+        Ok((Ok(()), new)) => *saved = Some(new),
+        Ok((Err(error), _)) => {
+            tracing::warn!(%error, "cannot write cluster.json: a start without the registry would use an older one");
+        }
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Logs trouble when it begins and now and then while it lasts, and its end.
+fn tell(core: &Core, trouble: Option<&Trouble>, told: &mut Option<(Trouble, Instant)>) {
+    let Some(trouble) = trouble else {
+        if told.take().is_some() {
+            tracing::info!("the registry is well again");
+        }
+        return;
+    };
+    let same = |known: &Trouble| std::mem::discriminant(known) == std::mem::discriminant(trouble);
+    if told.as_ref().is_some_and(|(known, at)| same(known) && at.elapsed() < WARNING_INTERVAL) {
+        return;
+    }
+    *told = Some((trouble.clone(), Instant::now()));
+    match trouble {
+        Trouble::Away(since) => tracing::warn!(
+            for_s = since.as_secs(),
+            "the registry does not answer: data is served, the cluster does not change"
+        ),
+        other => tracing::error!("{}", other.advice(&core.setup.settings.cluster_name)),
+    }
+}
+
+impl Trouble {
+    /// What an operator should know and do.
+    pub(super) fn advice(&self, name: &str) -> String {
+        match self {
+            Trouble::Away(since) => {
+                format!("the registry has not answered for {} s", since.as_secs())
+            }
+            Trouble::Wiped => format!(
+                "the registry has no placement map for cluster_name {name}, but this cluster had one: etcd's \
+                 data was lost, or etcd_endpoints or cluster_name are wrong. Nothing is created anew; nodes \
+                 serve on by their own copy of the map. Restore etcd's data from its backup, or put the map \
+                 back with `flux admin republish`"
+            ),
+            Trouble::OtherCluster { own, other } => format!(
+                "the registry's map for cluster_name {name} is of cluster {other:016x}, and this node \
+                 belongs to {own:016x}: etcd_endpoints or cluster_name are wrong. The node serves on by its \
+                 own copy of the map"
+            ),
+            Trouble::OlderMap { epoch, known } => format!(
+                "the registry's map has epoch {epoch}, this node knows epoch {known}: etcd's data is older \
+                 than the cluster. The node serves on by its own copy; put it back with `flux admin republish`"
+            ),
+            Trouble::Unreadable(reason) => format!(
+                "the registry's placement map for cluster_name {name} cannot be read: {reason}. The node \
+                 serves on by its own copy"
+            ),
+        }
+    }
+}
