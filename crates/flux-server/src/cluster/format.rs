@@ -19,7 +19,7 @@ impl StoredMap {
     /// The bytes of a map.
     pub(super) fn encode(epoch: u64, map: &PlacementMap) -> Vec<u8> {
         let stored = StoredMap { epoch, map: map.clone() };
-        serde_json::to_vec_pretty(&stored).expect("plain fields")
+        serde_json::to_vec(&stored).expect("plain fields")
     }
 
     /// Reads a map back.

@@ -8,6 +8,7 @@
 mod control;
 mod controller;
 mod data_plane;
+mod etcd;
 mod format;
 mod http;
 mod in_process;
@@ -23,6 +24,7 @@ use flux_core::placement::NodeId;
 
 pub use control::{ClusterHandle, Control};
 pub use data_plane::{DataPlane, LocalPartition, NodePartitions, PartitionRole};
+pub use etcd::Etcd;
 pub use http::{CallError, Client};
 pub use in_process::InProcess;
 pub use registry::{
