@@ -124,7 +124,7 @@ impl Worker {
         walk: &mut Option<SlotWalk>,
     ) -> Option<NodeReply> {
         let mut done = walk.take().unwrap_or_default();
-        let now_ms = self.dispatch.now_ms;
+        let now_ms = self.dispatch.now.ms;
         let wanted = list.unwrap_or(usize::MAX);
         let view = self.shared.views.get(usize::from(self.shared.partitions.owner(slot).0));
         let next = view.filter(|_| wanted > 0).and_then(|view| {
