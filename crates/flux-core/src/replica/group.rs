@@ -217,6 +217,16 @@ impl<W> Replica<W> {
         true
     }
 
+    /// Whether another voter has been asked to take over, and may still do so.
+    pub fn is_handing_over(&self) -> bool {
+        self.node.raft.lead_transferee.is_some()
+    }
+
+    /// Whether another voter was asked to take over in this term.
+    pub fn has_given_up_lease(&self) -> bool {
+        self.rounds.is_given_up_in(self.node.raft.term)
+    }
+
     /// The voter that is best fit to take over, if there is one.
     pub fn heir(&self) -> Option<u64> {
         let voters = self.members().voters.iter();

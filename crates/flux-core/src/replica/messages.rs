@@ -111,8 +111,9 @@ impl<W> Replica<W> {
             }
             MessageType::MsgAppend => self.continues(message),
             MessageType::MsgAppendResponse => message.index <= last || message.reject,
+            // A replica that has nothing yet may have been another one that had promised its vote.
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-                forced || self.election.silent_ticks == 0
+                !self.members().voters.is_empty() && (forced || self.election.silent_ticks == 0)
             }
             MessageType::MsgHeartbeatResponse
             | MessageType::MsgRequestVoteResponse

@@ -28,7 +28,8 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, EntryType, HardState, Message};
+use raft::eraftpb::{Entry, EntryType, HardState};
+pub use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 
 pub use entries::Position;

@@ -23,6 +23,7 @@ mod kind {
     pub(super) const SLEEP: u8 = 19;
     pub(super) const ASLEEP: u8 = 20;
     pub(super) const WAKE: u8 = 21;
+    pub(super) const GONE: u8 = 22;
     pub(super) const REQUEST: u8 = 32;
     pub(super) const RESPONSE: u8 = 33;
     pub(super) const OFFER: u8 = 48;
@@ -90,6 +91,13 @@ pub enum Frame<'a> {
         partition: u16,
         /// The sender's term.
         term: u64,
+    },
+    /// The group has gone on without a replica that asks for votes: its node should remove it.
+    Gone {
+        /// The group.
+        partition: u16,
+        /// The replica.
+        replica: u64,
     },
     /// A command that another node should carry out.
     Request(Request<'a>),
@@ -297,6 +305,9 @@ fn decode_body(kind: u8, mut reader: Reader<'_>) -> Result<Option<Frame<'_>>, Bo
         kind::WAKE => {
             Frame::Wake { partition: reader.u16("partition")?, term: reader.u64("term")? }
         }
+        kind::GONE => {
+            Frame::Gone { partition: reader.u16("partition")?, replica: reader.u64("replica")? }
+        }
         kind::REQUEST => Frame::Request(decode_request(&mut reader)?),
         kind::RESPONSE => Frame::Response { id: reader.u64("id")?, payload: reader.remainder() },
         kind::OFFER => Frame::Offer(SnapshotOffer {
@@ -394,7 +405,9 @@ fn put_body(out: &mut Vec<u8>, frame: &Frame<'_>) {
             out.put_u64_le(term);
             out.put_u64_le(index);
         }
-        Frame::Asleep { partition, term } | Frame::Wake { partition, term } => {
+        Frame::Asleep { partition, term }
+        | Frame::Wake { partition, term }
+        | Frame::Gone { partition, replica: term } => {
             out.put_u16_le(partition);
             out.put_u64_le(term);
         }
@@ -432,6 +445,7 @@ fn kind_of(frame: &Frame<'_>) -> u8 {
         Frame::Sleep { .. } => kind::SLEEP,
         Frame::Asleep { .. } => kind::ASLEEP,
         Frame::Wake { .. } => kind::WAKE,
+        Frame::Gone { .. } => kind::GONE,
         Frame::Request(_) => kind::REQUEST,
         Frame::Response { .. } => kind::RESPONSE,
         Frame::Offer(_) => kind::OFFER,

@@ -89,6 +89,8 @@ fn golden_frames() {
     assert_eq!(bytes_of(&asleep), b"\x0b\0\0\0\x14\x01\0\x02\0\0\0\0\0\0\0");
     let wake = Frame::Wake { partition: 1, term: 2 };
     assert_eq!(bytes_of(&wake), b"\x0b\0\0\0\x15\x01\0\x02\0\0\0\0\0\0\0");
+    let gone = Frame::Gone { partition: 1, replica: 2 };
+    assert_eq!(bytes_of(&gone), b"\x0b\0\0\0\x16\x01\0\x02\0\0\0\0\0\0\0");
     assert_eq!(bytes_of(&Frame::BeatReply { sent_us: 258 }), raw(18, b"\x02\x01\0\0\0\0\0\0"));
     let request = Request {
         id: 1,

@@ -200,6 +200,7 @@ fn is_of_a_link(frame: &Frame<'_>) -> bool {
         | Frame::Sleep { .. }
         | Frame::Asleep { .. }
         | Frame::Wake { .. }
+        | Frame::Gone { .. }
         | Frame::Request(_)
         | Frame::Response { .. } => true,
         Frame::Welcome { .. }

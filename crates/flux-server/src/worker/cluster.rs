@@ -1,0 +1,428 @@
+//! A worker's part in its cluster: messages between replicas, commands for other nodes, and which
+//! replicas are here.
+//!
+//! Frames come in before the turn and go out after it, all of a peer with one write. What the frames
+//! mean to a group is decided in `flux-core`, how they travel in `peer`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::replica::{
+    Message as RaftMessage, MessageType, Now, Replica, Status, decode_message, encode_message,
+};
+use flux_core::{Error, PartitionId, Reply};
+use flux_proto::peer::{Frame, Request, encode, encode_with};
+
+use super::dispatch::Dispatch;
+use super::forward::Forwards;
+use crate::cluster::Topology;
+use crate::forward_codec::{decode_command, decode_reply, encode_reply};
+use crate::mailbox::{Ask, Message, Return, Waiter};
+use crate::peer::{Event, Peers};
+
+/// What a worker of a clustered node has besides.
+pub(super) struct Cluster {
+    pub(super) me: NodeId,
+    pub(super) topology: Arc<Topology>,
+    pub(super) forwards: Forwards,
+    /// Requests of these attempts are refused, since one before them was: by node, worker and partition.
+    fences: BTreeMap<(u32, u64), u64>,
+    /// Partitions whose leadership is being handed over, and to which replica.
+    pub(super) handing_over: BTreeMap<PartitionId, u64>,
+    /// Snapshots that followers are to be sent.
+    pub(super) snapshots_to_send: Vec<(PartitionId, RaftMessage)>,
+    /// Beats to be answered.
+    beats: Vec<(u32, u64)>,
+    /// Replicas that ask for votes though their group has gone on without them.
+    gone: Vec<(PartitionId, u64)>,
+    /// Replicas of this worker that belong to their groups no more.
+    pub(super) to_remove: Vec<PartitionId>,
+}
+
+impl Cluster {
+    pub(super) fn new(worker: u16, me: NodeId, topology: Arc<Topology>) -> Cluster {
+        Cluster {
+            me,
+            topology,
+            forwards: Forwards::new(worker),
+            fences: BTreeMap::new(),
+            handing_over: BTreeMap::new(),
+            snapshots_to_send: Vec::new(),
+            beats: Vec::new(),
+            gone: Vec::new(),
+            to_remove: Vec::new(),
+        }
+    }
+
+    fn targets(&self, partition: PartitionId) -> &[ReplicaId] {
+        self.topology.map.as_ref().map_or(&[], |map| map.target(partition))
+    }
+
+    /// Whether a request comes behind one of the same attempt that was refused.
+    fn is_fenced(&self, node: u32, id: u64) -> bool {
+        let attempt = Forwards::attempt_of(id);
+        self.fences.get(&(node, Forwards::route_of(id))) == Some(&attempt)
+    }
+
+    /// Refuses what comes behind a request that was refused.
+    fn fence(&mut self, node: u32, id: u64) {
+        self.fences.insert((node, Forwards::route_of(id)), Forwards::attempt_of(id));
+    }
+}
+
+/// The node of a replica.
+fn node_of(replica: u64) -> u32 {
+    ReplicaId::from_u64(replica).node().0
+}
+
+impl Dispatch {
+    /// Takes the frames that have come.
+    pub(super) fn receive_frames(&mut self, now: Instant) {
+        let Some(mut peers) = self.peers.take() else { return };
+        self.look_at_monotonic_clock();
+        peers.receive(now, |from, _, frame| self.on_frame(from, &frame));
+        let events: Vec<Event> = peers.events().collect();
+        self.peers = Some(peers);
+        for event in events {
+            match event {
+                Event::LinkDown(node) | Event::InboundDown { node, .. } => self.on_lost(node),
+                Event::LinkUp(_) | Event::Absent(_) => {}
+            }
+        }
+    }
+
+    fn on_frame(&mut self, from: u32, frame: &Frame<'_>) {
+        match *frame {
+            Frame::Raft { partition, bytes } => {
+                let message = decode_message(bytes).filter(|one| node_of(one.from) == from);
+                if let Some(message) = message {
+                    self.step(PartitionId(partition), message);
+                }
+            }
+            Frame::Request(ref request) => self.on_request(from, request),
+            Frame::Response { id, payload } => {
+                let worker = Forwards::worker_of(id);
+                if worker == self.worker() {
+                    self.on_response(id, payload);
+                } else if let Some(mailbox) = self.shared().mailboxes.get(usize::from(worker)) {
+                    mailbox.answer(Return::Forwarded { id, payload: payload.to_vec() });
+                }
+            }
+            Frame::Gone { partition, replica } => {
+                let partition = PartitionId(partition);
+                let here = self.replica(partition).is_some_and(|(one, _)| one.id() == replica);
+                if here && let Some(cluster) = &mut self.cluster {
+                    cluster.to_remove.push(partition);
+                }
+            }
+            Frame::Beat { sent_us } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.beats.push((from, sent_us));
+                }
+            }
+            // The rest belongs to the handshake or to bulk connections, or asks for nothing yet.
+            _ => {}
+        }
+    }
+
+    /// Gives a message to the replica that it is for.
+    pub(super) fn step(&mut self, partition: PartitionId, message: RaftMessage) {
+        if usize::from(partition.0) >= self.shared().views.len() {
+            return;
+        }
+        let owner = self.shared().owner(partition);
+        if owner != self.worker() {
+            let message = Message::Raft { partition, message: Box::new(message) };
+            // Raft sends again what a full mailbox refuses.
+            let _ = self.shared().mailboxes[usize::from(owner)].send(message);
+            return;
+        }
+        if matches!(self.refusing, Some(Error::LogFailed(_))) {
+            return;
+        }
+        let now = self.now;
+        let Some((replica, _)) = self.replica(partition) else { return };
+        let from = message.from;
+        let asks_for_votes = matches!(
+            message.msg_type(),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+        );
+        if asks_for_votes && replica.knows_members() && !replica.members().contains(from) {
+            if let Some(cluster) = &mut self.cluster {
+                cluster.gone.push((partition, from));
+            }
+            return;
+        }
+        let bytes: usize = message.entries.iter().map(|entry| entry.data.len() + 128).sum();
+        replica.step(now, message);
+        self.incoming_bytes += bytes;
+        self.activate(partition);
+    }
+
+    fn on_request(&mut self, from: u32, request: &Request<'_>) {
+        let partition = PartitionId(request.partition);
+        let waiter = Waiter::Peer { node: from, id: request.id };
+        if usize::from(partition.0) >= self.shared().views.len() {
+            return;
+        }
+        let Ok(command) = decode_command(request.payload) else {
+            tracing::warn!(node = from, "a node asked for a command that this version does not know");
+            self.replies.push((waiter, Reply::Error(Error::NotLeader)));
+            return;
+        };
+        let once = request.once.map(Into::into);
+        let ask = Ask { redirect: true, stale: request.stale, once, patience: None };
+        let owner = self.shared().owner(partition);
+        if owner == self.worker() {
+            self.execute_for(partition, &command, ask, waiter);
+            return;
+        }
+        let command = Box::new(command.to_owned());
+        let message = Message::Command { partition, command, ask, waiter };
+        if let Err(Message::Command { waiter, .. }) =
+            self.shared().mailboxes[usize::from(owner)].send(message)
+        {
+            self.replies.push((waiter, Reply::Error(Error::Overloaded)));
+        }
+    }
+
+    /// Whether a request of a peer must be refused because one before it was.
+    pub(super) fn is_fenced(&self, waiter: &Waiter) -> bool {
+        let Waiter::Peer { node, id } = *waiter else { return false };
+        self.cluster.as_ref().is_some_and(|cluster| cluster.is_fenced(node, id))
+    }
+
+    /// Answers a command that another node sent.
+    pub(super) fn respond(&mut self, node: u32, id: u64, reply: &Reply) {
+        if let Some(cluster) = &mut self.cluster
+            && matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping))
+        {
+            cluster.fence(node, id);
+        }
+        let Some(out) = self.peers.as_mut().and_then(|peers| peers.out(node)) else { return };
+        let mut encoded = Ok(());
+        let framed = encode_with(out, &Frame::Response { id, payload: &[] }, |out| {
+            encoded = encode_reply(reply, out);
+        });
+        if encoded.is_err() || framed.is_err() {
+            // Nothing of it is in the frame: the other side reads an answer that says too little.
+            tracing::warn!(node, "a reply is too large for another node");
+        }
+    }
+
+    /// Takes the answer of another node to a command.
+    pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
+        let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
+        let Some(cluster) = &mut self.cluster else { return };
+        if let Some(decided) = cluster.forwards.answered(id, reply) {
+            self.replies.push(decided);
+        }
+    }
+
+    /// The links to or from a node are down.
+    fn on_lost(&mut self, node: u32) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.forwards.lost(node, &mut self.replies);
+        }
+        for index in 0..self.own().len() {
+            let partition = self.own()[index];
+            let Some((replica, _)) = self.replica(partition) else { continue };
+            if !replica.leads() {
+                continue;
+            }
+            let there: Vec<u64> =
+                replica.members().all().into_iter().filter(|id| node_of(*id) == node).collect();
+            for id in there {
+                replica.report_unreachable(id);
+            }
+        }
+    }
+
+    /// Appends messages to what goes to their nodes. What cannot be sent is lost, and Raft is told.
+    pub(super) fn send(&mut self, partition: PartitionId, messages: Vec<RaftMessage>) {
+        for message in messages {
+            if message.msg_type() == MessageType::MsgSnapshot {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.snapshots_to_send.push((partition, message));
+                }
+                continue;
+            }
+            let (to, kind) = (message.to, message.msg_type());
+            let out = self.peers.as_mut().and_then(|peers| peers.out(node_of(to)));
+            let frame = Frame::Raft { partition: partition.0, bytes: &[] };
+            let sent = out.is_some_and(|out| {
+                encode_with(out, &frame, |out| encode_message(&message, out)).is_ok()
+            });
+            if !sent
+                && kind == MessageType::MsgAppend
+                && let Some((replica, _)) = self.replica(partition)
+            {
+                replica.report_unreachable(to);
+            }
+        }
+    }
+
+    /// Sends all frames of this round.
+    pub(super) fn flush_frames(&mut self, now: Instant) {
+        self.send_forwards();
+        let (Some(peers), Some(cluster)) = (&mut self.peers, &mut self.cluster) else { return };
+        for (node, sent_us) in cluster.beats.drain(..) {
+            if let Some(out) = peers.out(node) {
+                encode(out, &Frame::BeatReply { sent_us }).expect("it is short");
+            }
+        }
+        for (partition, replica) in cluster.gone.drain(..) {
+            if let Some(out) = peers.out(node_of(replica)) {
+                encode(out, &Frame::Gone { partition: partition.0, replica }).expect("it is short");
+            }
+        }
+        peers.flush(now);
+    }
+
+    /// Keeps a command until it is known who leads its partition, and then sends it there.
+    pub(super) fn forward(
+        &mut self,
+        partition: PartitionId,
+        command: &flux_core::Command<&[u8]>,
+        ask: Ask,
+        waiter: Waiter,
+    ) -> Option<(Waiter, Reply)> {
+        let Some(cluster) = self.cluster.as_mut().filter(|_| !ask.redirect) else {
+            return Some((waiter, Reply::Error(Error::NotLeader)));
+        };
+        cluster.forwards.add(partition, command, ask, waiter, Instant::now()).err()
+    }
+
+    /// Sends the commands that wait, each to the node that is likely to lead; or carries them out, where
+    /// that is this one.
+    fn send_forwards(&mut self) {
+        let Some(cluster) = self.cluster.as_ref().filter(|one| !one.forwards.is_empty()) else {
+            return;
+        };
+        for partition in cluster.forwards.pending() {
+            if self.leads(partition) {
+                let Some(cluster) = &mut self.cluster else { return };
+                for forward in cluster.forwards.take_home(partition) {
+                    let Ok(command) = decode_command(&forward.command) else { continue };
+                    self.execute_for(partition, &command, forward.ask, forward.waiter);
+                }
+                continue;
+            }
+            let candidates = self.candidates(partition);
+            let (Some(cluster), Some(peers)) = (&mut self.cluster, &mut self.peers) else { return };
+            let Some(node) = cluster.forwards.node(partition, &candidates) else { continue };
+            cluster.forwards.send(partition, |id, forward| {
+                let Some(out) = peers.out(node) else { return false };
+                let request = Request {
+                    id,
+                    partition: partition.0,
+                    deadline_ms: 0,
+                    stale: forward.ask.stale,
+                    once: forward.ask.once.map(Into::into),
+                    payload: &forward.command,
+                };
+                encode(out, &Frame::Request(request)).is_ok()
+            });
+        }
+    }
+
+    /// The nodes that may lead a partition, most likely first.
+    fn candidates(&self, partition: PartitionId) -> Vec<u32> {
+        let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return Vec::new() };
+        let leader = self.shared().views[usize::from(partition.0)].standing.leader();
+        let first = (leader != 0).then(|| node_of(leader));
+        let targets = cluster.targets(partition).iter().map(|replica| replica.node().0);
+        let mut nodes = Vec::new();
+        for node in first.into_iter().chain(targets) {
+            if node != cluster.me.0 && peers.is_up(node) && !nodes.contains(&node) {
+                nodes.push(node);
+            }
+        }
+        nodes
+    }
+
+    /// Whether commands of a partition are carried out here.
+    pub(super) fn leads(&mut self, partition: PartitionId) -> bool {
+        let handed = |cluster: &Cluster| cluster.handing_over.contains_key(&partition);
+        if self.cluster.as_deref().is_some_and(handed) {
+            return false;
+        }
+        self.replica(partition).is_some_and(|(replica, _)| replica.leads())
+    }
+
+    /// What is due with every tick: forwards that wait, groups that are to change.
+    pub(super) fn tick_cluster(&mut self, now: Instant) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.forwards.tick(now, &mut self.replies);
+        for index in 0..self.own().len() {
+            let partition = self.own()[index];
+            self.reconcile(partition);
+        }
+    }
+
+    /// Lets the group of a partition take its next step towards the replicas that it should have.
+    fn reconcile(&mut self, partition: PartitionId) {
+        let now = self.now;
+        let Some(cluster) = &self.cluster else { return };
+        let target: Vec<u64> = cluster.targets(partition).iter().map(|one| one.get()).collect();
+        let Some((replica, _)) = self.replica(partition) else { return };
+        if replica.is_removed() {
+            if let Some(cluster) = &mut self.cluster {
+                cluster.to_remove.push(partition);
+            }
+            return;
+        }
+        if let Some(change) = replica.reconcile(now, &target) {
+            tracing::info!(%partition, ?change, "group changes");
+            self.activate(partition);
+        }
+    }
+
+    /// Begins to hand the leadership of a partition over. Commands for it wait from now on.
+    pub(super) fn hand_over(&mut self, partition: PartitionId, to: u64) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.handing_over.insert(partition, to);
+        }
+        self.activate(partition);
+    }
+
+    /// Goes on handing leadership over, where no batch is open any more.
+    pub(super) fn continue_hand_overs(&mut self) {
+        let Some(cluster) = self.cluster.as_ref().filter(|one| !one.handing_over.is_empty()) else {
+            return;
+        };
+        let (now, all) = (self.now, cluster.handing_over.clone());
+        for (partition, to) in all {
+            let Some((replica, _)) = self.replica(partition) else { continue };
+            let (leads, begun) = (replica.leads(), replica.is_handing_over());
+            if leads && (begun || (!replica.has_given_up_lease() && replica.has_open_batch())) {
+                continue;
+            }
+            if leads && !replica.has_given_up_lease() && replica.transfer_leader(now, to) {
+                self.activate(partition);
+                continue;
+            }
+            // Somebody else leads, or this replica goes on because the other did not take over.
+            if let Some(cluster) = &mut self.cluster {
+                cluster.handing_over.remove(&partition);
+            }
+        }
+    }
+
+    /// The status of every replica of this worker, with its keys and bytes.
+    pub(super) fn statuses(&self) -> Vec<(Status, u64, u64)> {
+        let replicas = self.replicas();
+        let status = |replica: &Replica<Waiter>| {
+            let table = replica.table();
+            (replica.status(), table.len() as u64, table.memory_bytes())
+        };
+        replicas.map(status).collect()
+    }
+
+    /// The time as replicas want it.
+    pub(super) fn replica_now(&self) -> Now {
+        self.now
+    }
+}

@@ -1,0 +1,294 @@
+//! Commands for partitions that another node leads, or nobody for the moment.
+//!
+//! They are sent to the leader over the link of this worker, and what comes back is passed on as if it had
+//! been carried out here. Commands of one partition take effect in the order they came. So they all go to
+//! one node at a time; when it refuses one, because it does not lead, it refuses those behind it too (they
+//! have the number of the same attempt in their ids), and all of them are sent again, to the next node.
+//!
+//! Nothing here is carried out twice: what was sent to a node that is gone has an unknown outcome, unless
+//! it is a read, or a write of a session.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use flux_core::{Command, Error, PartitionId, Reply};
+
+use crate::forward_codec::encode_command;
+use crate::mailbox::{Ask, Waiter};
+
+/// Commands of one worker that may be on their way.
+const MAX_COMMANDS: usize = 16 * 1024;
+/// Their bytes.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// The id of a command: worker, partition, attempt, number.
+const PARTITION_BITS: u32 = 14;
+const ATTEMPT_BITS: u32 = 10;
+const COUNTER_BITS: u32 = 30;
+/// How long a command is kept, when the client gave no time.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A command on its way.
+#[derive(Debug)]
+pub(super) struct Forward {
+    pub(super) command: Vec<u8>,
+    pub(super) is_write: bool,
+    pub(super) ask: Ask,
+    pub(super) waiter: Waiter,
+    deadline: Instant,
+    /// It was with a node that is gone, and may have been carried out there.
+    maybe_done: bool,
+}
+
+impl Forward {
+    /// What to answer when there is no time left.
+    fn given_up(&self, sent: bool) -> Error {
+        let unknown = self.is_write && (sent || self.maybe_done);
+        if unknown { Error::OutcomeUnknown } else { Error::NotLeader }
+    }
+}
+
+/// The way to one partition.
+#[derive(Debug, Default)]
+struct Route {
+    /// Where commands go; none while nobody is known.
+    node: Option<u32>,
+    /// The number of the attempt, in the ids of what is sent.
+    attempt: u16,
+    /// How many nodes have refused since the last pause.
+    refused: usize,
+    /// A node has refused: nothing is sent until all that was sent has come back.
+    stalled: bool,
+    /// Sent and not answered.
+    sent: BTreeMap<u64, Forward>,
+    /// Came back, to be sent again before what waits.
+    returned: BTreeMap<u64, Forward>,
+    waiting: VecDeque<Forward>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    worker: u16,
+    next: u64,
+    routes: BTreeMap<PartitionId, Route>,
+    count: usize,
+    bytes: usize,
+}
+
+/// What is to be done with a command that came back.
+pub(super) type Decided = (Waiter, Reply);
+
+impl Forwards {
+    pub(super) fn new(worker: u16) -> Forwards {
+        Forwards { worker, ..Forwards::default() }
+    }
+
+    /// The worker that an id was made by.
+    pub(super) fn worker_of(id: u64) -> u16 {
+        (id >> (PARTITION_BITS + ATTEMPT_BITS + COUNTER_BITS)) as u16
+    }
+
+    /// The attempt that an id belongs to: with its worker and partition.
+    pub(super) fn attempt_of(id: u64) -> u64 {
+        id >> COUNTER_BITS
+    }
+
+    /// What an attempt is one of: worker and partition.
+    pub(super) fn route_of(id: u64) -> u64 {
+        id >> (ATTEMPT_BITS + COUNTER_BITS)
+    }
+
+    fn partition_of(id: u64) -> PartitionId {
+        PartitionId((id >> (ATTEMPT_BITS + COUNTER_BITS)) as u16 & ((1 << PARTITION_BITS) - 1))
+    }
+
+    /// Takes a command; refuses it when there are too many.
+    pub(super) fn add(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        ask: Ask,
+        waiter: Waiter,
+        now: Instant,
+    ) -> Result<(), Decided> {
+        let mut bytes = Vec::new();
+        if self.count >= MAX_COMMANDS || self.bytes >= MAX_BYTES {
+            return Err((waiter, Reply::Error(Error::Overloaded)));
+        }
+        if encode_command(command, &mut bytes).is_err() {
+            return Err((waiter, Reply::Error(Error::WriteTooLarge(bytes.len()))));
+        }
+        self.count += 1;
+        self.bytes += bytes.len();
+        let is_write = command.is_write();
+        let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
+        let deadline = now + patience;
+        let forward =
+            Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
+        self.routes.entry(partition).or_default().waiting.push_back(forward);
+        Ok(())
+    }
+
+    /// The partitions with commands to be sent.
+    pub(super) fn pending(&self) -> Vec<PartitionId> {
+        let pending = |(_, route): &(&PartitionId, &Route)| {
+            !route.stalled && (!route.waiting.is_empty() || !route.returned.is_empty())
+        };
+        self.routes.iter().filter(pending).map(|(partition, _)| *partition).collect()
+    }
+
+    /// Whether commands of a partition are on their way.
+    pub(super) fn has(&self, partition: PartitionId) -> bool {
+        self.routes.contains_key(&partition)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Takes the commands that can be carried out here, now that this node leads; none while some are with
+    /// another node.
+    pub(super) fn take_home(&mut self, partition: PartitionId) -> Vec<Forward> {
+        let Some(route) = self.routes.get_mut(&partition).filter(|route| route.sent.is_empty())
+        else {
+            return Vec::new();
+        };
+        let returned = std::mem::take(&mut route.returned).into_values();
+        let all: Vec<Forward> = returned.chain(std::mem::take(&mut route.waiting)).collect();
+        self.routes.remove(&partition);
+        for forward in &all {
+            self.count -= 1;
+            self.bytes -= forward.command.len();
+        }
+        all
+    }
+
+    /// The node that commands of a partition go to, out of these, in the order in which they are likely to
+    /// lead. None while each of them has refused since the last pause.
+    pub(super) fn node(&mut self, partition: PartitionId, candidates: &[u32]) -> Option<u32> {
+        let route = self.routes.get_mut(&partition)?;
+        if route.stalled {
+            return None;
+        }
+        // Those that are sent keep their order only on one link.
+        if route.node.is_none() || route.sent.is_empty() {
+            route.node = candidates.get(route.refused).copied();
+        }
+        route.node
+    }
+
+    /// Gives the commands of a partition that can be sent to `send`, in order, until it takes no more.
+    pub(super) fn send(
+        &mut self,
+        partition: PartitionId,
+        mut send: impl FnMut(u64, &Forward) -> bool,
+    ) {
+        let Some(route) = self.routes.get_mut(&partition) else { return };
+        loop {
+            let again = route.returned.pop_first().map(|(_, forward)| forward);
+            let Some(forward) = again.or_else(|| route.waiting.pop_front()) else { return };
+            self.next = (self.next + 1) & ((1 << COUNTER_BITS) - 1);
+            let place = u64::from(self.worker) << PARTITION_BITS | u64::from(partition.0);
+            let attempt = place << ATTEMPT_BITS | u64::from(route.attempt);
+            let id = attempt << COUNTER_BITS | self.next;
+            if !send(id, &forward) {
+                // The link has gone down or is full. Nothing of this attempt may be sent behind it.
+                route.waiting.push_front(forward);
+                route.node = route.node.filter(|_| !route.sent.is_empty());
+                return;
+            }
+            route.sent.insert(id, forward);
+        }
+    }
+
+    /// Takes the answer to a command. Returns what is decided; nothing if it has to be sent again.
+    pub(super) fn answered(&mut self, id: u64, reply: Reply) -> Option<Decided> {
+        let partition = Forwards::partition_of(id);
+        let route = self.routes.get_mut(&partition)?;
+        let forward = route.sent.remove(&id)?;
+        let decided = if matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping)) {
+            route.stalled = true;
+            route.returned.insert(id, forward);
+            None
+        } else {
+            self.count -= 1;
+            self.bytes -= forward.command.len();
+            route.refused = 0;
+            Some((forward.waiter, reply))
+        };
+        self.resume(partition);
+        decided
+    }
+
+    /// Goes on where all that was refused has come back.
+    fn resume(&mut self, partition: PartitionId) {
+        let Some(route) = self.routes.get_mut(&partition) else { return };
+        if !route.sent.is_empty() {
+            return;
+        }
+        if route.stalled {
+            route.stalled = false;
+            route.attempt = (route.attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
+            route.refused += 1;
+            route.node = None;
+        }
+        if route.returned.is_empty() && route.waiting.is_empty() {
+            self.routes.remove(&partition);
+        }
+    }
+
+    /// What was sent to a node is lost: it may have been carried out or not.
+    pub(super) fn lost(&mut self, node: u32, decided: &mut Vec<Decided>) {
+        let with: Vec<PartitionId> = self
+            .routes
+            .iter()
+            .filter(|(_, route)| route.node == Some(node))
+            .map(|(partition, _)| *partition)
+            .collect();
+        for partition in with {
+            let Some(route) = self.routes.get_mut(&partition) else { continue };
+            route.stalled = true;
+            for (id, mut forward) in std::mem::take(&mut route.sent) {
+                forward.maybe_done = true;
+                if forward.is_write && forward.ask.once.is_none() {
+                    self.count -= 1;
+                    self.bytes -= forward.command.len();
+                    decided.push((forward.waiter, Reply::Error(Error::OutcomeUnknown)));
+                } else {
+                    route.returned.insert(id, forward);
+                }
+            }
+            self.resume(partition);
+        }
+    }
+
+    /// After a pause: all nodes may be asked again, and who has waited too long is told so.
+    pub(super) fn tick(&mut self, now: Instant, decided: &mut Vec<Decided>) {
+        let partitions: Vec<PartitionId> = self.routes.keys().copied().collect();
+        for partition in partitions {
+            let Some(route) = self.routes.get_mut(&partition) else { continue };
+            route.refused = 0;
+            let mut given_up = Vec::new();
+            for (list, sent) in [(&mut route.sent, true), (&mut route.returned, false)] {
+                let late = list.extract_if(.., |_, forward| forward.deadline <= now);
+                given_up.extend(late.map(|(_, forward)| (forward.given_up(sent), forward)));
+            }
+            for forward in std::mem::take(&mut route.waiting) {
+                if forward.deadline <= now {
+                    given_up.push((forward.given_up(false), forward));
+                } else {
+                    route.waiting.push_back(forward);
+                }
+            }
+            for (error, forward) in given_up {
+                self.count -= 1;
+                self.bytes -= forward.command.len();
+                decided.push((forward.waiter, Reply::Error(error)));
+            }
+            self.resume(partition);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

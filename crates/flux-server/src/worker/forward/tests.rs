@@ -1,0 +1,127 @@
+use flux_core::Condition;
+use tokio::sync::oneshot;
+
+use super::*;
+
+const HERE: PartitionId = PartitionId(3);
+
+fn forwards() -> (Forwards, Instant) {
+    (Forwards::new(5), Instant::now())
+}
+
+/// A waiter that tells nobody.
+fn waiter() -> Waiter {
+    Waiter::Task(oneshot::channel().0)
+}
+
+fn add(forwards: &mut Forwards, key: &str, write: bool, now: Instant) {
+    let key = key.as_bytes();
+    let command = match write {
+        true => Command::DeleteIf { key, condition: Condition::Always },
+        false => Command::Get { key },
+    };
+    forwards.add(HERE, &command, Ask::default(), waiter(), now).expect("there is room");
+}
+
+/// Sends what can be sent, and returns the ids.
+fn sent(forwards: &mut Forwards, candidates: &[u32]) -> Vec<u64> {
+    let mut ids = Vec::new();
+    if forwards.node(HERE, candidates).is_some() {
+        forwards.send(HERE, |id, _| {
+            ids.push(id);
+            true
+        });
+    }
+    ids
+}
+
+fn refusal() -> Reply {
+    Reply::Error(Error::NotLeader)
+}
+
+#[test]
+fn ids_tell_worker_and_attempt() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "k", true, now);
+    let ids = sent(&mut forwards, &[1]);
+    assert_eq!(Forwards::worker_of(ids[0]), 5);
+    assert_eq!(Forwards::partition_of(ids[0]), HERE);
+    let decided = forwards.answered(ids[0], Reply::Integer(1)).expect("an answer");
+    assert_eq!(decided.1, Reply::Integer(1));
+    assert!(forwards.is_empty() && !forwards.has(HERE));
+    assert!(forwards.answered(ids[0], Reply::Integer(1)).is_none(), "once");
+}
+
+#[test]
+fn after_a_refusal_all_go_to_the_next_node_in_their_order() {
+    let (mut forwards, now) = forwards();
+    for key in ["a", "b", "c"] {
+        add(&mut forwards, key, true, now);
+    }
+    let first = sent(&mut forwards, &[1, 2]);
+    assert_eq!(first.len(), 3);
+    assert!(forwards.answered(first[1], refusal()).is_none());
+    add(&mut forwards, "d", true, now);
+    assert!(sent(&mut forwards, &[1, 2]).is_empty(), "not before all have come back");
+    assert!(forwards.answered(first[0], refusal()).is_none());
+    assert!(forwards.answered(first[2], refusal()).is_none());
+    assert_eq!(forwards.node(HERE, &[1, 2]), Some(2));
+    let mut keys = Vec::new();
+    let mut ids = Vec::new();
+    forwards.send(HERE, |id, forward| {
+        ids.push(id);
+        keys.push(*forward.command.iter().rev().nth(1).expect("a key"));
+        true
+    });
+    assert_eq!(keys, *b"abcd");
+    assert_ne!(Forwards::attempt_of(ids[0]), Forwards::attempt_of(first[0]));
+    forwards.answered(ids[0], refusal());
+    for id in &ids[1..] {
+        forwards.answered(*id, refusal());
+    }
+    assert_eq!(forwards.node(HERE, &[1, 2]), None, "each has refused");
+    forwards.tick(now, &mut Vec::new());
+    assert_eq!(forwards.node(HERE, &[1, 2]), Some(1), "after a pause they are asked again");
+}
+
+#[test]
+fn what_a_lost_node_had_is_unknown_for_writes_and_asked_again_for_reads() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "w", true, now);
+    add(&mut forwards, "r", false, now);
+    sent(&mut forwards, &[1]);
+    let mut decided = Vec::new();
+    forwards.lost(2, &mut decided);
+    assert!(decided.is_empty(), "another node");
+    forwards.lost(1, &mut decided);
+    assert_eq!(decided.len(), 1);
+    assert_eq!(decided[0].1, Reply::Error(Error::OutcomeUnknown));
+    forwards.tick(now, &mut decided);
+    assert_eq!(sent(&mut forwards, &[2]).len(), 1, "the read");
+}
+
+#[test]
+fn who_waits_too_long_is_told_what_is_known() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "sent", true, now);
+    sent(&mut forwards, &[1]);
+    add(&mut forwards, "waits", true, now);
+    let mut decided = Vec::new();
+    forwards.tick(now + PATIENCE / 2, &mut decided);
+    assert!(decided.is_empty());
+    forwards.tick(now + PATIENCE, &mut decided);
+    let replies: Vec<Reply> = decided.into_iter().map(|(_, reply)| reply).collect();
+    assert_eq!(replies, [Reply::Error(Error::OutcomeUnknown), Reply::Error(Error::NotLeader)]);
+    assert!(forwards.is_empty());
+}
+
+#[test]
+fn there_is_room_for_so_many() {
+    let (mut forwards, now) = forwards();
+    for _ in 0..MAX_COMMANDS {
+        add(&mut forwards, "k", true, now);
+    }
+    let one_more = Command::Get { key: b"k".as_slice() };
+    let refused = forwards.add(HERE, &one_more, Ask::default(), waiter(), now);
+    assert!(matches!(refused, Err((_, Reply::Error(Error::Overloaded)))));
+}
