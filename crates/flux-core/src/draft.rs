@@ -3,17 +3,19 @@
 //!
 //! A write takes no effect on the table when it is evaluated. It becomes an effect in the open batch
 //! of `InFlight`, which the replica proposes to the log; `apply` carries out a batch that was
-//! committed, on the leader as on any other replica. This module does not know commands (`evaluate`
-//! does) and does not decide when a batch is closed or proposed.
+//! committed, on the leader as on any other replica. The answer to a write that may be sent again goes
+//! with its effects, and is found when it is: `repeated` before an evaluation, `remember` after it. This
+//! module does not know commands (`evaluate` does) and does not decide when a batch is closed or proposed.
 
 mod in_flight;
 mod index;
 #[cfg(test)]
 mod tests;
 
-use crate::effect::{EFFECT_OVERHEAD_BYTES, Effect, EffectError, Effects, Reason};
+use crate::effect::{EFFECT_OVERHEAD_BYTES, Effect, EffectError, Part, Parts, Reason};
+use crate::session::{Sessions, decode_answer};
 use crate::store::{Entry, KeyHash, Memory, Position, Table};
-use crate::{Error, Revision, UnixMillis};
+use crate::{Error, Once, Reply, Revision, UnixMillis};
 
 pub(crate) use in_flight::Piece;
 pub use in_flight::{ClosedBatch, InFlight};
@@ -48,7 +50,20 @@ pub struct Draft<'a> {
 
 /// A point to which a draft can be rolled back; only valid before the open batch is closed.
 #[derive(Clone, Copy, Debug)]
-pub struct Savepoint(Revision);
+pub struct Savepoint {
+    revision: Revision,
+    answer: u64,
+}
+
+/// What a write is answered without being evaluated.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Repeat {
+    /// This, at once. The write is an old one, and the answer is that of the first time, or
+    /// `Error::AnswerGone` if it is not known any more; or there is no room to remember the answer.
+    Now(Reply),
+    /// This, but not before all that is in flight by now is applied: the first one is among it.
+    InFlight(Reply),
+}
 
 impl<'a> Draft<'a> {
     /// A draft over a table and what is in flight to it.
@@ -185,14 +200,39 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
+    /// What a write is to be answered instead of being evaluated; `None` if it is new, and then its
+    /// answer must be given to `remember` before another write is looked at.
+    pub fn repeated(&self, sessions: &Sessions, once: &Once) -> Option<Repeat> {
+        if let Some(reply) = sessions.answer(once) {
+            return Some(Repeat::Now(reply));
+        }
+        if let Some(reply) = self.in_flight.find_answer(self.table, once) {
+            return Some(match decode_answer(reply) {
+                gone @ Reply::Error(_) => Repeat::Now(gone),
+                reply => Repeat::InFlight(reply),
+            });
+        }
+        let full = self.in_flight.open_bytes() >= MAX_BATCH_BYTES;
+        full.then_some(Repeat::Now(Reply::Error(Error::Overloaded)))
+    }
+
+    /// Adds the answer to a write to the batch that the write's effects are in. An error is not
+    /// remembered: nothing was done, so the write may be evaluated again.
+    pub fn remember(&mut self, once: &Once, reply: &Reply) {
+        if !matches!(reply, Reply::Error(_)) {
+            self.in_flight.answer(self.now_ms, self.table, once, reply);
+        }
+    }
+
     /// Where to roll back to.
     pub fn savepoint(&self) -> Savepoint {
-        Savepoint(self.in_flight.next_revision())
+        let (revision, answer) = (self.in_flight.next_revision(), self.in_flight.next_answer());
+        Savepoint { revision, answer }
     }
 
     /// Takes back everything written since the savepoint; its revisions will be given out again.
     pub fn rollback(&mut self, savepoint: Savepoint) {
-        self.in_flight.take_back(self.table, savepoint.0);
+        self.in_flight.take_back(self.table, savepoint.revision, savepoint.answer);
     }
 
     /// A key's newest state, even if it is expired.
@@ -256,30 +296,42 @@ fn entry_of<'a>(found: &Found<'a>) -> Option<Entry<'a>> {
     }
 }
 
-/// Applies a committed batch to the table and returns the revision of its last effect. `last` is the
-/// revision that was applied last. `on_effect` sees each effect after it took place.
+/// Applies a committed batch to the table and the sessions and returns the revision of its last effect.
+/// `last` is the revision that was applied last, and comes back if the batch has answers only.
+/// `on_effect` sees each effect after it took place.
 ///
-/// A batch that does not follow on `last`, or cannot be decoded, is an error and must stop the
-/// replica: the table may show a part of it.
+/// # Errors
+///
+/// A batch that does not follow on `last`, or cannot be decoded, must stop the replica: the table may
+/// show a part of it.
 pub fn apply(
     table: &Table,
+    sessions: &mut Sessions,
     last: Revision,
     payload: &[u8],
     mut on_effect: impl FnMut(Revision, KeyHash, &Effect<'_>),
 ) -> Result<Revision, EffectError> {
-    let effects = Effects::new(payload)?;
-    let (expected, found) = (last + 1, effects.next_revision());
+    let parts = Parts::new(payload)?;
+    let (expected, found) = (last + 1, parts.next_revision());
     if expected != found {
         return Err(EffectError::Revision { expected, found });
     }
-    let written_at_s = unix_seconds(effects.committed_at_ms());
+    let committed_at_ms = parts.committed_at_ms();
+    let written_at_s = unix_seconds(committed_at_ms);
+    sessions.advance(committed_at_ms);
     let ahead = if table.len() > CACHED_ENTRIES { TOUCHED_AHEAD } else { 1 };
     let mut applied = last;
-    let mut effects = effects.peekable();
+    let mut parts = parts.peekable();
     let (mut group, mut positions) = (Vec::with_capacity(ahead), Vec::with_capacity(ahead));
-    while effects.peek().is_some() {
-        for item in effects.by_ref().take(ahead) {
-            let (revision, effect) = item?;
+    while parts.peek().is_some() {
+        for part in parts.by_ref().take(ahead) {
+            let (revision, effect) = match part? {
+                Part::Effect(revision, effect) => (revision, effect),
+                Part::Answer { once, reply } => {
+                    sessions.remember(&once, reply, committed_at_ms);
+                    continue;
+                }
+            };
             let hash = table.hash(effect.key());
             positions.push(hash.position());
             group.push((revision, hash, effect));

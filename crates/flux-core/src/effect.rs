@@ -2,6 +2,7 @@
 //!
 //! The payload of one Raft entry is one batch. Followers and recovery apply its effects as they are:
 //! nothing in here depends on a clock, on what a key held before, or on how a command was evaluated.
+//! A batch also holds the answers that must be known again when a write is repeated (see `session`).
 //! What this module does not do: frame or checksum the payload (`flux-log` does), decide what a
 //! command writes (`evaluate` does), or touch a table (`draft::apply` does).
 //!
@@ -14,7 +15,7 @@
 //! batch   format          u8    1
 //!         committed_at_ms u64   the leader's clock when it evaluated the batch, Unix milliseconds
 //!         first_revision  u64   of the first effect; each further one takes the next revision
-//!         effect*               up to the end of the payload
+//!         effect*               up to the end of the payload; none, if there are answers only
 //!
 //! effect  kind            u8
 //!   0x01  put                   varint key length, varint value length, key, value
@@ -22,12 +23,16 @@
 //!                               u64 expires_at_ms, key, value
 //!   0x03  delete, explicit      varint key length, key
 //!   0x04  delete, expired       varint key length, key
+//!   0x81  answer                u64 session, u64 sequence, u64 acked_below,
+//!                               varint reply length, reply; takes no revision
 //! ```
 //!
 //! Kind 0x00 is never used, so that zeros do not decode. Kinds 0x05 to 0x7f are for further effects
 //! that take a revision, kinds 0x80 to 0xff for effects that take none; a reader that does not know a
-//! kind refuses the batch. A key has 1 to `MAX_KEY_BYTES` bytes, a value 0 to `MAX_VALUE_BYTES`.
+//! kind refuses the batch. A key has 1 to `MAX_KEY_BYTES` bytes, a value 0 to `MAX_VALUE_BYTES`,
+//! a reply 0 to `MAX_ANSWER_BYTES`: its format is that of `session`, and one that is not kept is empty.
 
+use crate::session::{MAX_ANSWER_BYTES, Once};
 use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Revision, UnixMillis};
 
 const FORMAT: u8 = 1;
@@ -35,6 +40,7 @@ const PUT: u8 = 0x01;
 const PUT_EXPIRING: u8 = 0x02;
 const DELETE_EXPLICIT: u8 = 0x03;
 const DELETE_EXPIRED: u8 = 0x04;
+const ANSWER: u8 = 0x81;
 
 /// The length of a batch's header.
 pub const HEADER_BYTES: usize = 1 + 8 + 8;
@@ -70,6 +76,20 @@ impl<'a> Effect<'a> {
             Effect::Put { key, .. } | Effect::Delete { key, .. } => key,
         }
     }
+}
+
+/// What a batch consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// A change, with the revision that it takes.
+    Effect(Revision, Effect<'a>),
+    /// What a write was answered.
+    Answer {
+        /// Which write.
+        once: Once,
+        /// The answer as `session` encodes it; empty if it is not kept.
+        reply: &'a [u8],
+    },
 }
 
 /// Why a key was deleted.
@@ -190,7 +210,21 @@ impl BatchWriter {
         offset
     }
 
-    /// Takes back the effect that starts at `offset` and all after it.
+    /// Adds an answer, encoded by `session`, and returns the offset at which it starts.
+    pub(crate) fn answer(&mut self, once: &Once, reply: &[u8]) -> usize {
+        debug_assert!(reply.len() <= MAX_ANSWER_BYTES);
+        let offset = self.payload.len();
+        self.payload.reserve(1 + 3 * 8 + 4 + reply.len());
+        self.payload.push(ANSWER);
+        for word in [once.session, once.sequence, once.acked_below] {
+            self.payload.extend_from_slice(&word.to_le_bytes());
+        }
+        write_varint(&mut self.payload, reply.len());
+        self.payload.extend_from_slice(reply);
+        offset
+    }
+
+    /// Takes back what starts at `offset` and all after it.
     pub fn truncate(&mut self, offset: usize) {
         self.payload.truncate(offset);
     }
@@ -211,18 +245,62 @@ impl BatchWriter {
     }
 }
 
-/// The effects of a batch with their revisions, in order. Ends after the first error.
+/// The effects of a batch with their revisions, in order, without the answers between them. Ends after
+/// the first error.
 #[derive(Clone, Debug)]
-pub struct Effects<'a> {
+pub struct Effects<'a>(Parts<'a>);
+
+impl<'a> Effects<'a> {
+    /// Reads a batch's header.
+    ///
+    /// # Errors
+    ///
+    /// If the payload is not a batch of this format.
+    pub fn new(payload: &'a [u8]) -> Result<Effects<'a>, EffectError> {
+        Parts::new(payload).map(Effects)
+    }
+
+    /// The leader's time when it evaluated the batch.
+    pub fn committed_at_ms(&self) -> UnixMillis {
+        self.0.committed_at_ms
+    }
+
+    /// The revision of the effect that comes next; before iteration, the batch's first.
+    pub fn next_revision(&self) -> Revision {
+        self.0.next_revision
+    }
+}
+
+impl<'a> Iterator for Effects<'a> {
+    type Item = Result<(Revision, Effect<'a>), EffectError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.0.next()? {
+                Ok(Part::Effect(revision, effect)) => return Some(Ok((revision, effect))),
+                Ok(Part::Answer { .. }) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Everything in a batch, in order. Ends after the first error.
+#[derive(Clone, Debug)]
+pub struct Parts<'a> {
     payload: &'a [u8],
     offset: usize,
     next_revision: Revision,
     committed_at_ms: UnixMillis,
 }
 
-impl<'a> Effects<'a> {
+impl<'a> Parts<'a> {
     /// Reads a batch's header.
-    pub fn new(payload: &'a [u8]) -> Result<Effects<'a>, EffectError> {
+    ///
+    /// # Errors
+    ///
+    /// If the payload is not a batch of this format.
+    pub fn new(payload: &'a [u8]) -> Result<Parts<'a>, EffectError> {
         let truncated = EffectError::Truncated { offset: 0 };
         let (&format, rest) = payload.split_first().ok_or(truncated.clone())?;
         if format != FORMAT {
@@ -230,7 +308,7 @@ impl<'a> Effects<'a> {
         }
         let (committed_at, rest) = rest.split_first_chunk().ok_or(truncated.clone())?;
         let (first_revision, _) = rest.split_first_chunk().ok_or(truncated)?;
-        Ok(Effects {
+        Ok(Parts {
             payload,
             offset: HEADER_BYTES,
             next_revision: u64::from_le_bytes(*first_revision),
@@ -247,32 +325,35 @@ impl<'a> Effects<'a> {
     pub fn next_revision(&self) -> Revision {
         self.next_revision
     }
+
+    fn decode_next(&mut self) -> Result<Part<'a>, EffectError> {
+        if self.payload.get(self.offset) == Some(&ANSWER) {
+            let (once, reply, end) = decode_answer_at(self.payload, self.offset)?;
+            self.offset = end;
+            return Ok(Part::Answer { once, reply });
+        }
+        let (effect, end) = decode_at(self.payload, self.offset)?;
+        let revision = self.next_revision;
+        // Only a forged batch comes near the end of the revisions.
+        let next = revision.checked_add(1);
+        self.next_revision = next.ok_or(EffectError::Revision { expected: 0, found: revision })?;
+        self.offset = end;
+        Ok(Part::Effect(revision, effect))
+    }
 }
 
-impl<'a> Iterator for Effects<'a> {
-    type Item = Result<(Revision, Effect<'a>), EffectError>;
+impl<'a> Iterator for Parts<'a> {
+    type Item = Result<Part<'a>, EffectError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.offset >= self.payload.len() {
             return None;
         }
-        match decode_at(self.payload, self.offset) {
-            Ok((effect, end)) => {
-                let revision = self.next_revision;
-                // Only a forged batch comes near the end of the revisions.
-                let Some(next) = revision.checked_add(1) else {
-                    self.offset = self.payload.len();
-                    return Some(Err(EffectError::Revision { expected: 0, found: revision }));
-                };
-                self.next_revision = next;
-                self.offset = end;
-                Some(Ok((revision, effect)))
-            }
-            Err(error) => {
-                self.offset = self.payload.len();
-                Some(Err(error))
-            }
+        let part = self.decode_next();
+        if part.is_err() {
+            self.offset = self.payload.len();
         }
+        Some(part)
     }
 }
 
@@ -306,6 +387,28 @@ pub(crate) fn decode_at(payload: &[u8], offset: usize) -> Result<(Effect<'_>, us
     let (key, rest) = rest.split_at_checked(key_bytes).ok_or(truncated.clone())?;
     let (value, rest) = rest.split_at_checked(value_bytes).ok_or(truncated)?;
     Ok((Effect::Put { key, value, expires_at_ms }, payload.len() - rest.len()))
+}
+
+/// The answer that starts at `offset`, and the offset at which it ends.
+pub(crate) fn decode_answer_at(
+    payload: &[u8],
+    offset: usize,
+) -> Result<(Once, &[u8], usize), EffectError> {
+    let truncated = EffectError::Truncated { offset };
+    // The kind is known.
+    let mut rest = payload.get(offset + 1..).unwrap_or_default();
+    let mut word = || -> Result<u64, EffectError> {
+        let (word, after) = rest.split_first_chunk().ok_or(truncated.clone())?;
+        rest = after;
+        Ok(u64::from_le_bytes(*word))
+    };
+    let once = Once { session: word()?, sequence: word()?, acked_below: word()? };
+    let (reply_bytes, rest) = read_varint(rest, offset)?;
+    if reply_bytes > MAX_ANSWER_BYTES {
+        return Err(EffectError::Length { offset });
+    }
+    let (reply, rest) = rest.split_at_checked(reply_bytes).ok_or(truncated)?;
+    Ok((once, reply, payload.len() - rest.len()))
 }
 
 fn write_varint(payload: &mut Vec<u8>, mut number: usize) {
@@ -371,6 +474,40 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_what_the_format_says() {
+        let once = Once { session: 0x0102, sequence: 3, acked_below: 2 };
+        let mut writer = BatchWriter::default();
+        writer.start(0, 7);
+        writer.answer(&once, b"reply");
+        writer.delete(b"k", Reason::Explicit);
+        let last = writer.answer(&once, b"");
+        let words = [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0];
+        let expected = [
+            &[1, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0x81][..],
+            &words,
+            b"\x05reply",
+            &[3, 1, b'k', 0x81],
+            &words,
+            &[0],
+        ]
+        .concat();
+        assert_eq!(writer.payload(), expected);
+        assert_eq!(last, expected.len() - 26);
+
+        let delete = (7, Effect::Delete { key: b"k", reason: Reason::Explicit });
+        let parts: Result<Vec<_>, _> = Parts::new(writer.payload()).expect("a header").collect();
+        let expected = vec![
+            Part::Answer { once, reply: b"reply" },
+            Part::Effect(delete.0, delete.1),
+            Part::Answer { once, reply: b"" },
+        ];
+        assert_eq!(parts, Ok(expected));
+        let effects: Result<Vec<_>, _> =
+            Effects::new(writer.payload()).expect("a header").collect();
+        assert_eq!(effects, Ok(vec![delete]));
+    }
+
+    #[test]
     fn damage_is_an_error_that_says_where() {
         let header = [1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
         let decode = |tail: &[u8]| {
@@ -391,10 +528,13 @@ mod tests {
         assert_eq!(decode(&[3, 2, b'k']), truncated);
         assert_eq!(decode(&[1, 1, 1, b'k']), truncated);
         assert_eq!(decode(&[2, 1, 1, 0, 0, b'k', b'v']), truncated);
-        for kind in [0, 5, 0x80, 0xff] {
+        for kind in [0, 5, 0x80, 0x82, 0xff] {
             assert_eq!(decode(&[kind, 1, b'k']), Err(EffectError::Kind { kind, offset: 17 }));
         }
+        assert_eq!(decode(&[0x81; 20]), truncated);
+        assert_eq!(decode(&[&[0x81; 25][..], &[2, 0]].concat()), truncated);
         let length = Err(EffectError::Length { offset: 17 });
+        assert_eq!(decode(&[&[0x81; 25][..], &[0x81, 0x20], &[0; 4097]].concat()), length);
         assert_eq!(decode(&[3, 0]), length, "an empty key");
         assert_eq!(decode(&[3, 0x81, 0, b'k']), length, "not the shortest form");
         assert_eq!(decode(&[3, 0x81, 0x80, 4]), length, "a key over the limit");
@@ -436,14 +576,14 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(
             valid_header in any::<bool>(),
-            bytes in proptest::collection::vec(prop_oneof![0u8..6, any::<u8>()], 0..200),
+            bytes in proptest::collection::vec(prop_oneof![0u8..6, Just(ANSWER), any::<u8>()], 0..200),
         ) {
             let mut payload = bytes;
             if valid_header && !payload.is_empty() {
                 payload[0] = FORMAT;
             }
-            if let Ok(effects) = Effects::new(&payload) {
-                prop_assert!(effects.count() <= payload.len());
+            if let Ok(parts) = Parts::new(&payload) {
+                prop_assert!(parts.count() <= payload.len());
             }
         }
     }

@@ -13,12 +13,14 @@ pub mod glob;
 pub mod placement;
 pub mod replica;
 pub mod reply;
+pub mod session;
 pub mod slot;
 pub mod store;
 pub mod wheel;
 
 pub use command::{Command, Condition, ExpireCondition, Expiry};
 pub use reply::{Error, Reply, Value};
+pub use session::Once;
 pub use slot::{PartitionId, Partitions, Slot};
 
 /// Milliseconds since the Unix epoch. Always given by the caller.

@@ -99,7 +99,8 @@ pub struct LcsRun {
     pub right: Range<usize>,
 }
 
-/// Why a command was not carried out. Nothing changed, except for `OutcomeUnknown`.
+/// Why a command was not carried out. Nothing changed, except for `OutcomeUnknown` and, perhaps
+/// earlier, `AnswerGone`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     #[error("value is not an integer or out of range")]
@@ -140,6 +141,8 @@ pub enum Error {
     NotLeader,
     #[error("outcome unknown: the write may or may not take place")]
     OutcomeUnknown,
+    #[error("outcome unknown: the write was sent before, and its answer is no longer known")]
+    AnswerGone,
     #[error("the node is stopping")]
     Stopping,
 }

@@ -21,7 +21,7 @@ pub(crate) fn code_of(error: &Error) -> Code {
         Error::DiskFull => Code::DiskFull,
         Error::LogFailed(_) => Code::LogFailed,
         Error::NotLeader => Code::NotLeader,
-        Error::OutcomeUnknown => Code::OutcomeUnknown,
+        Error::OutcomeUnknown | Error::AnswerGone => Code::OutcomeUnknown,
         Error::Stopping => Code::Stopping,
     }
 }

@@ -3,7 +3,8 @@
 //! The leader evaluates commands into the open batch, closes it when it proposes it, and has several
 //! closed batches in flight until each is committed and applied. Reads look here before they look at
 //! the table. Keys and values stay where they are, in the batches' payloads: the index knows a key's
-//! newest effect by its revision, and a batch knows where each of its effects starts.
+//! newest effect by its revision, and a batch knows where each of its effects starts. In the same way
+//! answers that must be remembered are numbered and found by session and sequence.
 //!
 //! What this does not do: decide when to close a batch or how many may be in flight (the replica
 //! does), or judge expiry (`Draft` does, which has the time).
@@ -12,9 +13,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::index::Index;
-use crate::effect::{BatchWriter, Effect, Reason, decode_at};
+use crate::effect::{BatchWriter, Effect, Reason, decode_answer_at, decode_at};
+use crate::session::{Once, encode_answer};
 use crate::store::{KeyHash, Table};
-use crate::{Revision, UnixMillis};
+use crate::{Reply, Revision, UnixMillis};
 
 /// Buffers of applied batches that are kept for the next ones: so many, of at most this size.
 const SPARE_BATCHES: usize = 4;
@@ -23,7 +25,7 @@ const SPARE_BYTES: usize = 1024 * 1024;
 /// The batches that were evaluated and not applied yet, and the counter of revisions.
 ///
 /// Revisions are dense: the next one is that of the last applied effect, plus the number of effects
-/// in flight, plus one.
+/// in flight, plus one. A batch may hold nothing but answers, and no revision then.
 #[derive(Debug)]
 pub struct InFlight {
     closed: VecDeque<Batch>,
@@ -35,14 +37,26 @@ pub struct InFlight {
     volatile: usize,
     applied: Revision,
     next: Revision,
+    /// By session and sequence, of answers that are numbered like revisions, from 1 at the start.
+    answers: Index,
+    /// The number of the oldest answer in flight, and of the next one.
+    first_answer: u64,
+    next_answer: u64,
+    /// An answer being encoded; kept for its capacity.
+    encoded: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
 struct Batch {
     committed_at_ms: UnixMillis,
     first_revision: Revision,
+    /// The number of its first answer.
+    first_answer: u64,
+    /// Without a header while the batch is empty.
     writer: BatchWriter,
     effects: Vec<Placed>,
+    /// Where its answers are in the payload.
+    answers: Vec<u32>,
     volatile: usize,
 }
 
@@ -57,9 +71,10 @@ struct Placed {
 /// A batch as it goes into the log.
 #[derive(Clone, Copy, Debug)]
 pub struct ClosedBatch<'a> {
-    /// The revision of its first effect.
+    /// The revision of its first effect; if it has none, the one that is next.
     pub first_revision: Revision,
-    /// The revision of its last effect, which `InFlight::applied` is called with in due time.
+    /// The revision of the last effect in or before it, which `InFlight::applied` is called with in due
+    /// time.
     pub last_revision: Revision,
     /// What to propose.
     pub payload: &'a [u8],
@@ -114,6 +129,10 @@ impl InFlight {
             volatile: 0,
             applied,
             next: applied + 1,
+            answers: Index::new(1),
+            first_answer: 1,
+            next_answer: 1,
+            encoded: Vec::new(),
         }
     }
 
@@ -122,19 +141,24 @@ impl InFlight {
         self.next
     }
 
-    /// Whether every effect is applied.
+    /// Whether every effect and every answer is applied.
     pub fn is_empty(&self) -> bool {
-        self.next == self.applied + 1
+        !self.has_effects() && self.next_answer == self.first_answer
     }
 
-    /// The size of the open batch's payload; 0 when it has no effect.
+    /// Whether some effect is not applied.
+    fn has_effects(&self) -> bool {
+        self.next != self.applied + 1
+    }
+
+    /// The size of the open batch's payload; 0 when nothing is in it.
     pub fn open_bytes(&self) -> usize {
         self.open.bytes()
     }
 
-    /// The open batch's payload; empty when it has no effect.
+    /// The open batch's payload; empty when nothing is in it.
     pub fn open_payload(&self) -> &[u8] {
-        if self.open.effects.is_empty() { &[] } else { self.open.writer.payload() }
+        self.open.writer.payload()
     }
 
     /// The size of all payloads in flight.
@@ -142,9 +166,9 @@ impl InFlight {
         self.closed_bytes + self.open.bytes()
     }
 
-    /// Closes the open batch and opens another; `None` when it has no effect.
+    /// Closes the open batch and opens another; `None` when nothing is in it.
     pub fn close(&mut self) -> Option<ClosedBatch<'_>> {
-        if self.open.effects.is_empty() {
+        if self.open.is_empty() {
             return None;
         }
         let batch = std::mem::replace(&mut self.open, self.spare.pop().unwrap_or_default());
@@ -158,35 +182,51 @@ impl InFlight {
         })
     }
 
-    /// The table now shows everything up to this revision: closed batches up to it are forgotten. On
-    /// a replica that has nothing in flight this follows the revisions that others gave out.
+    /// A batch was applied, and the table now shows everything up to this revision: the oldest closed
+    /// batch is forgotten. To be called for each batch. On a replica that has nothing in flight this
+    /// follows the revisions that others gave out.
     ///
     /// # Panics
-    /// When a batch would be half applied, or one that is not closed.
+    /// When it is not the oldest batch that this is the last revision of, or that one is not closed.
     pub fn applied(&mut self, revision: Revision) {
-        while self.closed.front().is_some_and(|batch| batch.first_revision <= revision) {
-            let batch = self.closed.pop_front().expect("there is a front");
-            assert!(batch.last_revision() <= revision, "a batch is applied as a whole");
+        if let Some(batch) = self.closed.pop_front() {
+            assert!(batch.last_revision() == revision, "a batch is applied as a whole");
             self.closed_bytes -= batch.bytes();
             self.volatile -= batch.volatile;
+            self.answers_applied(batch.answers.len());
             self.recycle(batch);
-        }
-        if self.closed.is_empty() && self.open.effects.is_empty() {
+        } else if self.open.is_empty() {
             self.next = revision + 1;
-            self.index.reset(self.next);
         } else {
-            let oldest = self.closed.front().unwrap_or(&self.open).first_revision;
-            assert!(revision + 1 == oldest, "what is in flight follows on what is applied");
-            self.index.applied(revision + 1);
+            let follows = revision + 1 == self.open.first_revision;
+            assert!(follows, "what is in flight follows on what is applied");
         }
         self.applied = revision;
+        if self.has_effects() {
+            self.index.applied(revision + 1);
+        } else {
+            self.index.reset(revision + 1);
+        }
+    }
+
+    fn answers_applied(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.first_answer += count as u64;
+        if self.first_answer == self.next_answer {
+            self.answers.reset(self.first_answer);
+        } else {
+            self.answers.applied(self.first_answer);
+        }
     }
 
     /// Forgets the open batch, whose revisions will be given out again. For when it cannot be
     /// proposed: its commands must be answered with an error.
     pub fn discard_open(&mut self, table: &Table) {
         let first = self.next - self.open.effects.len() as u64;
-        self.take_back(table, first);
+        let first_answer = self.next_answer - self.open.answers.len() as u64;
+        self.take_back(table, first, first_answer);
     }
 
     /// Forgets every batch that is not applied, for when the partition's leadership is lost.
@@ -199,10 +239,21 @@ impl InFlight {
         self.volatile = 0;
         self.next = self.applied + 1;
         self.index.clear(self.next);
+        self.first_answer = self.next_answer;
+        self.answers.reset(self.next_answer);
     }
 
-    /// Takes back the open batch's effects from this revision on.
-    pub(super) fn take_back(&mut self, table: &Table, from: Revision) {
+    /// Takes back the open batch's effects from this revision on, and its answers from this number on:
+    /// all that was added to it after some point.
+    pub(super) fn take_back(&mut self, table: &Table, from: Revision, from_answer: u64) {
+        let mut end = self.open.bytes();
+        while self.next_answer > from_answer {
+            let offset = self.open.answers.pop().expect("only the open batch is taken back");
+            self.next_answer -= 1;
+            let (once, _) = self.open.answer_at(offset);
+            self.answers.take_back(hash_of(table, &once).0, self.next_answer, None);
+            end = end.min(offset as usize);
+        }
         while self.next > from {
             let placed = self.open.effects.pop().expect("only the open batch is taken back");
             self.next -= 1;
@@ -212,11 +263,49 @@ impl InFlight {
             let volatile = usize::from(is_volatile(&effect));
             self.open.volatile -= volatile;
             self.volatile -= volatile;
-            self.open.writer.truncate(placed.offset as usize);
+            end = end.min(placed.offset as usize);
         }
-        if self.open.effects.is_empty() {
+        if self.open.effects.is_empty() && self.open.answers.is_empty() {
             self.open = std::mem::take(&mut self.open).emptied();
+        } else {
+            self.open.writer.truncate(end);
         }
+    }
+
+    /// The number that the next answer gets.
+    pub(super) fn next_answer(&self) -> u64 {
+        self.next_answer
+    }
+
+    /// The answer in flight to a write, as `session` encodes it.
+    pub(super) fn find_answer(&self, table: &Table, once: &Once) -> Option<&[u8]> {
+        if self.next_answer == self.first_answer {
+            return None;
+        }
+        let (closed, open) = (&self.closed, &self.open);
+        let number = self.answers.find(hash_of(table, once).0, |number| {
+            is_same(&answer(closed, open, number).0, once)
+        })?;
+        Some(answer(closed, open, number).1)
+    }
+
+    /// Adds the answer to a write, which has none in flight, to the open batch.
+    pub(super) fn answer(&mut self, now_ms: UnixMillis, table: &Table, once: &Once, reply: &Reply) {
+        self.start_batch(now_ms);
+        self.encoded.clear();
+        if !encode_answer(reply, &mut self.encoded) {
+            self.encoded.clear();
+        }
+        let offset = self.open.writer.answer(once, &self.encoded);
+        let number = self.next_answer;
+        self.next_answer += 1;
+        let (closed, open) = (&self.closed, &self.open);
+        let previous = self.answers.insert(hash_of(table, once).0, number, |other| {
+            is_same(&answer(closed, open, other).0, once)
+        });
+        assert!(previous.is_none(), "a write is answered once");
+        let offset = u32::try_from(offset).expect("`MAX_BATCH_BYTES` bounds a batch");
+        self.open.answers.push(offset);
     }
 
     /// Whether some put in flight has an expiry.
@@ -231,7 +320,7 @@ impl InFlight {
 
     /// The revision of a key's newest effect in flight.
     pub(super) fn find(&self, hash: KeyHash, key: &[u8]) -> Option<Revision> {
-        if self.is_empty() {
+        if !self.has_effects() {
             return None;
         }
         self.index.find(hash.0, |revision| self.at(revision).effect.key() == key)
@@ -308,10 +397,11 @@ impl InFlight {
     }
 
     fn start_batch(&mut self, now_ms: UnixMillis) {
-        if self.open.effects.is_empty() {
+        if self.open.is_empty() {
             self.open.writer.start(now_ms, self.next);
             self.open.committed_at_ms = now_ms;
             self.open.first_revision = self.next;
+            self.open.first_answer = self.next_answer;
         }
     }
 
@@ -351,11 +441,38 @@ fn closed_batch(closed: &VecDeque<Batch>, revision: Revision) -> &Batch {
     batch.expect("the revision is in flight")
 }
 
+/// The answer of a number that is in flight.
+fn answer<'a>(closed: &'a VecDeque<Batch>, open: &'a Batch, number: u64) -> (Once, &'a [u8]) {
+    let in_open = !open.answers.is_empty() && number >= open.first_answer;
+    let batch = if in_open {
+        open
+    } else {
+        let batch = closed.iter().rev().find(|batch| batch.first_answer <= number);
+        batch.expect("the answer is in flight")
+    };
+    batch.answer_at(batch.answers[(number - batch.first_answer) as usize])
+}
+
+fn hash_of(table: &Table, once: &Once) -> KeyHash {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&once.session.to_le_bytes());
+    bytes[8..].copy_from_slice(&once.sequence.to_le_bytes());
+    table.hash(&bytes)
+}
+
+fn is_same(one: &Once, other: &Once) -> bool {
+    (one.session, one.sequence) == (other.session, other.sequence)
+}
+
 fn is_volatile(effect: &Effect<'_>) -> bool {
     matches!(effect, Effect::Put { expires_at_ms: Some(_), .. })
 }
 
 impl Batch {
+    fn is_empty(&self) -> bool {
+        self.writer.payload().is_empty()
+    }
+
     fn bytes(&self) -> usize {
         self.writer.payload().len()
     }
@@ -372,6 +489,12 @@ impl Batch {
         decode_at(self.writer.payload(), placed.offset as usize).expect("the writer encoded it").0
     }
 
+    fn answer_at(&self, offset: u32) -> (Once, &[u8]) {
+        let decoded = decode_answer_at(self.writer.payload(), offset as usize);
+        let (once, reply, _) = decoded.expect("the writer encoded it");
+        (once, reply)
+    }
+
     /// Where the value of a put is in the payload.
     fn value_range(&self, revision: Revision) -> Range<usize> {
         let placed = self.effects[(revision - self.first_revision) as usize];
@@ -383,10 +506,11 @@ impl Batch {
         }
     }
 
-    /// A batch without effects that uses the same buffers.
+    /// An empty batch that uses the same buffers.
     fn emptied(mut self) -> Batch {
         self.effects.clear();
+        self.answers.clear();
         let writer = BatchWriter::new(self.writer.into_inner());
-        Batch { writer, effects: self.effects, ..Batch::default() }
+        Batch { writer, effects: self.effects, answers: self.answers, ..Batch::default() }
     }
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::index::Index;
 use super::*;
 use crate::effect::BatchWriter;
+use crate::session::Sessions;
 use crate::store::TableOptions;
 
 const KEYS: u8 = 80;
@@ -89,7 +90,7 @@ proptest! {
         payload[..17].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         let table = table();
         let mut last = 0;
-        let applied = apply(&table, 0, &payload, |revision, _, _| last = revision);
+        let applied = apply(&table, &mut Sessions::new(), 0, &payload, |revision, _, _| last = revision);
         prop_assert!(applied.is_err() || applied == Ok(last));
     }
 }
@@ -107,10 +108,11 @@ fn effects_are_seen_with_their_revisions_and_hashes() {
     writer.put(b"b", b"2", None);
     writer.delete(b"b", Reason::Explicit);
     let mut seen = HashMap::new();
-    let applied = apply(&table, 4, writer.payload(), |revision, hash, effect| {
-        assert_eq!(hash, table.hash(effect.key()));
-        seen.insert(revision, matches!(effect, Effect::Put { .. }));
-    });
+    let applied =
+        apply(&table, &mut Sessions::new(), 4, writer.payload(), |revision, hash, effect| {
+            assert_eq!(hash, table.hash(effect.key()));
+            seen.insert(revision, matches!(effect, Effect::Put { .. }));
+        });
     assert_eq!(applied, Ok(7));
     assert_eq!(seen, HashMap::from([(5, true), (6, true), (7, false)]));
     assert_eq!((table.len(), table.volatile_len()), (1, 1));
@@ -128,7 +130,10 @@ fn a_batch_that_does_not_follow_is_refused() {
     let table = table();
     for last in [0, 1, 3] {
         let error = EffectError::Revision { expected: last + 1, found: 3 };
-        assert_eq!(apply(&table, last, writer.payload(), |_, _, _| {}), Err(error));
+        assert_eq!(
+            apply(&table, &mut Sessions::new(), last, writer.payload(), |_, _, _| {}),
+            Err(error)
+        );
     }
     assert_eq!(table.len(), 0);
 }
@@ -151,7 +156,8 @@ fn batches_leave_in_the_order_they_came() {
     let mut last = 10;
     for (position, (first_revision, last_revision, payload)) in payloads.iter().enumerate() {
         assert_eq!((*first_revision, *last_revision), (last + 1, last + 2));
-        last = apply(&table, last, payload, |_, _, _| {}).expect("it follows");
+        last =
+            apply(&table, &mut Sessions::new(), last, payload, |_, _, _| {}).expect("it follows");
         in_flight.applied(last);
         let draft = Draft::new(&table, &mut in_flight, &memory, 0);
         let newest = draft.read(b"same", |entry| entry.expect("it was put").value.to_vec());
@@ -186,7 +192,7 @@ fn what_is_due_is_deleted_unless_it_was_written_again() {
         draft.put(key, b"", Some(if key == b"not" { 200 } else { 100 }));
     }
     let payload = in_flight.close().expect("it has effects").payload.to_vec();
-    let last = apply(&table, 0, &payload, |_, _, _| {}).expect("it follows");
+    let last = apply(&table, &mut Sessions::new(), 0, &payload, |_, _, _| {}).expect("it follows");
     in_flight.applied(last);
 
     let mut draft = Draft::new(&table, &mut in_flight, &memory, 100);

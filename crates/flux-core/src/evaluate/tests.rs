@@ -9,6 +9,7 @@ mod script;
 use std::sync::Arc;
 
 use crate::draft::{Draft, InFlight, apply};
+use crate::session::Sessions;
 use crate::store::{Memory, Position, Table, TableOptions};
 use crate::{Command, Reply, UnixMillis};
 
@@ -61,8 +62,9 @@ impl Partition {
     /// Applies the oldest closed batch.
     fn apply_one(&mut self) {
         if let Some(payload) = self.payloads.get(self.applied_payloads) {
-            self.applied = apply(&self.table, self.applied, payload, |_, _, _| {})
-                .expect("batches follow on each other");
+            self.applied =
+                apply(&self.table, &mut Sessions::new(), self.applied, payload, |_, _, _| {})
+                    .expect("batches follow on each other");
             self.applied_payloads += 1;
             self.in_flight.applied(self.applied);
         }

@@ -335,6 +335,7 @@ impl<W> Replica<W> {
         self.table.replace(table);
         self.applied = meta.position;
         self.revision = meta.revision;
+        self.sessions = meta.sessions();
         self.start = meta.position.index;
         self.restoring = Some(number);
         self.in_flight.discard_all();

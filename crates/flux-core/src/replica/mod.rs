@@ -39,9 +39,10 @@ pub use messages::{decode_message, encode_message};
 pub use recovery::{Recovery, SnapshotMeta, StateRecord};
 pub use view::View;
 
-use crate::draft::{Draft, InFlight, apply};
+use crate::draft::{Draft, InFlight, Repeat, apply};
 use crate::effect::{Effect, EffectError, Effects};
 use crate::evaluate::evaluate;
+use crate::session::{Once, Sessions};
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
 use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
@@ -183,6 +184,7 @@ pub struct Replica<W> {
     due: Vec<crate::store::Position>,
     applied: Position,
     revision: Revision,
+    sessions: Sessions,
     tail_bytes: usize,
     ticks: u64,
     /// Where the log starts, as the state records have it.
@@ -208,7 +210,7 @@ impl<W> Replica<W> {
     /// `Broken::Raft` if the recovered state is none that Raft can go on from.
     pub fn new(
         config: &ReplicaConfig,
-        recovery: Recovery,
+        mut recovery: Recovery,
         memory: Arc<Memory>,
         view: Arc<View>,
         now: Now,
@@ -216,6 +218,7 @@ impl<W> Replica<W> {
         let (table, applied, revision) =
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
+        let sessions = std::mem::take(&mut recovery.sessions);
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -259,6 +262,7 @@ impl<W> Replica<W> {
             due: Vec::new(),
             applied,
             revision,
+            sessions,
             tail_bytes: config.tail_bytes,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.
@@ -273,14 +277,32 @@ impl<W> Replica<W> {
 
     /// Evaluates a command. A reply that depends on nothing in flight comes back at once, if nobody else
     /// can lead now; any other is delivered by `ready`: when the batch that it depends on has been
-    /// applied, or when a quorum has confirmed that this replica led.
-    pub fn execute(&mut self, now: Now, command: &Command<&[u8]>, waiter: W) -> Option<(W, Reply)> {
+    /// applied, or when a quorum has confirmed that this replica led. A write that is repeated with the
+    /// same `once` takes effect once, and gets the first answer.
+    pub fn execute(
+        &mut self,
+        now: Now,
+        command: &Command<&[u8]>,
+        once: Option<&Once>,
+        waiter: W,
+    ) -> Option<(W, Reply)> {
         self.now = now;
         if !self.leads {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         }
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now.ms);
-        let reply = evaluate(&mut draft, command);
+        let once = once.filter(|_| command.is_write());
+        let reply = match once.and_then(|once| draft.repeated(&self.sessions, once)) {
+            Some(Repeat::Now(reply)) => return Some((waiter, reply)),
+            Some(Repeat::InFlight(reply)) => reply,
+            None => {
+                let reply = evaluate(&mut draft, command);
+                if let Some(once) = once {
+                    draft.remember(once, &reply);
+                }
+                reply
+            }
+        };
         if self.in_flight.is_empty() {
             if self.has_lease() {
                 return Some((waiter, reply));
@@ -502,7 +524,8 @@ impl<W> Replica<W> {
 
     fn apply_effects(&mut self, position: Position, payload: &[u8]) -> Result<(), Broken> {
         let wheel = &mut self.wheel;
-        self.revision = apply(&self.table, self.revision, payload, |_, hash, effect| {
+        let sessions = &mut self.sessions;
+        self.revision = apply(&self.table, sessions, self.revision, payload, |_, hash, effect| {
             if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
                 wheel.insert(*expires_at_ms, hash.position());
             }
@@ -595,6 +618,7 @@ impl<W> Replica<W> {
             position: self.applied,
             revision: self.revision,
             members: self.node.store().members().clone(),
+            sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }
 }

@@ -13,6 +13,7 @@ use super::entries::{Entries, Position};
 use super::members::{self, Members};
 use crate::Revision;
 use crate::draft::apply;
+use crate::session::Sessions;
 use crate::store::Table;
 
 /// What a snapshot stands for; stored with it, and sent before it.
@@ -24,6 +25,8 @@ pub struct SnapshotMeta {
     pub revision: Revision,
     /// The group's configuration at that entry.
     pub members: Members,
+    /// The answers that are remembered, as `Sessions::encode` has them.
+    pub sessions: Vec<u8>,
 }
 
 impl SnapshotMeta {
@@ -31,7 +34,8 @@ impl SnapshotMeta {
     /// that joins later has nothing, and must not take an empty log for the beginning of this one.
     pub fn founding(voters: Vec<u64>) -> SnapshotMeta {
         let position = Position { index: 1, term: 1 };
-        SnapshotMeta { position, revision: 0, members: Members::of_voters(voters) }
+        let members = Members::of_voters(voters);
+        SnapshotMeta { position, members, ..SnapshotMeta::default() }
     }
 
     /// How a replica begins that is alone in its group for ever.
@@ -40,42 +44,58 @@ impl SnapshotMeta {
     }
 
     /// The bytes: index, term and revision, then voters, outgoing voters and learners, each list with its
-    /// length in front; every number a little-endian u64. Older snapshots end after the voters.
+    /// length in front; every number a little-endian u64. Then the sessions. Older snapshots end after the
+    /// voters.
     pub fn encode(&self) -> Vec<u8> {
         let mut words = vec![self.position.index, self.position.term, self.revision];
         for list in [&self.members.voters, &self.members.outgoing, &self.members.learners] {
             words.push(list.len() as u64);
             words.extend(list);
         }
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.extend_from_slice(&self.sessions);
+        bytes
     }
 
     /// The opposite of `encode`; `None` for any other bytes.
     pub fn decode(bytes: &[u8]) -> Option<SnapshotMeta> {
-        let (words, []) = bytes.as_chunks::<8>() else {
-            return None;
-        };
-        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [index, term, revision, rest @ ..] = words.as_slice() else {
-            return None;
-        };
-        let mut rest = rest;
+        let mut rest = bytes;
+        let (index, term, revision) =
+            (take_word(&mut rest)?, take_word(&mut rest)?, take_word(&mut rest)?);
         let mut members = Members { voters: take_list(&mut rest)?, ..Members::default() };
         if !rest.is_empty() {
             members.outgoing = take_list(&mut rest)?;
             members.learners = take_list(&mut rest)?;
         }
-        let position = Position { index: *index, term: *term };
-        rest.is_empty().then_some(SnapshotMeta { position, revision: *revision, members })
+        let position = Position { index, term };
+        let sessions = rest.to_vec();
+        (sessions.is_empty() || Sessions::decode(&sessions).is_some()).then_some(SnapshotMeta {
+            position,
+            revision,
+            members,
+            sessions,
+        })
+    }
+
+    /// The answers that are remembered.
+    pub(super) fn sessions(&self) -> Sessions {
+        Sessions::decode(&self.sessions).unwrap_or_default()
     }
 }
 
-/// Takes a list with its length in front off the words.
-fn take_list(words: &mut &[u64]) -> Option<Vec<u64>> {
-    let (count, following) = words.split_first()?;
-    let (ids, following) = following.split_at_checked(usize::try_from(*count).ok()?)?;
-    *words = following;
-    Some(ids.to_vec())
+fn take_word(bytes: &mut &[u8]) -> Option<u64> {
+    let (word, rest) = bytes.split_first_chunk::<8>()?;
+    *bytes = rest;
+    Some(u64::from_le_bytes(*word))
+}
+
+/// Takes a list with its length in front off the bytes.
+fn take_list(bytes: &mut &[u8]) -> Option<Vec<u64>> {
+    let count = usize::try_from(take_word(bytes)?).ok()?;
+    let (list, rest) = bytes.split_at_checked(count.checked_mul(8)?)?;
+    *bytes = rest;
+    let (words, _) = list.as_chunks::<8>();
+    Some(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
 /// What a replica wrote about itself; the last one counts.
@@ -99,6 +119,7 @@ pub struct Recovery {
     pub(super) applied: Position,
     pub(super) revision: Revision,
     pub(super) has_history: bool,
+    pub(super) sessions: Sessions,
     replica: u64,
     start: u64,
     members: Members,
@@ -132,6 +153,7 @@ impl Recovery {
             applied: meta.position,
             revision: meta.revision,
             has_history: snapshot.is_some(),
+            sessions: meta.sessions(),
             replica: 0,
             start: 0,
             members: meta.members,
@@ -217,8 +239,10 @@ impl Recovery {
             match entry.entry_type() {
                 EntryType::EntryNormal if entry.data.is_empty() => {}
                 EntryType::EntryNormal => {
-                    self.revision = apply(&self.table, self.revision, &entry.data, |_, _, _| ())
-                        .map_err(|error| Broken::Effects { position, error })?;
+                    let (table, sessions) = (&self.table, &mut self.sessions);
+                    self.revision =
+                        apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
+                            .map_err(|error| Broken::Effects { position, error })?;
                 }
                 _ => {
                     let change = members::decode(&entry.data);

@@ -108,7 +108,7 @@ impl Alone {
     fn execute(&mut self, command: &Command<&[u8]>) -> u32 {
         let waiter = self.next_waiter;
         self.next_waiter += 1;
-        self.replies.extend(self.replica.execute(at(NOW), command, waiter));
+        self.replies.extend(self.replica.execute(at(NOW), command, None, waiter));
         waiter
     }
 
@@ -293,6 +293,7 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
         position: Position { index: 5, term: 2 },
         revision: 9,
         members: Members { voters: vec![1, 2, 3], outgoing: vec![2], learners: vec![9] },
+        sessions: Vec::new(),
     };
     let bytes = meta.encode();
     let voters_end = 7 * 8;

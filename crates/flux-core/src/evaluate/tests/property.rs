@@ -8,6 +8,7 @@ use super::{Partition, rows};
 use crate::command::{ExpireCondition, Guard, TransactionMode};
 use crate::draft::apply;
 use crate::effect::Effects;
+use crate::session::Sessions;
 use crate::{Command, Condition, Expiry};
 
 #[derive(Clone, Debug)]
@@ -197,7 +198,7 @@ proptest! {
                 prop_assert_eq!(item.expect("an effect").0, last, "revisions are dense");
             }
             let first = Effects::new(payload).expect("a batch").next_revision();
-            prop_assert_eq!(apply(&replayed.table, first - 1, payload, |_, _, _| {}), Ok(last));
+            prop_assert_eq!(apply(&replayed.table, &mut Sessions::new(), first - 1, payload, |_, _, _| {}), Ok(last));
         }
         prop_assert_eq!(last, model.revision);
         prop_assert_eq!(rows(&replayed.table), model.rows());

@@ -89,7 +89,7 @@ impl Group {
                 if lost || !self.replicas.contains_key(&message.to) {
                     continue;
                 }
-                if message.msg_type() == raft::eraftpb::MessageType::MsgSnapshot {
+                if message.msg_type() == MessageType::MsgSnapshot {
                     self.carry_snapshot(&message);
                     continue;
                 }
@@ -145,7 +145,7 @@ impl Group {
         let (waiter, now) = (self.next_waiter, self.now());
         self.next_waiter += 1;
         let node = self.replicas.get_mut(&id).expect("there");
-        node.replies.extend(node.replica.execute(now, command, waiter));
+        node.replies.extend(node.replica.execute(now, command, None, waiter));
         waiter
     }
 
@@ -248,7 +248,11 @@ fn a_leader_without_a_lease_answers_only_when_a_quorum_confirms_it() {
     assert!(asleep.replica.leads());
     assert!(!asleep.view.may_serve(group.now_us));
     let now = group.now();
-    assert_eq!(asleep.replica.execute(now, &get("k"), 77), None, "not before it is confirmed");
+    assert_eq!(
+        asleep.replica.execute(now, &get("k"), None, 77),
+        None,
+        "not before it is confirmed"
+    );
     group.replicas.insert(old, asleep);
     group.cut.clear();
     group.ticks(10);
@@ -286,7 +290,7 @@ fn who_has_just_started_does_not_vote() {
         log_term: 50,
         ..Message::default()
     };
-    vote.set_msg_type(raft::eraftpb::MessageType::MsgRequestPreVote);
+    vote.set_msg_type(MessageType::MsgRequestPreVote);
     encode_message(&vote, &mut bytes);
     group.replicas.insert(others[0], restarted);
     let now = group.now();
@@ -387,4 +391,25 @@ fn junk_of_a_peer_is_dropped() {
             }
         }
     }
+}
+
+#[test]
+fn a_write_that_is_repeated_after_a_failover_takes_effect_once() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let once = Once { session: 9, sequence: 1, acked_below: 1 };
+    let add = Command::Increment { key: b"n".as_slice(), delta: 5 };
+    let ask = |group: &mut Group, id: u64, waiter: u32| {
+        let now = group.now();
+        let node = group.replicas.get_mut(&id).expect("there");
+        node.replies.extend(node.replica.execute(now, &add, Some(&once), waiter));
+        group.settle();
+        group.reply(id, waiter)
+    };
+    let old = group.leader().expect("a leader");
+    let first = ask(&mut group, old, 1);
+    assert_eq!(first, Some(Reply::Counter { value: 5, version: 1 }));
+    group.cut.insert(old);
+    let new = group.elect();
+    assert_eq!(ask(&mut group, new, 2), first);
+    assert_eq!(group.replicas[&new].replica.revision(), 1);
 }
