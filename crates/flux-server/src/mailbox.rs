@@ -7,10 +7,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
+use flux_core::replica::{Message as RaftMessage, Status};
+use flux_core::session::Once;
 use flux_core::{Command, PartitionId, Reply};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+
+use crate::cluster::Topology;
 
 /// Requests that may wait in a worker's mailbox.
 pub(crate) const CAPACITY: usize = 16 * 1024;
@@ -25,6 +30,21 @@ pub(crate) enum Waiter {
     Connection(Origin),
     /// A task on the runtime of the gRPC server.
     Task(oneshot::Sender<Reply>),
+    /// A request of another node.
+    Peer { node: u32, id: u64 },
+}
+
+/// How a command wants to be carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// Where another node leads, say so instead of asking that node.
+    pub(crate) redirect: bool,
+    /// Any replica may answer from what it has applied.
+    pub(crate) stale: bool,
+    /// By what a repeated write is known.
+    pub(crate) once: Option<Once>,
+    /// How long the client waits.
+    pub(crate) patience: Option<Duration>,
 }
 
 /// A request of a connection, or one part of it.
@@ -46,15 +66,35 @@ pub(crate) struct Origin {
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A command for one of its partitions.
-    Command { partition: PartitionId, command: Box<Command<Vec<u8>>>, waiter: Waiter },
+    Command { partition: PartitionId, command: Box<Command<Vec<u8>>>, ask: Ask, waiter: Waiter },
+    /// A message of Raft for one of its replicas.
+    Raft { partition: PartitionId, message: Box<RaftMessage> },
+    /// A connection of another node, with what was read from it.
+    Peer { stream: mio::net::TcpStream, input: Vec<u8> },
+    /// What is known of the cluster has changed.
+    Topology(Arc<Topology>),
+    /// Say how the replicas are.
+    Inspect(oneshot::Sender<Vec<Inspected>>),
+    /// Hand the leadership of a partition over to a replica.
+    HandOver { partition: PartitionId, to: u64, answer: oneshot::Sender<Result<(), String>> },
     /// Accept connections, for all workers.
     Listen(mio::net::TcpListener),
+    /// Accept connections of other nodes, for all workers.
+    ListenPeers(mio::net::TcpListener),
     /// A connection that it shall own.
     Connection(mio::net::TcpStream),
     /// Close the connection with this number.
     Kill(u64),
     /// Stop: no new connections or requests, finish what is under way, close the log.
     Stop,
+}
+
+/// A replica with the keys and bytes of its table.
+#[derive(Clone, Debug)]
+pub(crate) struct Inspected {
+    pub(crate) status: Status,
+    pub(crate) keys: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What comes back to a worker, and never overflows.
@@ -68,6 +108,8 @@ pub(crate) enum Return {
     Prepared(Result<flux_log::PreparedSegment, flux_log::LogError>),
     /// Its snapshot thread has finished the snapshot it was given.
     SnapshotWritten(Result<(), flux_log::LogError>),
+    /// Another node has answered a command of this worker.
+    Forwarded { id: u64, payload: Vec<u8> },
     /// The snapshot thread takes another chunk.
     SnapshotRoom,
 }

@@ -105,7 +105,7 @@ impl Node {
         let directory = DataDir::open(&settings.data_dir, partitions, workers)?;
         let (owned, data) = (settings.clone(), listeners.data);
         // Recovery is long and blocks: not for the runtime's own threads.
-        let start = move || Workers::start(&owned, directory, data);
+        let start = move || Workers::start(&owned, directory, data, None);
         let workers = tokio::task::spawn_blocking(start)
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;

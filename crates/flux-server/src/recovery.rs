@@ -9,10 +9,15 @@ use flux_core::replica::{Broken, Position, Recovery, ReplicaConfig, SnapshotMeta
 use flux_core::store::Table;
 use flux_log::{Log, LogError, LogOptions, Record, Snapshot, SnapshotId, State};
 
+use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError, Place};
 
 /// Time between two reports of a long recovery.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// The period of Raft's clock.
+pub(crate) const TICK: Duration = Duration::from_millis(50);
+/// Recent log that is kept for followers of one partition, at least.
+const MIN_TAIL_BYTES: usize = 64 * 1024;
 /// Bytes that are copied into a log of a new generation at a time.
 const COPY_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
@@ -60,10 +65,29 @@ pub enum RecoveryError {
     },
 }
 
+/// How a partition's replica on this node begins, and whether there is one, where the disk says nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Beginning {
+    pub(crate) partition: PartitionId,
+    pub(crate) table: Arc<Table>,
+    /// The group that this node founded with others, or that it is alone in; and its replica there.
+    pub(crate) founded: Option<(u64, SnapshotMeta)>,
+    /// The replica that it is to have now.
+    pub(crate) assigned: Option<u64>,
+    pub(crate) tail_bytes: usize,
+}
+
+/// A replica that starts.
+pub(crate) struct Found {
+    pub(crate) partition: PartitionId,
+    pub(crate) id: u64,
+    pub(crate) recovery: Recovery,
+}
+
 /// What one worker starts with.
 pub(crate) struct Recovered {
     pub(crate) log: Log,
-    pub(crate) replicas: Vec<(PartitionId, Recovery)>,
+    pub(crate) replicas: Vec<Found>,
     /// The index of each partition's snapshot.
     pub(crate) snapshot_indexes: BTreeMap<u16, u64>,
 }
@@ -100,19 +124,20 @@ impl Reporter {
 pub(crate) fn recover(
     directory: &DataDir,
     worker: u16,
-    partitions: &[(PartitionId, Arc<Table>)],
+    partitions: &[Beginning],
     options: LogOptions,
     snapshots: &Snapshots,
 ) -> Result<Recovered, RecoveryError> {
     let mut replicas = BTreeMap::new();
     let mut snapshot_indexes = BTreeMap::new();
-    for (partition, table) in partitions {
+    for Beginning { partition, table, founded, tail_bytes, .. } in partitions {
         let meta = snapshots.load(*partition, table)?;
         if let Some(meta) = &meta {
             snapshot_indexes.insert(partition.0, meta.position.index);
         }
-        replicas
-            .insert(partition.0, Recovery::new(Arc::clone(table), meta, SnapshotMeta::alone(1), 0));
+        let beginning = founded.as_ref().map(|(_, meta)| meta.clone()).unwrap_or_default();
+        let recovery = Recovery::new(Arc::clone(table), meta, beginning, *tail_bytes);
+        replicas.insert(partition.0, recovery);
     }
     let place = existing_log(directory, worker)?;
     let mut reporter = Reporter::new(place.name.clone());
@@ -138,8 +163,31 @@ pub(crate) fn recover(
             "cut a torn write off the end of the log; nothing acknowledged under fsync = always was in it"
         );
     }
-    let replicas = replicas.into_iter().map(|(partition, one)| (PartitionId(partition), one));
-    Ok(Recovered { log, replicas: replicas.collect(), snapshot_indexes })
+    let mut found = Vec::new();
+    for beginning in partitions {
+        let recovery = replicas.remove(&beginning.partition.0).expect("one for each");
+        found.extend(choose(beginning, recovery));
+    }
+    Ok(Recovered { log, replicas: found, snapshot_indexes })
+}
+
+/// The replica to start with: the one that the disk knows, else the one that this node founded a group
+/// with, else an empty one where the placement map wants it.
+fn choose(beginning: &Beginning, recovery: Recovery) -> Option<Found> {
+    let partition = beginning.partition;
+    if recovery.replica() != 0 {
+        return Some(Found { partition, id: recovery.replica(), recovery });
+    }
+    if let Some((id, _)) = beginning.founded
+        && !recovery.has_history()
+    {
+        return Some(Found { partition, id, recovery });
+    }
+    // What an earlier replica left is not that of the next one.
+    beginning.table.clear();
+    let (table, tail_bytes) = (Arc::clone(&beginning.table), beginning.tail_bytes);
+    let recovery = Recovery::new(table, None, SnapshotMeta::default(), tail_bytes);
+    beginning.assigned.map(|id| Found { partition, id, recovery })
 }
 
 /// The directory of a worker's log, of which nothing may be missing once the node has run.
@@ -156,16 +204,27 @@ fn existing_log(directory: &DataDir, worker: u16) -> Result<Place, RecoveryError
     Ok(place)
 }
 
-/// How a partition's replica on this node is set up: alone in its group.
-pub(crate) fn replica_config(partition: PartitionId) -> ReplicaConfig {
+/// The id of the replicas of a node that is alone.
+pub(crate) const ALONE: u64 = 1;
+
+/// How a replica is set up.
+pub(crate) fn replica_config(
+    partition: PartitionId,
+    id: u64,
+    settings: &Settings,
+    partitions: u16,
+) -> ReplicaConfig {
+    let tick_us = TICK.as_micros() as u64;
+    let here = usize::from(partitions).div_ceil(settings.worker_count());
+    let tail_bytes = settings.replication_memory as usize / here.max(1);
     ReplicaConfig {
         partition,
-        id: 1,
-        tick_us: 50_000,
+        id,
+        tick_us,
         heartbeat_ticks: 2,
-        election_ticks: 12,
-        drift_percent: 10,
-        tail_bytes: 0,
+        election_ticks: (settings.election_timeout_ms * 1000 / tick_us).max(4) as usize,
+        drift_percent: settings.clock_drift_percent as u8,
+        tail_bytes: if id == ALONE { 0 } else { tail_bytes.max(MIN_TAIL_BYTES) },
         seed: 0,
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::config::Settings;
-use crate::mailbox::{Mailbox, Message, Waiter};
+use crate::mailbox::{Ask, Mailbox, Message, Waiter};
 use crate::resp::Session;
 use crate::stats::Stats;
 
@@ -87,7 +87,12 @@ impl Shared {
     }
 
     /// Carries out a command from a task of the asynchronous runtime.
-    pub(crate) async fn execute(&self, partition: PartitionId, command: Command<Vec<u8>>) -> Reply {
+    pub(crate) async fn execute(
+        &self,
+        partition: PartitionId,
+        command: Command<Vec<u8>>,
+        ask: Ask,
+    ) -> Reply {
         if command.is_point_read()
             && let Some(reply) = self.read(partition, &command.borrowed(), clock::now())
         {
@@ -97,7 +102,7 @@ impl Shared {
         let (sender, receiver) = oneshot::channel();
         let (command, waiter) = (Box::new(command), Waiter::Task(sender));
         let mailbox = &self.mailboxes[usize::from(self.owner(partition))];
-        if mailbox.send(Message::Command { partition, command, waiter }).is_err() {
+        if mailbox.send(Message::Command { partition, command, ask, waiter }).is_err() {
             let stopping = self.stopping.load(Ordering::Relaxed);
             let error = if stopping { Error::Stopping } else { Error::Overloaded };
             return Reply::Error(error);

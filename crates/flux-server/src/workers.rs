@@ -10,22 +10,25 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use flux_core::Partitions;
-use flux_core::replica::Replica;
+use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::replica::{Replica, SnapshotMeta};
 use flux_core::store::{Memory, Table, TableOptions};
+use flux_core::{PartitionId, Partitions};
 use flux_log::{Disk, LogError, LogOptions};
 use mio::Poll;
 use mio::net::TcpListener;
 
 use crate::clock;
+use crate::cluster::Topology;
 use crate::config::Settings;
 use crate::data_dir::DataDir;
 use crate::mailbox::{Mailbox, Message};
 use crate::node::StartError;
-use crate::recovery::{self, Recovered, Snapshots};
+use crate::peer::LocalIdentity;
+use crate::recovery::{self, ALONE, Beginning, Found, Recovered, Snapshots};
 use crate::shared::{PartitionView, Shared};
 use crate::stats::Stats;
-use crate::worker::{WAKER, Worker, WorkerParts};
+use crate::worker::{ClusterParts, WAKER, Worker, WorkerParts};
 
 /// Lock stripes of all tables of a node together, about: enough for its readers not to meet.
 const SHARDS: usize = 64;
@@ -41,6 +44,49 @@ pub(crate) struct Workers {
     _directory: DataDir,
 }
 
+/// A node's place in its cluster when it starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Membership {
+    pub(crate) cluster_id: u64,
+    pub(crate) me: NodeId,
+    /// Drawn at random when the process started.
+    pub(crate) instance: u64,
+    /// With a placement map.
+    pub(crate) topology: Arc<Topology>,
+}
+
+impl Membership {
+    fn parts(&self, worker: u16, workers: u16) -> ClusterParts {
+        let &Membership { cluster_id: cluster, me, instance, .. } = self;
+        let identity = LocalIdentity { cluster, node: me.0, instance, worker, workers };
+        ClusterParts { identity, topology: Arc::clone(&self.topology) }
+    }
+}
+
+/// How the replica of a partition begins on this node.
+fn beginning(
+    partition: PartitionId,
+    table: Arc<Table>,
+    settings: &Settings,
+    partitions: Partitions,
+    membership: Option<&Membership>,
+) -> Beginning {
+    let map = membership.and_then(|one| one.topology.map.as_ref().map(|map| (one.me, map)));
+    let Some((me, map)) = map else {
+        let founded = Some((ALONE, SnapshotMeta::alone(ALONE)));
+        return Beginning { partition, table, founded, assigned: None, tail_bytes: 0 };
+    };
+    let mine = |replicas: &[ReplicaId]| {
+        replicas.iter().find(|replica| replica.node() == me).map(|replica| replica.get())
+    };
+    let founders = map.bootstrap.get(usize::from(partition.0)).map_or(&[][..], Vec::as_slice);
+    let ids = founders.iter().map(|replica| replica.get()).collect();
+    let founded = mine(founders).map(|id| (id, SnapshotMeta::founding(ids)));
+    let assigned = mine(map.target(partition));
+    let config = recovery::replica_config(partition, 0, settings, partitions.count());
+    Beginning { partition, table, founded, assigned, tail_bytes: config.tail_bytes }
+}
+
 /// Where a worker's thread takes events and messages from.
 struct Inbox {
     poll: Poll,
@@ -54,6 +100,7 @@ impl Workers {
         settings: &Settings,
         mut directory: DataDir,
         listener: TcpListener,
+        membership: Option<Membership>,
     ) -> Result<Workers, StartError> {
         let count = settings.worker_count() as u16;
         let options = LogOptions { segment_bytes: settings.segment_bytes, salt: salt()? };
@@ -71,7 +118,20 @@ impl Workers {
         };
         let views: Vec<PartitionView> = partitions.iter().map(view).collect();
         let snapshots = Snapshots::find(&directory)?;
-        let recovered = recover(&directory, partitions, &options, &views, &snapshots)?;
+        let beginnings: Vec<Beginning> = partitions
+            .iter()
+            .zip(&views)
+            .map(|(partition, view)| {
+                beginning(
+                    partition,
+                    Arc::clone(&view.table),
+                    settings,
+                    partitions,
+                    membership.as_ref(),
+                )
+            })
+            .collect();
+        let recovered = recover(&directory, &beginnings, &options, &snapshots)?;
         directory.mark_started()?;
 
         let data_addr = listener.local_addr().map_err(StartError::Worker)?;
@@ -103,7 +163,8 @@ impl Workers {
             .zip(recovered.into_iter().zip(inboxes))
             .map(|(id, (recovered, inbox))| {
                 let disk = Arc::clone(&snapshots.place.disk);
-                worker(id, &shared, recovered, inbox, disk, started.clone())
+                let cluster = membership.as_ref().map(|one| one.parts(id, count));
+                worker(id, &shared, recovered, inbox, disk, cluster, started.clone())
             })
             .collect::<Result<_, _>>()?;
         let mut threads = Vec::new();
@@ -182,12 +243,14 @@ fn worker(
     recovered: Recovered,
     inbox: Inbox,
     snapshot_disk: Arc<dyn Disk>,
+    cluster: Option<ClusterParts>,
     started: Sender<()>,
 ) -> Result<Worker, StartError> {
     let mut replicas = Vec::new();
-    for (partition, recovery) in recovered.replicas {
+    for Found { partition, id, recovery } in recovered.replicas {
         let view = &shared.views[usize::from(partition.0)];
-        let config = recovery::replica_config(partition);
+        let count = shared.partitions.count();
+        let config = recovery::replica_config(partition, id, &shared.settings, count);
         let (memory, standing) = (Arc::clone(&shared.memory), Arc::clone(&view.standing));
         let replica = Replica::new(&config, recovery, memory, standing, clock::now())
             .map_err(|source| StartError::Replica { partition, source })?;
@@ -202,6 +265,7 @@ fn worker(
         log: recovered.log,
         snapshot_disk,
         snapshot_indexes: recovered.snapshot_indexes,
+        cluster,
         started,
     })
     .map_err(StartError::Worker)
@@ -210,19 +274,15 @@ fn worker(
 /// Recovers all workers' partitions side by side.
 fn recover(
     directory: &DataDir,
-    partitions: Partitions,
+    beginnings: &[Beginning],
     options: &LogOptions,
-    views: &[PartitionView],
     snapshots: &Snapshots,
 ) -> Result<Vec<Recovered>, StartError> {
     let begun = Instant::now();
     let count = directory.description.workers;
     let recover = |worker: u16| {
-        let own: Vec<_> = partitions
-            .iter()
-            .filter(|partition| partition.0 % count == worker)
-            .map(|partition| (partition, Arc::clone(&views[usize::from(partition.0)].table)))
-            .collect();
+        let own = beginnings.iter().filter(|one| one.partition.0 % count == worker);
+        let own: Vec<Beginning> = own.cloned().collect();
         recovery::recover(directory, worker, &own, options.clone(), snapshots)
     };
     let recovered: Vec<Recovered> = std::thread::scope(|scope| {
@@ -234,7 +294,7 @@ fn recover(
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         joined.collect::<Result<_, _>>()
     })?;
-    let keys: usize = views.iter().map(|view| view.table.len()).sum();
+    let keys: usize = beginnings.iter().map(|one| one.table.len()).sum();
     tracing::info!(keys, elapsed_ms = begun.elapsed().as_millis() as u64, "data recovered");
     Ok(recovered)
 }

@@ -173,6 +173,11 @@ impl Recovery {
         self.replica
     }
 
+    /// Whether the disk had anything of the partition.
+    pub fn has_history(&self) -> bool {
+        self.has_history
+    }
+
     /// A state that was written.
     pub fn state(&mut self, state: &StateRecord) {
         self.has_history = true;

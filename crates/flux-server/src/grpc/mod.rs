@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use crate::clock::unix_ms;
 use crate::codes::code_of;
+use crate::mailbox::Ask;
 use crate::scan::{self, PageLimits};
 use crate::shared::Shared;
 
@@ -93,7 +94,7 @@ impl Service {
         partition: PartitionId,
         command: Command<Vec<u8>>,
     ) -> Result<Reply, Status> {
-        match self.shared.execute(partition, command).await {
+        match self.shared.execute(partition, command, Ask::default()).await {
             Reply::Error(error) => Err(status(code_of(&error), &error.to_string())),
             reply => Ok(reply),
         }

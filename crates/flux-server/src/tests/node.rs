@@ -9,6 +9,7 @@ use super::machine::Machine;
 use crate::config::{Fsync, Settings};
 use crate::data_dir::DataDir;
 use crate::folders::Folders;
+use crate::mailbox::Ask;
 use crate::node::StartError;
 use crate::shared::Shared;
 use crate::workers::Workers;
@@ -39,7 +40,7 @@ pub(super) fn start_in(
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
     let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
     let directory = DataDir::open_in(folders, partitions, workers)?;
-    Workers::start(settings, directory, listener)
+    Workers::start(settings, directory, listener, None)
 }
 
 /// The partition of a key under `small`.
@@ -59,7 +60,7 @@ pub(super) fn set(key: &str, value: &[u8]) -> Command<Vec<u8>> {
 
 /// Carries out a command on the partition of `key`.
 pub(super) async fn ask(shared: &Shared, key: &str, command: Command<Vec<u8>>) -> Reply {
-    shared.execute(shared.partitions.of(key.as_bytes()), command).await
+    shared.execute(shared.partitions.of(key.as_bytes()), command, Ask::default()).await
 }
 
 pub(super) async fn value(shared: &Shared, key: &str) -> Option<Vec<u8>> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::node::{ask, partition_of, set, value};
+use crate::mailbox::Ask;
 use crate::shared::Shared;
 
 const WRITERS: u64 = 12;
@@ -215,7 +216,7 @@ impl Model {
             let next = self.effects.get(&partition).map_or(1, |effects| effects + 1);
             self.probes += 1;
             let contents = format!("probe {}", self.probes).into_bytes();
-            let reply = shared.execute(partition, set(probe, &contents)).await;
+            let reply = shared.execute(partition, set(probe, &contents), Ask::default()).await;
             if let Reply::Written { version } = reply {
                 assert_eq!(version, next, "revision of partition {partition}");
             }

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{
-    Message as RaftMessage, MessageType, Now, Replica, Status, decode_message, encode_message,
+    Message as RaftMessage, MessageType, Replica, decode_message, encode_message,
 };
+use flux_core::session::Once;
 use flux_core::{Error, PartitionId, Reply};
 use flux_proto::peer::{Frame, Request, encode, encode_with};
 
@@ -19,8 +20,8 @@ use super::dispatch::Dispatch;
 use super::forward::Forwards;
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
-use crate::mailbox::{Ask, Message, Return, Waiter};
-use crate::peer::{Event, Peers};
+use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
+use crate::peer::Event;
 
 /// What a worker of a clustered node has besides.
 pub(super) struct Cluster {
@@ -168,11 +169,18 @@ impl Dispatch {
             return;
         }
         let Ok(command) = decode_command(request.payload) else {
-            tracing::warn!(node = from, "a node asked for a command that this version does not know");
+            tracing::warn!(
+                node = from,
+                "a node asked for a command that this version does not know"
+            );
             self.replies.push((waiter, Reply::Error(Error::NotLeader)));
             return;
         };
-        let once = request.once.map(Into::into);
+        let once = request.once.map(|(session, sequence, acked_below)| Once {
+            session,
+            sequence,
+            acked_below,
+        });
         let ask = Ask { redirect: true, stale: request.stale, once, patience: None };
         let owner = self.shared().owner(partition);
         if owner == self.worker() {
@@ -320,7 +328,7 @@ impl Dispatch {
                     partition: partition.0,
                     deadline_ms: 0,
                     stale: forward.ask.stale,
-                    once: forward.ask.once.map(Into::into),
+                    once: forward.ask.once.map(|one| (one.session, one.sequence, one.acked_below)),
                     payload: &forward.command,
                 };
                 encode(out, &Frame::Request(request)).is_ok()
@@ -388,6 +396,20 @@ impl Dispatch {
         self.activate(partition);
     }
 
+    /// Begins to hand over every partition that another replica can lead.
+    pub(super) fn hand_all_over(&mut self) {
+        if self.cluster.is_none() {
+            return;
+        }
+        for index in 0..self.own().len() {
+            let partition = self.own()[index];
+            let heir = self.replica(partition).filter(|(one, _)| one.leads());
+            if let Some(to) = heir.and_then(|(replica, _)| replica.heir()) {
+                self.hand_over(partition, to);
+            }
+        }
+    }
+
     /// Goes on handing leadership over, where no batch is open any more.
     pub(super) fn continue_hand_overs(&mut self) {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.handing_over.is_empty()) else {
@@ -411,18 +433,13 @@ impl Dispatch {
         }
     }
 
-    /// The status of every replica of this worker, with its keys and bytes.
-    pub(super) fn statuses(&self) -> Vec<(Status, u64, u64)> {
-        let replicas = self.replicas();
-        let status = |replica: &Replica<Waiter>| {
-            let table = replica.table();
-            (replica.status(), table.len() as u64, table.memory_bytes())
+    /// Every replica of this worker.
+    pub(super) fn inspect(&self) -> Vec<Inspected> {
+        let inspected = |replica: &Replica<Waiter>| Inspected {
+            status: replica.status(),
+            keys: replica.table().len() as u64,
+            bytes: replica.table().memory_bytes(),
         };
-        replicas.map(status).collect()
-    }
-
-    /// The time as replicas want it.
-    pub(super) fn replica_now(&self) -> Now {
-        self.now
+        self.replicas().map(inspected).collect()
     }
 }

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use flux_core::replica::{Now, Replica, Replies};
 use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
 
+use super::cluster::Cluster;
 use crate::clock::{monotonic_us, unix_us};
-use crate::mailbox::{MAX_OUTSTANDING, Message, Origin, Return, Waiter};
+use crate::mailbox::{Ask, MAX_OUTSTANDING, Message, Origin, Return, Waiter};
+use crate::peer::Peers;
 use crate::shared::Shared;
 
 /// Timers of expired keys that one partition works off in a turn: bounds what they add to its length.
@@ -15,6 +18,11 @@ const EXPIRIES_PER_TURN: usize = 160;
 
 pub(super) struct Dispatch {
     id: u16,
+    /// In a cluster: the links to the other nodes, and what is under way there.
+    pub(super) peers: Option<Peers>,
+    pub(super) cluster: Option<Box<Cluster>>,
+    /// Bytes of entries that came from leaders since the last turn.
+    pub(super) incoming_bytes: usize,
     shared: Arc<Shared>,
     /// By partition; `None` where another worker owns it.
     replicas: Vec<Option<Replica<Waiter>>>,
@@ -62,6 +70,9 @@ impl Dispatch {
         }
         Dispatch {
             id,
+            peers: None,
+            cluster: None,
+            incoming_bytes: 0,
             replicas: places,
             own,
             active: Vec::new(),
@@ -93,11 +104,13 @@ impl Dispatch {
         &mut self,
         partition: PartitionId,
         command: &Command<&[u8]>,
+        ask: Ask,
         origin: Origin,
     ) -> Option<Reply> {
-        if self.replicas[usize::from(partition.0)].is_some() {
+        let owner = self.shared.owner(partition);
+        if owner == self.id {
             let waiter = Waiter::Connection(origin);
-            return self.execute(partition, command, waiter).map(|(_, reply)| reply);
+            return self.execute(partition, command, ask, waiter).map(|(_, reply)| reply);
         }
         if self.outstanding >= MAX_OUTSTANDING {
             return Some(self.turned_away());
@@ -105,10 +118,10 @@ impl Dispatch {
         let message = Message::Command {
             partition,
             command: Box::new(command.to_owned()),
+            ask,
             waiter: Waiter::Connection(origin),
         };
-        let owner = usize::from(self.shared.owner(partition));
-        if self.shared.mailboxes[owner].send(message).is_err() {
+        if self.shared.mailboxes[usize::from(owner)].send(message).is_err() {
             return Some(self.turned_away());
         }
         self.outstanding += 1;
@@ -166,9 +179,10 @@ impl Dispatch {
         &mut self,
         partition: PartitionId,
         command: &Command<&[u8]>,
+        ask: Ask,
         waiter: Waiter,
     ) {
-        if let Some(decided) = self.execute(partition, command, waiter) {
+        if let Some(decided) = self.execute(partition, command, ask, waiter) {
             self.replies.push(decided);
         }
     }
@@ -177,8 +191,12 @@ impl Dispatch {
         &mut self,
         partition: PartitionId,
         command: &Command<&[u8]>,
+        ask: Ask,
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
+        if self.cluster.is_some() && (!self.leads(partition) || self.is_fenced(&waiter)) {
+            return self.forward(partition, command, ask, waiter);
+        }
         let is_write = command.is_write();
         *if is_write { &mut self.tally.writes } else { &mut self.tally.reads } += 1;
         if let Some(error) = &self.refusing
@@ -193,7 +211,7 @@ impl Dispatch {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
         let before = replica.in_flight_bytes();
-        let decided = replica.execute(self.now, command, waiter);
+        let decided = replica.execute(self.now, command, ask.once.as_ref(), waiter);
         self.in_flight_bytes += replica.in_flight_bytes() - before;
         if self.in_flight_bytes >= self.max_in_flight_bytes {
             self.refusing = Some(Error::Overloaded);
@@ -241,10 +259,15 @@ impl Dispatch {
         replicas.filter_map(Replica::next_expiry_ms).min()
     }
 
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self, now: Instant) {
+        // What is on the disk of a log that failed is not known: its replicas say nothing any more.
+        if matches!(self.refusing, Some(Error::LogFailed(_))) {
+            return;
+        }
         for replica in self.replicas.iter_mut().flatten() {
             replica.tick(self.now);
         }
+        self.tick_cluster(now);
         self.activate_all();
     }
 
@@ -337,6 +360,27 @@ impl Dispatch {
             view.standing.may_serve(self.now.us)
         };
         self.own.iter().all(serving)
+    }
+
+    /// The replicas of this worker.
+    pub(super) fn replicas(&self) -> impl Iterator<Item = &Replica<Waiter>> {
+        self.replicas.iter().flatten()
+    }
+
+    /// Takes in a replica that is new here.
+    pub(super) fn insert(&mut self, replica: Replica<Waiter>) {
+        let partition = replica.partition();
+        self.replicas[usize::from(partition.0)] = Some(replica);
+        if !self.own.contains(&partition) {
+            self.own.push(partition);
+        }
+        self.activate(partition);
+    }
+
+    /// Lets go of a replica.
+    pub(super) fn remove(&mut self, partition: PartitionId) -> Option<Replica<Waiter>> {
+        self.own.retain(|own| *own != partition);
+        self.replicas[usize::from(partition.0)].take()
     }
 
     /// The number of this worker.

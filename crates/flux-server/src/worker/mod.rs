@@ -9,7 +9,10 @@
 //!      -> deliver replies -> flush
 //! ```
 
+mod cluster;
 mod dispatch;
+mod forward;
+mod members;
 mod node_commands;
 mod request;
 mod serve;
@@ -25,6 +28,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use flux_core::Reply;
+use flux_core::placement::NodeId;
 use flux_core::replica::Replica;
 use flux_log::Log;
 use mio::net::{TcpListener, TcpStream};
@@ -32,9 +36,13 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::clock::unix_ms;
+use crate::cluster::Topology;
 use crate::connection::Connection;
 use crate::mailbox::{Mailbox, Message, Origin, Return, Waiter};
+use crate::peer::{Limits, LocalIdentity, Peers};
+use crate::recovery::TICK;
 use crate::shared::Shared;
+use cluster::Cluster;
 use dispatch::Dispatch;
 use snapshots::Snapshots;
 use syncer::Syncer;
@@ -44,9 +52,11 @@ use turn::Turn;
 pub(crate) const WAKER: Token = Token(usize::MAX);
 /// Token of the listener, which the first worker has.
 const LISTENER: Token = Token(usize::MAX - 1);
+/// Token of the listener for other nodes, which the first worker has.
+const PEER_LISTENER: Token = Token(usize::MAX - 2);
+/// Tokens of connections with other nodes.
+const PEERS: std::ops::Range<usize> = usize::MAX - 4096..usize::MAX - 16;
 
-/// The period of Raft's clock.
-const TICK: Duration = Duration::from_millis(50);
 /// How often idle connections are looked for.
 const IDLE_SWEEP: Duration = Duration::from_secs(1);
 /// Bytes read from a socket at a time, and then it is another's turn.
@@ -68,8 +78,16 @@ pub(crate) struct WorkerParts {
     pub(crate) log: Log,
     pub(crate) snapshot_disk: Arc<dyn flux_log::Disk>,
     pub(crate) snapshot_indexes: BTreeMap<u16, u64>,
-    /// Told once the partitions of this worker serve.
+    /// In a cluster: who this worker is.
+    pub(crate) cluster: Option<ClusterParts>,
+    /// Told once the partitions of this worker serve; in a cluster, once it runs.
     pub(crate) started: Sender<()>,
+}
+
+/// What a worker of a clustered node is given besides.
+pub(crate) struct ClusterParts {
+    pub(crate) identity: LocalIdentity,
+    pub(crate) topology: Arc<Topology>,
 }
 
 pub(crate) struct Worker {
@@ -80,6 +98,8 @@ pub(crate) struct Worker {
     mailbox: Receiver<Message>,
     /// The first worker has it, once all partitions serve.
     listener: Option<TcpListener>,
+    /// The same for the other nodes.
+    peer_listener: Option<TcpListener>,
     /// Connections may wait to be accepted though no event will say so.
     accept_again: bool,
     next_accept_warning: Instant,
@@ -136,16 +156,24 @@ impl Worker {
         let own_mailbox = Arc::clone(&shared.mailboxes[usize::from(id)]);
         let syncer = Syncer::start(id, Arc::clone(&own_mailbox))?;
         let now = Instant::now();
+        let mut dispatch = Dispatch::new(id, Arc::clone(&shared), replicas);
+        if let Some(ClusterParts { identity, topology }) = parts.cluster {
+            let registry = poll.registry().try_clone()?;
+            dispatch.peers = Some(Peers::new(identity, registry, PEERS, Limits::default()));
+            let me = NodeId(identity.node);
+            dispatch.cluster = Some(Box::new(Cluster::new(id, me, topology)));
+        }
         Ok(Worker {
             id,
             own_mailbox: Arc::clone(&own_mailbox),
             poll,
             mailbox,
             listener: None,
+            peer_listener: None,
             accept_again: false,
             next_accept_warning: now,
             connections: Slab::new(),
-            dispatch: Dispatch::new(id, Arc::clone(&shared), replicas),
+            dispatch,
             turn: Turn::new(log, syncer, &shared.settings, now),
             snapshots: Snapshots::start(
                 id,
@@ -185,6 +213,12 @@ impl Worker {
                 match event.token() {
                     WAKER => {}
                     LISTENER => self.accept(),
+                    PEER_LISTENER => self.accept_peers(),
+                    token if PEERS.contains(&token.0) => {
+                        if let Some(peers) = &mut self.dispatch.peers {
+                            peers.ready(event, Instant::now());
+                        }
+                    }
                     Token(key) => self.ready(key, event),
                 }
             }
@@ -220,7 +254,8 @@ impl Worker {
             self.receive(message);
             return true;
         }
-        self.turn.is_due(&self.dispatch) || self.snapshots.has_work()
+        let frames = self.dispatch.peers.as_ref().is_some_and(Peers::has_work);
+        frames || self.turn.is_due(&self.dispatch) || self.snapshots.has_work()
     }
 
     fn until_due(&self) -> Duration {
@@ -231,6 +266,9 @@ impl Worker {
         }
         if let Some(sync) = self.turn.next_sync() {
             due = due.min(sync);
+        }
+        if let Some(link) = self.dispatch.peers.as_ref().and_then(Peers::next_due) {
+            due = due.min(link);
         }
         let mut wait = due.saturating_duration_since(now);
         if let Some(expiry_ms) = self.dispatch.next_expiry_ms() {
@@ -250,26 +288,32 @@ impl Worker {
                 break;
             }
         }
+        self.dispatch.receive_frames(now);
         self.serve_listed(now);
         self.take_answers();
         self.dispatch.expire();
         if now >= self.next_tick {
+            // Not a tick more than time has passed: others rely on promises that are counted in ticks.
             self.next_tick = now + TICK;
-            self.dispatch.tick();
+            self.dispatch.tick(now);
+            self.tick_links(now);
             if self.accept_again {
                 self.accept();
             }
         }
         self.turn.take(&mut self.dispatch, now);
-        if self.dispatch.all_serving()
+        if (self.dispatch.cluster.is_some() || self.dispatch.all_serving())
             && let Some(started) = self.started.take()
         {
             // The node may have given up starting.
             let _ = started.send(());
         }
+        self.dispatch.continue_hand_overs();
+        self.place_replicas();
         self.wake_sleepers(now);
         self.snapshots.step(&mut self.dispatch, &mut self.turn);
         self.deliver();
+        self.dispatch.flush_frames(now);
         self.flush_all(now);
         self.dispatch.publish_tally();
         if now >= self.next_sweep {
@@ -289,9 +333,25 @@ impl Worker {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Command { partition, command, waiter } => {
+            Message::Command { partition, command, ask, waiter } => {
                 self.dispatch.look_at_monotonic_clock();
-                self.dispatch.execute_for(partition, &command.borrowed(), waiter);
+                self.dispatch.execute_for(partition, &command.borrowed(), ask, waiter);
+            }
+            Message::Raft { partition, message } => {
+                self.dispatch.look_at_monotonic_clock();
+                self.dispatch.step(partition, *message);
+            }
+            Message::Peer { stream, input } => {
+                if let Some(peers) = &mut self.dispatch.peers {
+                    peers.adopt(stream, input, Instant::now());
+                }
+            }
+            Message::ListenPeers(listener) => self.listen_to_peers(listener),
+            Message::Topology(topology) => self.follow(topology),
+            // Whoever asked may have given up.
+            Message::Inspect(answer) => drop(answer.send(self.dispatch.inspect())),
+            Message::HandOver { partition, to, answer } => {
+                let _ = answer.send(self.begin_hand_over(partition, to));
             }
             Message::Listen(listener) => self.listen(listener),
             Message::Connection(stream) => self.adopt(stream),
@@ -309,6 +369,7 @@ impl Worker {
                     self.dispatch.outstanding -= 1;
                     self.complete(origin, reply);
                 }
+                Return::Forwarded { id, payload } => self.dispatch.on_response(id, &payload),
                 Return::Synced(result) => self.turn.synced(result, &mut self.dispatch),
                 Return::Prepared(result) => self.turn.prepared(result),
                 Return::SnapshotWritten(result) => {
@@ -329,6 +390,7 @@ impl Worker {
                     self.complete(origin, reply);
                 }
                 Waiter::Connection(origin) => self.dispatch.answer_later(origin, reply),
+                Waiter::Peer { node, id } => self.dispatch.respond(node, id, &reply),
                 // The task may have given up at its deadline.
                 Waiter::Task(sender) => drop(sender.send(reply)),
             }

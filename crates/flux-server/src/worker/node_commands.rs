@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::Worker;
 use super::request::FLUSH_STEP;
 use crate::connection::{Render, Slot};
-use crate::mailbox::{Message, Origin};
+use crate::mailbox::{Ask, Message, Origin};
 use crate::resp::{
     self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session, SlotWalk,
 };
@@ -218,7 +218,7 @@ impl Worker {
         for partition in partitions {
             let origin = Origin { part: u32::from(partition.0), ..origin };
             let step = Command::Clear { limit: FLUSH_STEP };
-            if let Some(reply) = self.dispatch.submit(partition, &step, origin) {
+            if let Some(reply) = self.dispatch.submit(partition, &step, Ask::default(), origin) {
                 self.complete(origin, reply);
             }
         }

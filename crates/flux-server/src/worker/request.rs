@@ -5,7 +5,7 @@ use flux_proto::resp::write;
 
 use super::dispatch::Dispatch;
 use crate::connection::{Connection, Gathering, Render, Slot};
-use crate::mailbox::Origin;
+use crate::mailbox::{Ask, Origin};
 use crate::resp::{Form, Gather, Plan, Session};
 
 /// Keys that one step of FLUSHALL deletes from a partition.
@@ -135,7 +135,7 @@ impl Request<'_> {
             return Some(reply);
         }
         self.connection.sent_to(self.dispatch.shared().owner(partition));
-        self.dispatch.submit(partition, command, origin)
+        self.dispatch.submit(partition, command, Ask::default(), origin)
     }
 }
 
@@ -187,7 +187,7 @@ pub(super) fn continue_flush(
     let mut reply = reply;
     while reply == Reply::Integer(FLUSH_STEP as i64) {
         let step = Command::Clear { limit: FLUSH_STEP };
-        reply = dispatch.submit(PartitionId(origin.part as u16), &step, origin)?;
+        reply = dispatch.submit(PartitionId(origin.part as u16), &step, Ask::default(), origin)?;
     }
     Some(reply)
 }

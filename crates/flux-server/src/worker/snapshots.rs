@@ -132,6 +132,27 @@ impl Snapshots {
         true
     }
 
+    /// The replica of a partition has left: nothing of it keeps the log from being trimmed.
+    pub(super) fn forget(&mut self, partition: PartitionId) {
+        self.stop_walk(partition);
+        self.indexes.insert(partition.0, u64::MAX);
+    }
+
+    /// A replica begins with nothing, or after a snapshot that was received and is durable.
+    pub(super) fn restart(&mut self, partition: PartitionId, index: u64) {
+        self.stop_walk(partition);
+        self.indexes.insert(partition.0, index);
+    }
+
+    /// Gives up the walk over a table whose contents are about to be replaced.
+    fn stop_walk(&mut self, partition: PartitionId) {
+        let Some(walk) = self.walk.take_if(|walk| walk.partition == partition) else { return };
+        if !walk.complete {
+            walk.table.end_snapshot();
+            self.send(Job::Abort);
+        }
+    }
+
     fn send(&self, job: Job) {
         let sender = self.sender.as_ref().expect("there until the worker ends");
         sender.try_send(job).expect("the channel holds a whole window");

@@ -3,9 +3,10 @@
 //! With `fsync = always` a batch is proposed only when no sync is under way; what comes in meanwhile
 //! gathers into the next one. With the other policies a batch is applied as soon as it is written.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use flux_core::replica::StateRecord;
+use flux_core::replica::{Message, Ready, Replica, StateRecord};
 use flux_core::store::Position;
 use flux_core::{Error, PartitionId};
 use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
@@ -14,6 +15,7 @@ use super::LOG_INTERVAL;
 use super::dispatch::Dispatch;
 use super::syncer::Syncer;
 use crate::config::{Fsync, Settings};
+use crate::mailbox::Waiter;
 
 /// Room that a batch needs in the log besides its payload: for each entry, and for the batch.
 const RECORD_OVERHEAD: usize = 128;
@@ -23,6 +25,13 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// So much is left to be synced at the most, whatever the policy.
 const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 
+/// What a replica asked to be written, and may send when it is persisted.
+struct Written {
+    partition: PartitionId,
+    number: u64,
+    messages: Vec<Message>,
+}
+
 pub(super) struct Turn {
     log: Log,
     syncer: Syncer,
@@ -31,9 +40,13 @@ pub(super) struct Turn {
     /// Set while a sync is under way.
     syncing_since: Option<Instant>,
     /// What the sync under way covers: partitions and the `Ready` numbers that it makes persistent.
-    syncing: Vec<(PartitionId, u64)>,
+    syncing: Vec<Written>,
     /// Written, and waiting for a sync to start.
-    written: Vec<(PartitionId, u64)>,
+    written: Vec<Written>,
+    /// The partitions of both.
+    pending: BTreeSet<PartitionId>,
+    /// The batch of the last turn does not fit on the disk: nothing else happens before it does.
+    stuck: bool,
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
@@ -55,6 +68,8 @@ impl Turn {
             syncing_since: None,
             syncing: Vec::new(),
             written: Vec::new(),
+            pending: BTreeSet::new(),
+            stuck: false,
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
             positions: Vec::new(),
@@ -69,6 +84,9 @@ impl Turn {
         if dispatch.active().is_empty() {
             self.sync_if_due(now);
             dispatch.watch_load(self.waited_too_long(now));
+            return;
+        }
+        if self.stuck && !self.finish_batch(dispatch) {
             return;
         }
         let active = dispatch.take_active();
@@ -104,9 +122,29 @@ impl Turn {
                 self.sync_if_due(now);
                 self.prepare_segment();
             }
+            // Written when there is space. Until then the groups go on without this node.
+            Err(LogError::Full { .. }) if dispatch.cluster.is_some() => self.stuck = true,
             Err(error) => self.fail(&error, dispatch),
         }
         dispatch.watch_load(self.waited_too_long(now));
+    }
+
+    /// Writes the batch that did not fit on the disk, if it does now.
+    fn finish_batch(&mut self, dispatch: &mut Dispatch) -> bool {
+        let reserved = self.log.reserve(self.log.batch_bytes());
+        match reserved.and_then(|()| self.log.write()) {
+            Ok(_) => {
+                self.stuck = false;
+                self.unsynced = true;
+                tracing::info!("the disk has space again: this node takes part again");
+                true
+            }
+            Err(LogError::Full { .. }) => false,
+            Err(error) => {
+                self.fail(&error, dispatch);
+                false
+            }
+        }
     }
 
     /// Loads what the small batches of this turn will need of their tables: alone each of them waits for
@@ -132,7 +170,8 @@ impl Turn {
             let open = replica.filter(|replica| replica.has_open_batch());
             open.map_or(0, |replica| replica.open_bytes() + RECORD_OVERHEAD)
         };
-        let bytes = RECORD_OVERHEAD + active.iter().map(open).sum::<usize>();
+        let open: usize = active.iter().map(open).sum();
+        let bytes = RECORD_OVERHEAD + open + std::mem::take(&mut dispatch.incoming_bytes);
         let error = match self.log.reserve(bytes) {
             Ok(()) => {
                 if std::mem::take(&mut self.full) {
@@ -151,6 +190,7 @@ impl Turn {
             self.next_warning = now + LOG_INTERVAL;
             tracing::error!(bytes, "the disk is full: writes are refused until there is space");
         }
+        dispatch.hand_all_over();
         let now_ms = dispatch.now.ms;
         for &partition in active {
             if let Some((replica, replies)) = dispatch.replica(partition) {
@@ -163,18 +203,14 @@ impl Turn {
         false
     }
 
-    /// Writes what the replicas ask for until they ask for nothing more.
+    /// Writes what the replicas ask for until they ask for nothing more, and sends what may be sent.
     fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
             let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
             for &partition in active {
-                let Some((replica, replies)) = dispatch.replica(partition) else { continue };
-                while let Some(ready) = replica.ready(replies).unwrap_or_else(|error| {
-                    panic!("partition {partition} is broken, and so is this node: {error}")
-                }) {
+                while let Some(ready) = next_ready(dispatch, partition) {
                     must_sync |= ready.state.is_some();
-                    append(&mut self.log, partition, &ready)?;
-                    self.written.push((partition, ready.number));
+                    self.take_ready(dispatch, partition, ready)?;
                 }
             }
             if self.written.len() == first {
@@ -190,11 +226,50 @@ impl Turn {
             if must_sync || first > 0 || !self.syncing.is_empty() {
                 return Ok(());
             }
-            for (partition, number) in self.written.drain(..) {
-                if let Some((replica, _)) = dispatch.replica(partition) {
-                    replica.persisted(number);
-                }
+            self.pending.clear();
+            for written in std::mem::take(&mut self.written) {
+                persisted(dispatch, written);
             }
+        }
+    }
+
+    /// Appends what a replica wants written. What it wants sent goes out now, or when that is persisted.
+    fn take_ready(
+        &mut self,
+        dispatch: &mut Dispatch,
+        partition: PartitionId,
+        ready: Ready,
+    ) -> Result<(), LogError> {
+        append(&mut self.log, partition, &ready)?;
+        let Ready { number, state, entries, messages, persisted_messages, .. } = ready;
+        dispatch.send(partition, messages);
+        let nothing = state.is_none() && entries.is_empty();
+        let written = Written { partition, number, messages: persisted_messages };
+        // In their order: not before one that waits.
+        if nothing && !self.pending.contains(&partition) {
+            persisted(dispatch, written);
+        } else {
+            self.pending.insert(partition);
+            self.written.push(written);
+        }
+        Ok(())
+    }
+
+    /// Notes in the log that a replica is not here any more, and answers those that waited for it.
+    pub(super) fn forget(&mut self, mut replica: Replica<Waiter>, dispatch: &mut Dispatch) {
+        let (partition, term) = (replica.partition(), replica.term());
+        replica.abandon(&mut dispatch.replies);
+        let (vote, commit) = (0, replica.applied().index);
+        let state = State { partition: partition.0, term, vote, commit, replica: 0, start: 0 };
+        let appended = self.log.append(&Record::State(state));
+        match appended.and_then(|()| self.log.write()) {
+            Ok(_) => {
+                self.unsynced = true;
+                self.pending.insert(partition);
+                self.written.push(Written { partition, number: 0, messages: Vec::new() });
+            }
+            Err(LogError::Full { .. }) => self.stuck = true,
+            Err(error) => self.fail(&error, dispatch),
         }
     }
 
@@ -241,11 +316,10 @@ impl Turn {
             self.fail(&error, dispatch);
             return;
         }
-        for (partition, number) in self.syncing.drain(..) {
-            if let Some((replica, _)) = dispatch.replica(partition) {
-                replica.persisted(number);
-                dispatch.activate(partition);
-            }
+        self.pending = self.written.iter().map(|written| written.partition).collect();
+        for written in std::mem::take(&mut self.syncing) {
+            dispatch.activate(written.partition);
+            persisted(dispatch, written);
         }
     }
 
@@ -276,6 +350,7 @@ impl Turn {
         }
         self.written.clear();
         self.syncing.clear();
+        self.pending.clear();
         self.unsynced = false;
     }
 
@@ -307,6 +382,22 @@ impl Turn {
     }
 }
 
+fn next_ready(dispatch: &mut Dispatch, partition: PartitionId) -> Option<Ready> {
+    let (replica, replies) = dispatch.replica(partition)?;
+    replica.ready(replies).unwrap_or_else(|error| {
+        panic!("partition {partition} is broken, and so is this node: {error}")
+    })
+}
+
+/// What a replica asked for is persisted, or there was nothing to write.
+fn persisted(dispatch: &mut Dispatch, written: Written) {
+    let Written { partition, number, messages } = written;
+    dispatch.send(partition, messages);
+    if let Some((replica, _)) = dispatch.replica(partition) {
+        replica.persisted(number);
+    }
+}
+
 /// An error with what caused it, in one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -318,11 +409,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn append(
-    log: &mut Log,
-    partition: PartitionId,
-    ready: &flux_core::replica::Ready,
-) -> Result<(), LogError> {
+fn append(log: &mut Log, partition: PartitionId, ready: &Ready) -> Result<(), LogError> {
     let (partition, commit) = (partition.0, ready.commit);
     if let Some(state) = &ready.state {
         let &StateRecord { replica, start, term, vote } = state;

@@ -1,0 +1,168 @@
+//! Which replicas a worker has: those that the placement map gives to its node.
+//!
+//! A replica is made when the map names it, empty, and learns everything from its leader. It goes when its
+//! group has gone on without it, which it sees in its own log or is told by the leader.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use flux_core::PartitionId;
+use flux_core::placement::NodeId;
+use flux_core::replica::{Recovery, Replica, SnapshotMeta};
+use mio::Interest;
+use mio::net::TcpListener;
+
+use super::{PEER_LISTENER, Worker, refuse};
+use crate::clock;
+use crate::cluster::Topology;
+use crate::mailbox::Message;
+use crate::recovery::replica_config;
+
+impl Worker {
+    /// Accepts the connections of other nodes, for all workers.
+    pub(super) fn listen_to_peers(&mut self, mut listener: TcpListener) {
+        let registry = self.poll.registry();
+        let registered = registry.register(&mut listener, PEER_LISTENER, Interest::READABLE);
+        registered.expect("a listener can be watched");
+        self.peer_listener = Some(listener);
+        self.accept_peers();
+    }
+
+    pub(super) fn accept_peers(&mut self) {
+        let (Some(listener), Some(peers)) = (&self.peer_listener, &mut self.dispatch.peers) else {
+            return;
+        };
+        while let Ok((stream, _)) = listener.accept() {
+            peers.adopt(stream, Vec::new(), Instant::now());
+        }
+    }
+
+    /// What the links have to do now and then, and the connections that belong elsewhere.
+    pub(super) fn tick_links(&mut self, now: Instant) {
+        // An accept that failed for want of descriptors is announced by no event.
+        self.accept_peers();
+        let Some(peers) = &mut self.dispatch.peers else { return };
+        peers.tick(now);
+    }
+
+    /// Hands out the connections that are not for this worker.
+    fn pass_on_streams(&mut self) {
+        let Some(peers) = &mut self.dispatch.peers else { return };
+        let misplaced: Vec<_> = peers.misplaced().collect();
+        for one in misplaced {
+            let message = Message::Peer { stream: one.stream, input: one.input };
+            // A full mailbox refuses it; the other side tries again.
+            let _ = self.shared.mailboxes[usize::from(one.worker)].send(message);
+        }
+        for bulk in peers.bulk() {
+            refuse(bulk.stream, b"");
+        }
+    }
+
+    /// Takes in what has changed in the cluster.
+    pub(super) fn follow(&mut self, topology: Arc<Topology>) {
+        let Some(cluster) = &mut self.dispatch.cluster else { return };
+        let known = cluster.topology.members.keys().chain(topology.members.keys());
+        let addresses = known
+            .filter_map(|node| {
+                let member = topology.members.get(node).or(cluster.topology.members.get(node))?;
+                Some((node.0, member.peer_addr()))
+            })
+            .collect();
+        cluster.topology = topology;
+        if let Some(peers) = &mut self.dispatch.peers {
+            peers.set_members(&addresses, Instant::now());
+        }
+        self.make_replicas();
+    }
+
+    /// Makes the replicas that the map gives to this worker and that are not here yet.
+    fn make_replicas(&mut self) {
+        let Some(cluster) = &self.dispatch.cluster else { return };
+        let (me, topology) = (cluster.me, Arc::clone(&cluster.topology));
+        let Some(map) = &topology.map else { return };
+        for partition in self.shared.partitions.iter() {
+            if self.shared.owner(partition) != self.id {
+                continue;
+            }
+            let mine = map.target(partition).iter().find(|replica| replica.node() == me);
+            let here = self.dispatch.replica(partition).map(|(replica, _)| replica.id());
+            match (mine, here) {
+                (Some(mine), None) => self.make_replica(partition, mine.get()),
+                // Made for a place that it does not have any more, before it learned anything.
+                (mine, Some(here)) if mine.is_none_or(|mine| mine.get() != here) => {
+                    let (replica, _) = self.dispatch.replica(partition).expect("just seen");
+                    if replica.members().voters.is_empty()
+                        && let Some(cluster) = &mut self.dispatch.cluster
+                    {
+                        cluster.to_remove.push(partition);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn make_replica(&mut self, partition: PartitionId, id: u64) {
+        let view = &self.shared.views[usize::from(partition.0)];
+        let config =
+            replica_config(partition, id, &self.shared.settings, self.shared.partitions.count());
+        let table = Arc::clone(&view.table);
+        let recovery = Recovery::new(table, None, SnapshotMeta::default(), config.tail_bytes);
+        let (memory, standing) = (Arc::clone(&self.shared.memory), Arc::clone(&view.standing));
+        let replica = Replica::new(&config, recovery, memory, standing, clock::now());
+        self.snapshots.restart(partition, 0);
+        tracing::info!(%partition, "a replica of the partition comes here");
+        self.dispatch.insert(replica.expect("an empty replica needs nothing"));
+    }
+
+    /// Removes the replicas whose groups have gone on without them.
+    pub(super) fn place_replicas(&mut self) {
+        self.pass_on_streams();
+        let Some(cluster) = &mut self.dispatch.cluster else { return };
+        let gone = std::mem::take(&mut cluster.to_remove);
+        for partition in gone {
+            let Some(replica) = self.dispatch.remove(partition) else { continue };
+            tracing::info!(%partition, "the replica of the partition leaves");
+            self.turn.forget(replica, &mut self.dispatch);
+            self.snapshots.forget(partition);
+            let view = &self.shared.views[usize::from(partition.0)];
+            view.standing.clear();
+            view.table.clear();
+            self.make_replicas();
+        }
+    }
+
+    /// Begins to hand the leadership of a partition to another node's replica.
+    pub(super) fn begin_hand_over(
+        &mut self,
+        partition: PartitionId,
+        to: u64,
+    ) -> Result<(), String> {
+        let Some((replica, _)) = self.dispatch.replica(partition) else {
+            return Err(format!("this node has no replica of partition {partition}"));
+        };
+        if !replica.leads() {
+            return Err(format!("this node does not lead partition {partition}"));
+        }
+        let target =
+            match replica.members().voters.iter().find(|id| node_of(**id) == NodeId(to as u32)) {
+                Some(target) => *target,
+                None => {
+                    return Err(format!(
+                        "{} has no voter of partition {partition}",
+                        NodeId(to as u32)
+                    ));
+                }
+            };
+        if target == replica.id() {
+            return Ok(());
+        }
+        self.dispatch.hand_over(partition, target);
+        Ok(())
+    }
+}
+
+fn node_of(replica: u64) -> NodeId {
+    flux_core::placement::ReplicaId::from_u64(replica).node()
+}
