@@ -1,0 +1,420 @@
+//! Whether the operations on a key can be put into one order, each between its call and its answer.
+//!
+//! The search is that of Wing and Gong (1993) with the memory of Lowe ("Testing for linearizability",
+//! 2017), in the form that Porcupine gave it (github.com/anishathalye/porcupine): the calls and
+//! answers of a key are one list by time; a call that can take effect next is taken out together with
+//! its answer, and put back when the search meets an answer whose call it has not taken. A set of taken
+//! operations that led to the same state before is not tried again. An operation without an answer may
+//! be taken at any time, or never. Keys are independent of each other, so each is searched alone.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use super::history::{History, Key, Operation};
+use super::register::Register;
+use super::{Promise, Violation};
+
+/// How many steps the search of one key may take. A key of a usual run takes some thousand.
+pub const SEARCH_STEPS: u64 = 4_000_000;
+
+/// Operations of a failing window that are shown at the most.
+const SHOWN: usize = 40;
+
+/// What a search found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// There is an order.
+    Linearizable,
+    /// There is none.
+    NotLinearizable,
+    /// The search gave up.
+    Undecided,
+}
+
+/// Searches every key; the violations found, with the shortest window that shows each.
+pub fn check(history: &History) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (key, operations) in history.keys() {
+        let mut operations = operations.to_vec();
+        operations.sort_by_key(|operation| operation.invoked_us);
+        match search(Register::ABSENT, &operations, SEARCH_STEPS) {
+            Verdict::Linearizable => {}
+            Verdict::NotLinearizable => {
+                violations.push(Violation::new(Promise::Linearizable, report(key, &operations)));
+            }
+            Verdict::Undecided => {
+                let evidence = format!("key {key}: no order of {} found", operations.len());
+                violations.push(Violation::new(Promise::Undecided, evidence));
+            }
+        }
+    }
+    violations
+}
+
+/// Searches an order of `operations`, which are sorted by `invoked_us`, from a state.
+pub fn search(initial: Register, operations: &[Operation], steps: u64) -> Verdict {
+    Search::new(operations).run(initial, operations, steps)
+}
+
+/// A place in the list of calls and answers.
+#[derive(Clone, Copy)]
+struct Event {
+    operation: usize,
+    is_call: bool,
+    /// For a call: where its answer is. The list's end for one without.
+    answer: usize,
+    before: usize,
+    next: usize,
+}
+
+/// The list, linked so that taking out and putting back is cheap: as in Porcupine, and Knuth's dancing
+/// links before it. Places 0 and `end` are its two ends.
+struct Search {
+    events: Vec<Event>,
+    end: usize,
+    /// Answers still in the list.
+    unanswered: usize,
+    taken: Vec<u64>,
+}
+
+impl Search {
+    fn new(operations: &[Operation]) -> Search {
+        // At equal times calls come first: operations that touch count as concurrent.
+        let calls = operations.iter().enumerate().map(|(at, one)| (one.invoked_us, 0, at));
+        let answers = operations.iter().enumerate();
+        let answers = answers.filter_map(|(at, one)| one.returned.map(|(time, _)| (time, 1, at)));
+        let mut order: Vec<(u64, u8, usize)> = calls.chain(answers).collect();
+        order.sort_unstable();
+        let end = order.len() + 1;
+        let edge = |before, next| Event { operation: 0, is_call: false, answer: end, before, next };
+        let mut events = vec![edge(0, 1)];
+        let mut called = vec![0; operations.len()];
+        for (place, (_, kind, operation)) in order.into_iter().enumerate() {
+            let (place, is_call) = (place + 1, kind == 0);
+            if is_call {
+                called[operation] = place;
+            } else {
+                events[called[operation]].answer = place;
+            }
+            let (before, next) = (place - 1, place + 1);
+            events.push(Event { operation, is_call, answer: end, before, next });
+        }
+        events.push(edge(end - 1, end));
+        let unanswered = operations.iter().filter(|one| one.returned.is_some()).count();
+        let taken = vec![0; operations.len().div_ceil(64)];
+        Search { events, end, unanswered, taken }
+    }
+
+    fn run(mut self, initial: Register, operations: &[Operation], steps: u64) -> Verdict {
+        let mut state = initial;
+        let mut path: Vec<(usize, Register)> = Vec::new();
+        // Only asked whether it holds something, so its order is of no matter.
+        let mut seen: HashSet<(Box<[u64]>, Register)> = HashSet::new();
+        let mut at = self.events[0].next;
+        for _ in 0..steps {
+            if self.unanswered == 0 {
+                return Verdict::Linearizable;
+            }
+            let event = self.events[at];
+            if event.is_call {
+                let operation = &operations[event.operation];
+                let answer = operation.returned.map(|(_, answer)| answer);
+                if let Some(next) = state.step(operation.call, answer) {
+                    self.flip(event.operation);
+                    if seen.insert((self.taken.clone().into_boxed_slice(), next)) {
+                        path.push((at, state));
+                        state = next;
+                        self.take(at);
+                        at = self.events[0].next;
+                        continue;
+                    }
+                    self.flip(event.operation);
+                }
+                at = event.next;
+            } else {
+                // This answer came, so its call must have been taken before: another way.
+                let Some((call, before)) = path.pop() else { return Verdict::NotLinearizable };
+                state = before;
+                self.put_back(call);
+                self.flip(self.events[call].operation);
+                at = self.events[call].next;
+            }
+        }
+        Verdict::Undecided
+    }
+
+    fn flip(&mut self, operation: usize) {
+        self.taken[operation / 64] ^= 1 << (operation % 64);
+    }
+
+    fn take(&mut self, call: usize) {
+        self.unlink(call);
+        let answer = self.events[call].answer;
+        if answer != self.end {
+            self.unlink(answer);
+            self.unanswered -= 1;
+        }
+    }
+
+    fn put_back(&mut self, call: usize) {
+        let answer = self.events[call].answer;
+        if answer != self.end {
+            self.link(answer);
+            self.unanswered += 1;
+        }
+        self.link(call);
+    }
+
+    fn unlink(&mut self, place: usize) {
+        let Event { before, next, .. } = self.events[place];
+        self.events[before].next = next;
+        self.events[next].before = before;
+    }
+
+    fn link(&mut self, place: usize) {
+        let Event { before, next, .. } = self.events[place];
+        self.events[before].next = place;
+        self.events[next].before = place;
+    }
+}
+
+/// The shortest window of a key's operations that has no order: up to the first answer that is one too
+/// many, from the last quiet moment that still shows it.
+pub fn shortest_window(operations: &[Operation]) -> Vec<Operation> {
+    let fails = |initial, operations: &[Operation]| {
+        search(initial, operations, SEARCH_STEPS) == Verdict::NotLinearizable
+    };
+    let mut ends: Vec<u64> = operations.iter().filter_map(|one| Some(one.returned?.0)).collect();
+    ends.sort_unstable();
+    // What has no order up to a time has none up to a later one.
+    let first = ends.partition_point(|end| !fails(Register::ABSENT, &until(operations, *end)));
+    let Some(&end) = ends.get(first) else { return operations.to_vec() };
+    let prefix = until(operations, end);
+    let mut starts: Vec<u64> = prefix.iter().map(|one| one.invoked_us).collect();
+    let spanned = |at: u64| {
+        let over = |one: &Operation| one.returned.is_some_and(|(end, _)| end >= at);
+        prefix.iter().any(|one| one.invoked_us < at && over(one))
+    };
+    starts.retain(|start| !spanned(*start));
+    for start in starts.into_iter().rev() {
+        // What has no answer may take effect in the window even if it was called before it.
+        let inside = |one: &&Operation| one.invoked_us >= start || one.returned.is_none();
+        let window: Vec<Operation> = prefix.iter().filter(inside).copied().collect();
+        if fails(Register::ANYTHING, &window) {
+            return window;
+        }
+    }
+    prefix
+}
+
+/// What was known at a time: later calls are not, and answers that came later were still out.
+fn until(operations: &[Operation], end_us: u64) -> Vec<Operation> {
+    let before = operations.iter().filter(|one| one.invoked_us <= end_us);
+    before
+        .map(|one| Operation { returned: one.returned.filter(|(at, _)| *at <= end_us), ..*one })
+        .collect()
+}
+
+fn report(key: Key, operations: &[Operation]) -> String {
+    let window = shortest_window(operations);
+    let mut text = format!(
+        "key {key}: {} of its {} operations have no order:",
+        window.len(),
+        operations.len()
+    );
+    // The end is where it fails.
+    let hidden = window.len().saturating_sub(SHOWN);
+    if hidden > 0 {
+        let _ = write!(text, "\n    … and {hidden} before");
+    }
+    for operation in &window[hidden..] {
+        let _ = write!(text, "\n    {operation}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::history::{Answer, Call};
+    use crate::random::Random;
+
+    fn operation(invoked_us: u64, call: Call, returned: Option<(u64, Answer)>) -> Operation {
+        Operation { client: 0, call, invoked_us, returned }
+    }
+
+    fn set(from: u64, to: u64, value: i64, version: u64) -> Operation {
+        operation(from, Call::Set(value), Some((to, Answer::Written(version))))
+    }
+
+    fn get(from: u64, to: u64, seen: Option<(i64, u64)>) -> Operation {
+        operation(from, Call::Get, Some((to, Answer::Value(seen))))
+    }
+
+    fn verdict(mut operations: Vec<Operation>) -> Verdict {
+        operations.sort_by_key(|one| one.invoked_us);
+        search(Register::ABSENT, &operations, SEARCH_STEPS)
+    }
+
+    #[test]
+    fn concurrent_operations_may_take_effect_in_any_order() {
+        let good = vec![set(0, 10, 1, 1), set(0, 10, 2, 2), get(11, 12, Some((2, 2)))];
+        assert_eq!(verdict(good), Verdict::Linearizable);
+        let early = vec![set(0, 10, 1, 1), get(5, 6, Some((1, 1))), get(7, 8, Some((1, 1)))];
+        assert_eq!(verdict(early), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn a_stale_read_is_found() {
+        let stale = vec![set(0, 1, 1, 1), set(2, 3, 2, 2), get(4, 5, Some((1, 1)))];
+        assert_eq!(verdict(stale), Verdict::NotLinearizable);
+        let back = vec![
+            set(0, 1, 1, 1),
+            set(2, 9, 2, 2),
+            get(3, 4, Some((2, 2))),
+            get(5, 6, Some((1, 1))),
+        ];
+        assert_eq!(verdict(back), Verdict::NotLinearizable, "once seen, it stays seen");
+    }
+
+    #[test]
+    fn a_lost_write_and_a_lost_update_are_found() {
+        let lost = vec![set(0, 1, 1, 1), get(2, 3, None)];
+        assert_eq!(verdict(lost), Verdict::NotLinearizable);
+        let add = |from, to, sum, version| {
+            operation(from, Call::Increment(1), Some((to, Answer::Counter(sum, version))))
+        };
+        assert_eq!(verdict(vec![add(0, 9, 1, 1), add(0, 9, 2, 2)]), Verdict::Linearizable);
+        assert_eq!(verdict(vec![add(0, 9, 1, 1), add(0, 9, 1, 2)]), Verdict::NotLinearizable);
+    }
+
+    #[test]
+    fn two_winners_of_one_condition_are_found() {
+        let swap = |from, to, value, version| {
+            let answer = Some((to, Answer::Written(version)));
+            operation(from, Call::SetIfVersion(1, value), answer)
+        };
+        let one = vec![set(0, 1, 1, 1), swap(2, 9, 2, 2)];
+        assert_eq!(verdict(one.clone()), Verdict::Linearizable);
+        let two = [one, vec![swap(2, 9, 3, 3)]].concat();
+        assert_eq!(verdict(two), Verdict::NotLinearizable);
+    }
+
+    #[test]
+    fn an_unknown_outcome_may_come_late_or_never() {
+        let unknown = operation(2, Call::Set(2), None);
+        let first = set(0, 1, 1, 1);
+        let never = vec![first, unknown, get(5, 6, Some((1, 1))), get(7, 8, Some((1, 1)))];
+        assert_eq!(verdict(never), Verdict::Linearizable);
+        let late = vec![first, unknown, get(5, 6, Some((1, 1))), get(7, 8, Some((2, 2)))];
+        assert_eq!(verdict(late), Verdict::Linearizable);
+        let twice = vec![
+            first,
+            unknown,
+            get(5, 6, Some((2, 2))),
+            set(7, 8, 3, 3),
+            get(9, 10, Some((2, 4))),
+        ];
+        assert_eq!(verdict(twice), Verdict::NotLinearizable, "it takes effect once at the most");
+    }
+
+    #[test]
+    fn an_increment_that_takes_effect_twice_is_found() {
+        let add = operation(0, Call::Increment(1), Some((9, Answer::Counter(1, 1))));
+        let history = vec![add, get(10, 11, Some((2, 2)))];
+        assert_eq!(verdict(history), Verdict::NotLinearizable);
+    }
+
+    #[test]
+    fn a_search_without_end_is_given_up() {
+        let mut history: Vec<_> = (0..24).map(|at| operation(at, Call::Set(at as i64), None)).collect();
+        history.push(get(100, 101, Some((77, 3))));
+        assert_eq!(search(Register::ABSENT, &history, 10_000), Verdict::Undecided);
+    }
+
+    #[test]
+    fn the_window_is_what_fails_and_little_else() {
+        let mut history: Vec<_> =
+            (0..200).map(|at| set(at * 10, at * 10 + 5, at as i64, at + 1)).collect();
+        history.push(get(1006, 1008, Some((98, 99))));
+        history.sort_by_key(|one| one.invoked_us);
+        let window = shortest_window(&history);
+        assert_eq!(window, vec![set(1000, 1005, 100, 101), get(1006, 1008, Some((98, 99)))]);
+        let violations = check(&{
+            let mut all = History::default();
+            for one in &history {
+                all.add(Key { partition: 1, number: 2 }, *one);
+            }
+            all
+        });
+        assert_eq!(violations.len(), 1);
+        assert!(violations[0].evidence.contains("p1/k2: 2 of its 201"), "{}", violations[0]);
+    }
+
+    /// Runs a real register under random concurrent clients: its histories have an order, and one
+    /// answer that is changed leaves them without, unless nobody could tell.
+    #[test]
+    fn histories_of_a_real_register_pass_and_changed_ones_fail() {
+        let mut failed = 0;
+        for seed in 0..100 {
+            let mut random = Random::new(seed);
+            let mut history = real_history(&mut random);
+            assert_eq!(verdict(history.clone()), Verdict::Linearizable, "seed {seed}");
+            let place = random.below(history.len() as u64) as usize;
+            match &mut history[place].returned {
+                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => *value += 1,
+                Some((_, Answer::Written(version))) => *version += 1000,
+                Some((_, Answer::Deleted(there))) => *there = !*there,
+                _ => continue,
+            }
+            failed += usize::from(verdict(history) == Verdict::NotLinearizable);
+        }
+        assert!(failed > 50, "only {failed}");
+    }
+
+    fn real_history(random: &mut Random) -> Vec<Operation> {
+        let (mut contents, mut revision) = (None::<(i64, u64)>, 0);
+        let mut history = Vec::new();
+        let mut points: Vec<u64> = (0..60).map(|_| random.between(50, 5000)).collect();
+        points.sort_unstable();
+        points.dedup();
+        for (number, point) in points.into_iter().enumerate() {
+            let number = number as i64;
+            let call = match random.below(6) {
+                0 => Call::Get,
+                1 => Call::Set(number),
+                2 => Call::Delete,
+                3 => Call::SetIfAbsent(number),
+                4 => Call::SetIfVersion(contents.map_or(0, |(_, version)| version), number),
+                _ => Call::Increment(number),
+            };
+            revision += 1;
+            let before = contents;
+            let mut write = |value| {
+                contents = Some((value, revision));
+                revision
+            };
+            let answer = match (call, before) {
+                (Call::Get, _) => Answer::Value(before),
+                (Call::Set(value) | Call::SetIfVersion(_, value), _) => {
+                    Answer::Written(write(value))
+                }
+                (Call::SetIfAbsent(value), None) => Answer::Written(write(value)),
+                (Call::SetIfAbsent(_), Some((_, version))) => Answer::NotWritten(version),
+                (Call::Delete, _) => {
+                    contents = None;
+                    Answer::Deleted(before.is_some())
+                }
+                (Call::Increment(by), _) => {
+                    let sum = before.map_or(0, |(value, _)| value) + by;
+                    Answer::Counter(sum, write(sum))
+                }
+            };
+            let from = point - random.below(50);
+            let returned = (point + random.below(50), answer);
+            let known = matches!(call, Call::Get) || !random.per_mille(100);
+            history.push(operation(from, call, known.then_some(returned)));
+        }
+        history
+    }
+}

@@ -1,0 +1,86 @@
+//! What must be true of a run, whatever happened to the cluster.
+//!
+//! The checkers see what clients saw and what replicas did. They know nothing of faults, and are
+//! tested by themselves on histories that are wrong.
+
+pub mod consensus;
+pub mod history;
+pub mod linear;
+pub mod reference;
+pub mod register;
+pub mod versions;
+
+use std::fmt;
+
+/// Something that must never be.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Which promise was broken.
+    pub promise: Promise,
+    /// What shows it, for a person to read; may have several lines.
+    pub evidence: String,
+}
+
+/// The promises that are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Promise {
+    /// Each key behaves as one register that operations change one after the other.
+    Linearizable,
+    /// The search for an order of a key's operations took too long; not known to be wrong.
+    Undecided,
+    /// An acknowledged write is in the committed history, where its version says.
+    Durable,
+    /// Versions of a partition are unique, and rise with time.
+    Versions,
+    /// A term has at most one leader.
+    OneLeader,
+    /// A replica votes for one candidate in a term.
+    OneVote,
+    /// Entries of the same index and term are the same, and so is all before them.
+    LogMatching,
+    /// A committed entry is never another one.
+    Committed,
+    /// Effects have the revisions 1, 2, 3, … without holes.
+    DenseRevisions,
+    /// Replicas at the same index have the same table.
+    EqualTables,
+    /// At most one replica of a partition holds a lease.
+    OneLease,
+    /// Once faults have ended, the cluster works and its replicas agree.
+    Recovers,
+    /// The program does not break by itself.
+    Intact,
+}
+
+impl Violation {
+    /// A broken promise with what shows it.
+    pub fn new(promise: Promise, evidence: impl Into<String>) -> Violation {
+        Violation { promise, evidence: evidence.into() }
+    }
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Promise::Linearizable => "not linearizable",
+            Promise::Undecided => "linearizability undecided",
+            Promise::Durable => "acknowledged write lost",
+            Promise::Versions => "versions out of order",
+            Promise::OneLeader => "two leaders in one term",
+            Promise::OneVote => "two votes in one term",
+            Promise::LogMatching => "logs do not match",
+            Promise::Committed => "committed entry changed",
+            Promise::DenseRevisions => "revisions not dense",
+            Promise::EqualTables => "tables differ at the same index",
+            Promise::OneLease => "two leases at once",
+            Promise::Recovers => "does not recover",
+            Promise::Intact => "broken",
+        })
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.promise, self.evidence)
+    }
+}

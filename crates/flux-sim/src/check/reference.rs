@@ -1,0 +1,340 @@
+//! The committed history of each partition, and what follows from it: the table at every index, and
+//! the write behind every version.
+//!
+//! Whoever applies an entry first makes it part of the history; everyone else is compared with it.
+
+use std::collections::BTreeMap;
+
+use flux_core::effect::{Effect, Effects};
+use flux_core::store::{Position, Table};
+
+use super::consensus::Contents;
+use super::history::{Answer, Call, History, Key};
+use super::{Promise, Violation};
+
+/// Entries of the kind that carries effects, in Raft's numbering.
+const NORMAL: i32 = 0;
+
+/// The committed histories of all partitions.
+#[derive(Debug, Default)]
+pub struct Reference {
+    partitions: BTreeMap<u16, Committed>,
+}
+
+/// One partition's committed history.
+#[derive(Debug, Default)]
+struct Committed {
+    /// Term and contents of the entries from index 1 on.
+    entries: Vec<(u64, Contents)>,
+    /// The revision after each entry.
+    revisions: Vec<u64>,
+    /// What each key was from an index on.
+    keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Stored>)>>,
+    /// Which key a revision wrote, and with which value; `None` for a removal.
+    writes: BTreeMap<u64, (Vec<u8>, Option<Vec<u8>>)>,
+}
+
+/// What a table must have for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stored {
+    value: Vec<u8>,
+    version: u64,
+    expires_at_ms: Option<u64>,
+}
+
+impl Reference {
+    /// A replica applies an entry.
+    ///
+    /// # Errors
+    /// If another entry was applied at its index before, or its effects do not continue the history.
+    pub fn applies(
+        &mut self,
+        partition: u16,
+        (index, term): (u64, u64),
+        contents: &Contents,
+    ) -> Result<(), Violation> {
+        let committed = self.partitions.entry(partition).or_default();
+        let place = (index as usize).wrapping_sub(1);
+        match committed.entries.get(place) {
+            Some((known, _)) if *known != term => {
+                let evidence =
+                    format!("partition {partition}, index {index}: term {known}, then {term}");
+                Err(Violation::new(Promise::Committed, evidence))
+            }
+            Some((_, known)) if known != contents => {
+                let evidence = format!("partition {partition}, index {index}: other contents");
+                Err(Violation::new(Promise::Committed, evidence))
+            }
+            Some(_) => Ok(()),
+            None if place == committed.entries.len() => {
+                committed.push(term, contents).map_err(|what| {
+                    let evidence = format!("partition {partition}, index {index}: {what}");
+                    Violation::new(Promise::DenseRevisions, evidence)
+                })
+            }
+            None => {
+                let due = committed.entries.len() + 1;
+                let evidence =
+                    format!("partition {partition}: {index} is applied, {due} never was");
+                Err(Violation::new(Promise::Committed, evidence))
+            }
+        }
+    }
+
+    /// A replica shows its table at an index.
+    ///
+    /// # Errors
+    /// If the revision or a key differs from what the history makes of it.
+    pub fn shows(
+        &self,
+        partition: u16,
+        index: u64,
+        revision: u64,
+        table: &Table,
+    ) -> Result<(), Violation> {
+        let differs = |what: String| {
+            let evidence = format!("partition {partition}, index {index}: {what}");
+            Err(Violation::new(Promise::EqualTables, evidence))
+        };
+        let committed = self.partitions.get(&partition);
+        let expected = match index.checked_sub(1) {
+            None => Some(0),
+            Some(place) => {
+                committed.and_then(|all| all.revisions.get(place as usize)).copied()
+            }
+        };
+        let Some(expected) = expected else {
+            return differs("it was never applied by anyone".to_owned());
+        };
+        if expected != revision {
+            return differs(format!("revision {revision} where {expected} is due"));
+        }
+        let (mut found, mut wrong) = (0, None);
+        let mut from = Some(Position(0));
+        while let Some(position) = from {
+            from = table.scan(position, 1024, |entry| {
+                found += 1;
+                let shown = Stored {
+                    value: entry.value.to_vec(),
+                    version: entry.version,
+                    expires_at_ms: entry.expires_at_ms,
+                };
+                let due = committed.and_then(|all| all.at(entry.key, index));
+                if due != Some(&shown) && wrong.is_none() {
+                    let key = String::from_utf8_lossy(entry.key).into_owned();
+                    wrong = Some(format!("key {key} is {shown:?}, due is {due:?}"));
+                }
+            });
+        }
+        if let Some(wrong) = wrong {
+            return differs(wrong);
+        }
+        let due = committed.map_or(0, |all| all.len_at(index));
+        if found != due {
+            return differs(format!("{found} keys where {due} are due"));
+        }
+        Ok(())
+    }
+
+    /// Every acknowledged write is in the history, at its version.
+    pub fn keeps(&self, history: &History) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for (key, operations) in history.keys() {
+            for operation in operations {
+                let written = match (operation.call, operation.returned) {
+                    (
+                        Call::Set(value)
+                        | Call::SetIfAbsent(value)
+                        | Call::SetIfVersion(_, value),
+                        Some((_, Answer::Written(version))),
+                    ) => (version, value),
+                    (Call::Increment(_), Some((_, Answer::Counter(sum, version)))) => {
+                        (version, sum)
+                    }
+                    _ => continue,
+                };
+                if let Some(what) = self.missing(key, written) {
+                    let evidence = format!("{key}  {operation}: {what}");
+                    violations.push(Violation::new(Promise::Durable, evidence));
+                }
+            }
+        }
+        violations
+    }
+
+    fn missing(&self, key: Key, (version, value): (u64, i64)) -> Option<String> {
+        let writes = self.partitions.get(&key.partition).map(|committed| &committed.writes);
+        let Some((found, bytes)) = writes.and_then(|writes| writes.get(&version)) else {
+            return Some(format!("no effect has revision {version}"));
+        };
+        if *found == key.bytes() && bytes.as_deref() == Some(value.to_string().as_bytes()) {
+            return None;
+        }
+        let (found, bytes) = (String::from_utf8_lossy(found), bytes.as_deref());
+        Some(format!(
+            "revision {version} is of {found}: {:?}",
+            bytes.map(String::from_utf8_lossy)
+        ))
+    }
+
+    /// The last index and revision of a partition's history.
+    pub fn end(&self, partition: u16) -> (u64, u64) {
+        self.partitions.get(&partition).map_or((0, 0), |committed| {
+            let revision = committed.revisions.last().copied().unwrap_or(0);
+            (committed.entries.len() as u64, revision)
+        })
+    }
+}
+
+impl Committed {
+    fn push(&mut self, term: u64, contents: &Contents) -> Result<(), String> {
+        let index = self.entries.len() as u64 + 1;
+        let mut revision = self.revisions.last().copied().unwrap_or(0);
+        if contents.entry_type == NORMAL && !contents.payload.is_empty() {
+            let effects = Effects::new(&contents.payload).map_err(|error| error.to_string())?;
+            for effect in effects {
+                let (found, effect) = effect.map_err(|error| error.to_string())?;
+                if found != revision + 1 {
+                    return Err(format!("revision {found} follows on {revision}"));
+                }
+                revision = found;
+                self.effect(index, revision, &effect);
+            }
+        }
+        self.entries.push((term, contents.clone()));
+        self.revisions.push(revision);
+        Ok(())
+    }
+
+    fn effect(&mut self, index: u64, revision: u64, effect: &Effect<'_>) {
+        let stored = match *effect {
+            Effect::Put { value, expires_at_ms, .. } => {
+                Some(Stored { value: value.to_vec(), version: revision, expires_at_ms })
+            }
+            Effect::Delete { .. } => None,
+        };
+        let key = effect.key().to_vec();
+        let value = stored.as_ref().map(|stored| stored.value.clone());
+        self.writes.insert(revision, (key.clone(), value));
+        self.keys.entry(key).or_default().push((index, stored));
+    }
+
+    /// What a key is once `index` is applied.
+    fn at(&self, key: &[u8], index: u64) -> Option<&Stored> {
+        let states = self.keys.get(key)?;
+        let count = states.partition_point(|(since, _)| *since <= index);
+        states.get(count.checked_sub(1)?)?.1.as_ref()
+    }
+
+    fn len_at(&self, index: u64) -> usize {
+        self.keys.keys().filter(|key| self.at(key, index).is_some()).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::history::Operation;
+    use flux_core::effect::{BatchWriter, Reason};
+    use flux_core::store::{Entry, Memory, TableOptions};
+
+    fn batch(first: u64, effects: &[Effect<'_>]) -> Contents {
+        let mut writer = BatchWriter::new(Vec::new());
+        writer.start(7, first);
+        for effect in effects {
+            match *effect {
+                Effect::Put { key, value, expires_at_ms } => writer.put(key, value, expires_at_ms),
+                Effect::Delete { key, reason } => writer.delete(key, reason),
+            };
+        }
+        Contents { entry_type: NORMAL, payload: writer.payload().to_vec() }
+    }
+
+    fn put<'a>(key: &'a str, value: &'a str) -> Effect<'a> {
+        Effect::Put { key: key.as_bytes(), value: value.as_bytes(), expires_at_ms: None }
+    }
+
+    fn delete(key: &str) -> Effect<'_> {
+        Effect::Delete { key: key.as_bytes(), reason: Reason::Explicit }
+    }
+
+    fn table(entries: &[(&str, &str, u64)]) -> Table {
+        let table = Table::new(TableOptions { hash_seed: 1, shards: 1 }, Memory::new(0));
+        for (key, value, version) in entries {
+            let (key, value) = (key.as_bytes(), value.as_bytes());
+            let entry =
+                Entry { key, value, version: *version, expires_at_ms: None, written_at_s: 0 };
+            table.put(table.hash(key), entry);
+        }
+        table
+    }
+
+    fn reference() -> Reference {
+        let mut reference = Reference::default();
+        let empty = Contents { entry_type: NORMAL, payload: Vec::new() };
+        reference.applies(0, (1, 1), &empty).expect("the first entry");
+        reference.applies(0, (2, 1), &batch(1, &[put("a", "1"), put("b", "2")])).expect("a batch");
+        reference.applies(0, (3, 2), &batch(3, &[delete("a")])).expect("a batch");
+        reference
+    }
+
+    #[test]
+    fn a_committed_entry_stays() {
+        let mut reference = reference();
+        let same = batch(3, &[delete("a")]);
+        assert!(reference.applies(0, (3, 2), &same).is_ok());
+        let changed = |result: Result<(), Violation>| result.expect_err("changed").promise;
+        assert_eq!(changed(reference.applies(0, (3, 3), &same)), Promise::Committed);
+        let other = batch(3, &[delete("b")]);
+        assert_eq!(changed(reference.applies(0, (3, 2), &other)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (5, 2), &other)), Promise::Committed);
+        assert_eq!(reference.end(0), (3, 3));
+    }
+
+    #[test]
+    fn revisions_have_no_hole() {
+        let mut reference = reference();
+        let hole = reference.applies(0, (4, 2), &batch(5, &[put("a", "1")]));
+        assert_eq!(hole.expect_err("a hole").promise, Promise::DenseRevisions);
+    }
+
+    #[test]
+    fn a_table_is_what_the_history_makes() {
+        let reference = reference();
+        let shows = |index, revision, entries: &[_]| {
+            reference.shows(0, index, revision, &table(entries)).map_err(|one| one.evidence)
+        };
+        assert_eq!(shows(0, 0, &[]), Ok(()));
+        assert_eq!(shows(2, 2, &[("a", "1", 1), ("b", "2", 2)]), Ok(()));
+        assert_eq!(shows(3, 3, &[("b", "2", 2)]), Ok(()));
+        for (index, revision, entries) in [
+            (3, 2, &[("b", "2", 2)][..]),
+            (3, 3, &[("b", "3", 2)]),
+            (3, 3, &[("b", "2", 3)]),
+            (3, 3, &[]),
+            (3, 3, &[("a", "1", 1), ("b", "2", 2)]),
+            (4, 3, &[("b", "2", 2)]),
+        ] {
+            assert!(shows(index, revision, entries).is_err(), "{index} {revision} {entries:?}");
+        }
+    }
+
+    #[test]
+    fn an_acknowledged_write_that_is_not_there_is_found() {
+        let key = Key { partition: 0, number: 4 };
+        let name = key.to_string();
+        let mut reference = Reference::default();
+        reference.applies(0, (1, 1), &batch(1, &[put(&name, "5")])).expect("a batch");
+        let keeps = |call, answer| {
+            let mut history = History::default();
+            let returned = Some((9, answer));
+            history.add(key, Operation { client: 0, call, invoked_us: 0, returned });
+            reference.keeps(&history).is_empty()
+        };
+        assert!(keeps(Call::Set(5), Answer::Written(1)));
+        assert!(keeps(Call::Increment(2), Answer::Counter(5, 1)));
+        assert!(!keeps(Call::Set(6), Answer::Written(1)));
+        assert!(!keeps(Call::Set(5), Answer::Written(2)));
+        assert!(!keeps(Call::SetIfVersion(1, 5), Answer::Written(2)));
+    }
+}
