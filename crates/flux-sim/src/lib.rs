@@ -7,7 +7,13 @@
 //! Not simulated: sockets, frames, worker threads, etcd; see `docs/simulation.md`.
 
 pub mod check;
+pub mod client;
 pub mod clock;
 pub mod network;
+pub mod node;
+pub mod plan;
+pub mod plant;
 pub mod random;
+pub mod sweep;
 pub mod trace;
+pub mod world;

@@ -111,6 +111,11 @@ impl History {
         self.keys.iter().map(|(key, operations)| (*key, operations.as_slice()))
     }
 
+    /// Leaves out operations for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Operation) -> bool) {
+        self.keys.values_mut().for_each(|operations| operations.retain(|one| keep(one)));
+    }
+
     /// Number of operations.
     pub fn len(&self) -> usize {
         self.keys.values().map(Vec::len).sum()

@@ -43,6 +43,13 @@ struct Stored {
 }
 
 impl Reference {
+    /// A partition begins: its replicas take its first entry for applied, which is empty.
+    pub fn begins(&mut self, partition: u16, term: u64) {
+        let empty = Contents { entry_type: NORMAL, payload: Vec::new() };
+        let committed = self.partitions.entry(partition).or_default();
+        committed.push(term, &empty).expect("an empty entry follows on anything");
+    }
+
     /// A replica applies an entry.
     ///
     /// # Errors
@@ -271,8 +278,7 @@ mod tests {
 
     fn reference() -> Reference {
         let mut reference = Reference::default();
-        let empty = Contents { entry_type: NORMAL, payload: Vec::new() };
-        reference.applies(0, (1, 1), &empty).expect("the first entry");
+        reference.begins(0, 1);
         reference.applies(0, (2, 1), &batch(1, &[put("a", "1"), put("b", "2")])).expect("a batch");
         reference.applies(0, (3, 2), &batch(3, &[delete("a")])).expect("a batch");
         reference

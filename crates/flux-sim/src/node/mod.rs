@@ -1,0 +1,236 @@
+//! A node's process around the real replicas and the real log: what a worker of `flux-server` does,
+//! without threads and sockets.
+//!
+//! It acts only in turns. A turn takes what came in, evaluates it, writes once, begins at most one sync,
+//! and leaves what goes out in an [`Output`]; the world carries that on. With `fsync = always`, as here, a
+//! write is proposed only while no sync is under way.
+
+mod boot;
+mod snapshots;
+mod turn;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use flux_core::replica::{Now, Replica, ReplicaConfig, SnapshotMeta, View};
+use flux_core::store::Table;
+use flux_core::{PartitionId, Reply};
+use flux_log::{Log, Lsn, SimDisk};
+use raft::eraftpb::Message;
+
+use crate::check::consensus::Contents;
+use crate::client::Request;
+use crate::plan::Plan;
+use crate::plant::Plant;
+
+pub use boot::BootError;
+
+/// Whom a reply is for: a request of a client.
+pub type Waiter = (u32, u64);
+
+/// What came in for a process and waits for its next turn.
+#[derive(Debug)]
+pub enum Work {
+    /// A message of a peer.
+    Message(u16, Message),
+    /// A request of a client.
+    Request(Request),
+    /// A snapshot of a peer, complete.
+    Snapshot(SnapshotParcel),
+    /// What became of a snapshot that was sent to a replica.
+    SnapshotReport(u16, u64, bool),
+    /// What was sent to a replica may be lost.
+    Unreachable(u16, u64),
+    /// It is time for a tick.
+    Tick,
+    /// Somebody asks that the leader of a partition hand over.
+    Transfer(u16, Option<u64>),
+}
+
+/// A snapshot on its way.
+#[derive(Clone, Debug)]
+pub struct SnapshotParcel {
+    /// The partition.
+    pub partition: u16,
+    /// Who sends it, and in which term.
+    pub from: u64,
+    /// The sender's term.
+    pub term: u64,
+    /// For whom it is.
+    pub to: u64,
+    /// What it stands for.
+    pub meta: SnapshotMeta,
+    /// Its contents.
+    pub chunks: Vec<Vec<u8>>,
+}
+
+/// What a turn leaves for the world to carry on.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Messages for peers, by partition.
+    pub messages: Vec<(u16, Message)>,
+    /// Snapshots for peers; `Err` names a replica whose snapshot could not be read.
+    pub snapshots: Vec<Result<SnapshotParcel, (u16, u64)>>,
+    /// Snapshots that were taken in, or were of no use: the partition, who sent it, to whom, and whether
+    /// it was installed.
+    pub received: Vec<(u16, u64, u64, bool)>,
+    /// Answers to clients.
+    pub replies: Vec<(Waiter, u16, Reply)>,
+    /// A sync began.
+    pub syncing: bool,
+    /// Entries that were written, with the term of the entry before each.
+    pub appended: Vec<(u16, (u64, u64), Option<u64>, Contents)>,
+    /// What is of interest for the trace.
+    pub notes: Vec<String>,
+    /// There is more to do at once.
+    pub again: bool,
+    /// The log failed: the process ends.
+    pub failed: Option<String>,
+}
+
+/// One replica of the process.
+pub struct Hosted {
+    /// The replica.
+    pub replica: Replica<Waiter>,
+    /// Its table.
+    pub table: Arc<Table>,
+    /// What any thread may know of it.
+    pub view: Arc<View>,
+    /// The entries of its log as they were written, from the last snapshot that it started from.
+    pub shadow: BTreeMap<u64, (u64, Contents)>,
+    /// The last applied entry that the checkers have seen.
+    pub checked: u64,
+    start: u64,
+}
+
+/// A running process.
+pub struct Process {
+    /// Tells it from earlier and later ones of its host.
+    pub number: u64,
+    /// By partition.
+    pub hosted: BTreeMap<u16, Hosted>,
+    /// What waits for the next turn.
+    pub inbox: Vec<Work>,
+    log: Log,
+    snapshot_disk: SimDisk,
+    options: Options,
+    written: Vec<Written>,
+    syncing: Option<Syncing>,
+    snapshot_indexes: BTreeMap<u16, u64>,
+    walk: Option<snapshots::Walk>,
+}
+
+/// What a process is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's number.
+    pub node: u32,
+    /// Makes hashes and timeouts differ between nodes.
+    pub seed: u64,
+    /// The bug that it has.
+    pub plant: Option<Plant>,
+    tick_us: u64,
+    election_ticks: usize,
+    heartbeat_ticks: usize,
+    drift_percent: u8,
+    tail_bytes: usize,
+    segment_bytes: u64,
+    snapshot_log_bytes: u64,
+}
+
+/// What a `Ready` asked to be written, and what waits for that to be durable.
+struct Written {
+    partition: u16,
+    number: u64,
+    messages: Vec<Message>,
+}
+
+struct Syncing {
+    covers: Vec<Written>,
+    /// The result, if the disk did it when it was asked; else it does it when the time has passed. A power
+    /// cut in between finds the writes safe or not, as it may be.
+    result: Option<std::io::Result<Lsn>>,
+    target: flux_log::SyncTarget,
+}
+
+impl Options {
+    /// Those of a node in a plan.
+    pub fn new(plan: &Plan, node: u32, seed: u64) -> Options {
+        let ignores_drift = plan.plant == Some(Plant::LeaseIgnoresDrift);
+        Options {
+            node,
+            seed,
+            plant: plan.plant,
+            tick_us: plan.tick_us,
+            election_ticks: plan.election_ticks,
+            heartbeat_ticks: plan.heartbeat_ticks,
+            drift_percent: if ignores_drift { 0 } else { plan.drift_percent },
+            tail_bytes: plan.tail_bytes,
+            segment_bytes: plan.segment_bytes,
+            snapshot_log_bytes: plan.snapshot_log_bytes,
+        }
+    }
+
+    fn replica(&self, partition: u16, id: u64) -> ReplicaConfig {
+        ReplicaConfig {
+            partition: PartitionId(partition),
+            id,
+            tick_us: self.tick_us,
+            heartbeat_ticks: self.heartbeat_ticks,
+            election_ticks: self.election_ticks,
+            drift_percent: self.drift_percent,
+            tail_bytes: self.tail_bytes,
+            seed: self.seed,
+        }
+    }
+
+    fn has(&self, plant: Plant) -> bool {
+        self.plant == Some(plant)
+    }
+}
+
+impl Process {
+    /// The replica of a partition, if there is one here.
+    pub fn replica(&self, partition: u16) -> Option<&Replica<Waiter>> {
+        self.hosted.get(&partition).map(|hosted| &hosted.replica)
+    }
+
+    /// Whether a sync is under way.
+    pub fn is_syncing(&self) -> bool {
+        self.syncing.is_some()
+    }
+
+    /// Puts a new replica here, which knows nothing yet. `voters` are those that the partition begins with
+    /// where it is one of them.
+    ///
+    /// # Errors
+    /// What the log or disk says; the process cannot go on then.
+    pub fn place(
+        &mut self,
+        partition: u16,
+        id: u64,
+        voters: Option<&[u64]>,
+        now: Now,
+    ) -> Result<(), BootError> {
+        let founding = voters.map(|voters| SnapshotMeta::founding(voters.to_vec()));
+        let hosted = self.begin(partition, id, founding, now)?;
+        self.hosted.insert(partition, hosted);
+        Ok(())
+    }
+
+    /// Removes a replica, of which nothing stays.
+    ///
+    /// # Errors
+    /// What the log or disk says; the process cannot go on then.
+    pub fn remove(&mut self, partition: u16) -> Result<(), BootError> {
+        self.hosted.remove(&partition);
+        self.written.retain(|written| written.partition != partition);
+        if let Some(syncing) = &mut self.syncing {
+            syncing.covers.retain(|written| written.partition != partition);
+        }
+        if self.walk.as_ref().is_some_and(|walk| walk.is_of(partition)) {
+            self.walk = None;
+        }
+        self.forget(partition)
+    }
+}

@@ -1,0 +1,319 @@
+//! A process's turn, and the end of its syncs.
+
+use flux_core::replica::{Now, Ready, Role};
+use flux_core::store::Position;
+use flux_core::{Command, Condition, Error, Expiry, Reply};
+use flux_log::{Entry, LogError, Record};
+use raft::eraftpb::{Message, MessageType};
+
+use super::{Hosted, Output, Process, Syncing, Work, Written};
+use crate::check::consensus::Contents;
+use crate::check::history::Call;
+use crate::client::{Ask, Request};
+use crate::plant::Plant;
+
+/// Due keys that one turn deletes at the most.
+const EXPIRE_LIMIT: usize = 16;
+
+impl Process {
+    /// Takes a turn. `targets` are the voters that each partition should have, as this node knows them,
+    /// and `read_now` is what reads are judged by: the same moment, unless a bug is planted.
+    pub fn turn(&mut self, now: Now, read_now: Now, targets: &[Vec<u64>], sync_early: bool) -> Output {
+        let mut out = Output::default();
+        let result = self.try_turn(now, read_now, targets, sync_early, &mut out);
+        self.end(result, &mut out);
+        out
+    }
+
+    /// The disk has done the sync under way.
+    pub fn synced(&mut self, now: Now) -> Output {
+        let mut out = Output::default();
+        let Some(mut syncing) = self.syncing.take() else { return out };
+        let skipped = self.options.has(Plant::SkippedSync);
+        let result = match syncing.result.take() {
+            _ if skipped => Ok(()),
+            Some(result) => self.log.synced(result).map(drop),
+            None => self.log.synced(syncing.target.sync()).map(drop),
+        };
+        if result.is_ok() {
+            self.persisted(syncing.covers, now, &mut out);
+        }
+        self.end(result, &mut out);
+        out.again = true;
+        out
+    }
+
+    fn end(&mut self, result: Result<(), LogError>, out: &mut Output) {
+        let Err(error) = result else { return };
+        for (partition, hosted) in &mut self.hosted {
+            let mut replies = Vec::new();
+            hosted.replica.abandon(&mut replies);
+            out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
+        }
+        out.failed = Some(error.to_string());
+    }
+
+    fn try_turn(
+        &mut self,
+        now: Now,
+        read_now: Now,
+        targets: &[Vec<u64>],
+        sync_early: bool,
+        out: &mut Output,
+    ) -> Result<(), LogError> {
+        for work in std::mem::take(&mut self.inbox) {
+            match work {
+                Work::Message(partition, message) => {
+                    if let Some(hosted) = self.hosted.get_mut(&partition) {
+                        hosted.replica.step(now, message);
+                    }
+                }
+                Work::Request(request) => self.request(request, now, read_now, out),
+                Work::Snapshot(parcel) => self.take_in(parcel, now, out)?,
+                Work::SnapshotReport(partition, to, arrived) => {
+                    if let Some(hosted) = self.hosted.get_mut(&partition) {
+                        hosted.replica.report_snapshot(to, arrived);
+                    }
+                }
+                Work::Unreachable(partition, to) => {
+                    if let Some(hosted) = self.hosted.get_mut(&partition) {
+                        hosted.replica.report_unreachable(to);
+                    }
+                }
+                Work::Tick => self.tick(now, targets, out),
+                Work::Transfer(partition, to) => {
+                    if let Some(hosted) = self.hosted.get_mut(&partition)
+                        && let Some(to) = to.or_else(|| hosted.replica.heir())
+                        && hosted.replica.transfer_leader(now, to)
+                    {
+                        out.notes.push(format!("p{partition} hands over to {to:x}"));
+                    }
+                }
+            }
+        }
+        if self.syncing.is_none() {
+            for (partition, hosted) in &mut self.hosted {
+                let mut replies = Vec::new();
+                hosted.replica.propose(&mut replies);
+                out.replies
+                    .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
+            }
+        }
+        self.write(now, out)?;
+        self.step_snapshot(out)?;
+        self.begin_sync(sync_early, out);
+        Ok(())
+    }
+
+    fn tick(&mut self, now: Now, targets: &[Vec<u64>], out: &mut Output) {
+        for (partition, hosted) in &mut self.hosted {
+            hosted.replica.tick(now);
+            hosted.replica.expire(now.ms, EXPIRE_LIMIT);
+            let target = targets.get(usize::from(*partition)).map_or(&[][..], Vec::as_slice);
+            if let Some(change) = hosted.replica.reconcile(now, target) {
+                out.notes.push(format!("p{partition} {change:x?}"));
+            }
+            if self.options.has(Plant::FollowerExpires) && !hosted.replica.leads() {
+                drop_expired(hosted, now.ms);
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request, now: Now, read_now: Now, out: &mut Output) {
+        let (waiter, partition) = ((request.client, request.attempt), request.key.partition);
+        let Some(hosted) = self.hosted.get_mut(&partition) else {
+            out.replies.push((waiter, partition, Reply::Error(Error::NotLeader)));
+            return;
+        };
+        let (key, mut text) = (request.key.bytes(), String::new());
+        let command = command(&key, request.ask, &mut text);
+        let early = self.options.has(Plant::ServeBeforeOwnTerm)
+            && !hosted.replica.leads()
+            && hosted.replica.status().role == Role::Leader;
+        if command.is_point_read() && (early || hosted.view.may_serve(read_now.us)) {
+            // As any thread of a node does: straight from the table.
+            let reply = hosted.table.read(hosted.table.hash(&key), &key, |entry| {
+                Reply::Value(entry.map(|entry| flux_core::Value {
+                    bytes: entry.value.to_vec(),
+                    version: entry.version,
+                    expires_at_ms: entry.expires_at_ms,
+                }))
+            });
+            out.replies.push((waiter, partition, reply));
+            return;
+        }
+        if let Some((waiter, reply)) = hosted.replica.execute(now, &command, waiter) {
+            out.replies.push((waiter, partition, reply));
+        }
+    }
+
+    /// Writes what the replicas ask for until they ask for nothing more.
+    fn write(&mut self, now: Now, out: &mut Output) -> Result<(), LogError> {
+        loop {
+            let first = self.written.len();
+            let mut sends = Vec::new();
+            let partitions: Vec<u16> = self.hosted.keys().copied().collect();
+            for partition in partitions {
+                self.take_ready(partition, out, &mut sends)?;
+            }
+            if self.written.len() == first {
+                return Ok(());
+            }
+            self.log.reserve(self.log.batch_bytes())?;
+            self.log.write()?;
+            for (partition, message) in sends {
+                self.send(partition, message, out);
+            }
+            if self.options.has(Plant::AcknowledgeBeforeCommit) {
+                self.forge_acknowledgements(now);
+            }
+        }
+    }
+
+    fn take_ready(
+        &mut self,
+        partition: u16,
+        out: &mut Output,
+        sends: &mut Vec<(u16, Message)>,
+    ) -> Result<(), LogError> {
+        let Some(hosted) = self.hosted.get_mut(&partition) else { return Ok(()) };
+        let (mut replies, mut batches) = (Vec::new(), Vec::new());
+        let broken = loop {
+            match hosted.replica.ready(&mut replies) {
+                Ok(Some(ready)) => batches.push(ready),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        if let Some(error) = broken {
+            panic!("partition {partition} is broken: {error:?}");
+        }
+        out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, partition, reply)));
+        for ready in batches {
+            self.append(partition, &ready, out)?;
+            let Ready { number, messages, mut persisted_messages, state, entries, .. } = ready;
+            sends.extend(messages.into_iter().map(|message| (partition, message)));
+            if self.options.has(Plant::VotesNotSynced) && state.is_some() && entries.is_empty() {
+                let early = std::mem::take(&mut persisted_messages);
+                sends.extend(early.into_iter().map(|message| (partition, message)));
+            }
+            self.written.push(Written { partition, number, messages: persisted_messages });
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, partition: u16, ready: &Ready, out: &mut Output) -> Result<(), LogError> {
+        if let Some(state) = &ready.state {
+            self.append_state(partition, state)?;
+        }
+        let Some(hosted) = self.hosted.get_mut(&partition) else { return Ok(()) };
+        if let Some(state) = &ready.state
+            && state.start != hosted.start
+        {
+            hosted.start = state.start;
+            hosted.shadow.clear();
+            hosted.checked = state.start;
+        }
+        for entry in &ready.entries {
+            let (index, term) = (entry.index, entry.term);
+            let contents = Contents { entry_type: entry.entry_type, payload: entry.data.to_vec() };
+            hosted.shadow.split_off(&index);
+            let before = hosted.shadow.get(&(index - 1)).map(|(term, _)| *term);
+            hosted.shadow.insert(index, (term, contents.clone()));
+            out.appended.push((partition, (index, term), before, contents));
+            self.log.append(&Record::Entry(Entry {
+                partition,
+                entry_type: entry.entry_type as u8,
+                term,
+                index,
+                commit: ready.commit,
+                payload: &entry.data,
+            }))?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, partition: u16, message: Message, out: &mut Output) {
+        if message.msg_type() == MessageType::MsgSnapshot {
+            self.send_snapshot(partition, &message, out);
+        } else {
+            out.messages.push((partition, message));
+        }
+    }
+
+    fn begin_sync(&mut self, early: bool, out: &mut Output) {
+        if self.syncing.is_some() || self.written.is_empty() {
+            return;
+        }
+        let target = self.log.sync_target();
+        let result =
+            (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
+        self.syncing = Some(Syncing { covers: std::mem::take(&mut self.written), result, target });
+        out.syncing = true;
+    }
+
+    fn persisted(&mut self, covers: Vec<Written>, _now: Now, out: &mut Output) {
+        for Written { partition, number, messages } in covers {
+            let Some(hosted) = self.hosted.get_mut(&partition) else { continue };
+            hosted.replica.persisted(number);
+            for message in messages {
+                self.send(partition, message, out);
+            }
+        }
+    }
+
+    /// The planted bug: a leader believes that all others have written what it sends.
+    fn forge_acknowledgements(&mut self, now: Now) {
+        for hosted in self.hosted.values_mut() {
+            let status = hosted.replica.status();
+            let Some(last) = hosted.shadow.last_key_value().map(|(index, _)| *index) else { continue };
+            for other in status.members.voters.iter().filter(|id| **id != status.id) {
+                let mut message = Message {
+                    from: *other,
+                    to: status.id,
+                    term: status.term,
+                    index: last,
+                    commit: status.commit,
+                    ..Message::default()
+                };
+                message.set_msg_type(MessageType::MsgAppendResponse);
+                if status.role == Role::Leader {
+                    hosted.replica.step(now, message);
+                }
+            }
+        }
+    }
+}
+
+/// The planted bug: what is expired goes, though no effect says so.
+fn drop_expired(hosted: &mut Hosted, now_ms: u64) {
+    let mut expired = Vec::new();
+    hosted.table.scan(Position(0), usize::MAX, |entry| {
+        if entry.expires_at_ms.is_some_and(|at| at <= now_ms) {
+            expired.push(entry.key.to_vec());
+        }
+    });
+    for key in expired {
+        hosted.table.remove(hosted.table.hash(&key), &key);
+    }
+}
+
+/// What a client asks, as a command.
+fn command<'a>(key: &'a [u8], ask: Ask, text: &'a mut String) -> Command<&'a [u8]> {
+    let set = |value: i64, text: &'a mut String, expiry, condition| {
+        *text = value.to_string();
+        let value = text.as_bytes();
+        Command::Set { key, value, expiry, condition, return_previous: false }
+    };
+    match ask {
+        Ask::Expiring(value, after) => set(value, text, Expiry::In(after), Condition::Always),
+        Ask::Call(Call::Get) => Command::Get { key },
+        Ask::Call(Call::Set(value)) => set(value, text, Expiry::Never, Condition::Always),
+        Ask::Call(Call::SetIfAbsent(value)) => set(value, text, Expiry::Never, Condition::IfAbsent),
+        Ask::Call(Call::SetIfVersion(version, value)) => {
+            set(value, text, Expiry::Never, Condition::IfVersion(version))
+        }
+        Ask::Call(Call::Delete) => Command::Delete { keys: vec![key] },
+        Ask::Call(Call::Increment(delta)) => Command::Increment { key, delta },
+    }
+}

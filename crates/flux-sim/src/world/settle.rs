@@ -1,0 +1,142 @@
+//! The end of a run: faults end, the cluster has some time, and then all must agree.
+
+use std::fmt::Write as _;
+
+use super::{Event, World};
+use crate::check::history::{Answer, Call, Key, Operation};
+use crate::check::{Promise, Violation, linear, versions};
+use crate::plan::MS;
+
+/// The client that reads all keys in the end.
+const LAST_READER: u32 = 999;
+
+impl World {
+    pub(super) fn settle(&mut self) {
+        self.settling = true;
+        self.say(format_args!("faults end"));
+        self.network.heal();
+        self.network.set_quality(self.plan.calm_links());
+        for host in 0..self.hosts.len() {
+            self.hosts[host].slow_until = 0;
+            if self.hosts[host].frozen_until.is_some() {
+                self.thaw_now(host);
+            }
+            self.disarm(host);
+            if self.hosts[host].process.is_none() {
+                self.start(host);
+            }
+        }
+        self.queue.push(self.now_us + 200 * MS, Event::Inspect);
+    }
+
+    pub(super) fn inspect(&mut self) {
+        let complaint = self.complaint();
+        let Some(complaint) = complaint else {
+            self.say(format_args!("all is well"));
+            self.finish();
+            return;
+        };
+        if self.now_us >= self.plan.duration_us + self.plan.settle_us {
+            self.violated(Violation::new(Promise::Recovers, complaint));
+            self.finish();
+            return;
+        }
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].process.is_none() {
+                self.start(host);
+            }
+        }
+        self.queue.push(self.now_us + 100 * MS, Event::Inspect);
+    }
+
+    /// What is not as it should be yet.
+    fn complaint(&self) -> Option<String> {
+        if let Some(client) = self.clients.iter().position(crate::client::Client::is_busy) {
+            return Some(format!("client {client} waits for an answer"));
+        }
+        (0..self.plan.partitions).find_map(|partition| self.complaint_of(partition))
+    }
+
+    fn complaint_of(&self, partition: u16) -> Option<String> {
+        if !self.is_in_place(partition) {
+            let standing = self.standing(partition);
+            return Some(format!("p{partition} has not the replicas that it should have{standing}"));
+        }
+        let (end, _) = self.reference.end(partition);
+        let target = &self.targets[usize::from(partition)];
+        for (place, host) in self.hosts.iter().enumerate() {
+            let Some(process) = &host.process else { return Some(format!("h{place} is down")) };
+            let due = target.iter().any(|id| (*id >> 32) as u32 == host.node);
+            match process.replica(partition) {
+                None if due => return Some(format!("h{place} has no replica of p{partition}")),
+                Some(replica) if !due => {
+                    return Some(format!("h{place} still has {:x} of p{partition}", replica.id()));
+                }
+                Some(replica) if replica.applied().index != end => {
+                    let applied = replica.applied().index;
+                    return Some(format!("h{place} p{partition} is at {applied} of {end}"));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// What each replica of a partition knows, line by line.
+    fn standing(&self, partition: u16) -> String {
+        let target = &self.targets[usize::from(partition)];
+        let mut text = format!(": {target:x?}; lost: {:x?}", self.lost);
+        for (place, host) in self.hosts.iter().enumerate() {
+            let replica = host.process.as_ref().and_then(|process| process.replica(partition));
+            let Some(status) = replica.map(|replica| replica.status()) else { continue };
+            let _ = write!(text, "\n    h{place} {status:x?}");
+        }
+        text
+    }
+
+    /// The last reads, and all that is checked of the run as a whole.
+    fn finish(&mut self) {
+        self.done = true;
+        for client in &mut self.clients {
+            client.stop(&self.plan, &mut self.history);
+        }
+        for partition in 0..self.plan.partitions {
+            for host in 0..self.hosts.len() {
+                self.observe_table(host, partition);
+            }
+            self.read_all(partition);
+        }
+        let mut history = std::mem::take(&mut self.history);
+        let kept = self.reference.keeps(&history);
+        kept.into_iter().chain(versions::check(&history)).for_each(|one| self.violated(one));
+        if !self.plan.checks_reads() {
+            history.retain(|operation| operation.call != Call::Get);
+        }
+        for violation in linear::check(&history) {
+            self.violated(violation);
+        }
+        self.history = history;
+    }
+
+    /// What the leader has in the end is what a client would read.
+    fn read_all(&mut self, partition: u16) {
+        let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+        let mut hosted = processes.filter_map(|process| process.hosted.get(&partition));
+        let Some(leader) = hosted.find(|hosted| hosted.replica.leads()) else { return };
+        let end = self.now_us + 1;
+        for number in 0..self.plan.keys {
+            let key = Key { partition, number };
+            let bytes = key.bytes();
+            let table = &leader.table;
+            let value = table.read(table.hash(&bytes), &bytes, |entry| {
+                let entry = entry?;
+                let value = std::str::from_utf8(entry.value).ok()?.parse().ok()?;
+                Some((value, entry.version))
+            });
+            let returned = Some((end, Answer::Value(value)));
+            let operation =
+                Operation { client: LAST_READER, call: Call::Get, invoked_us: end, returned };
+            self.history.add(key, operation);
+        }
+    }
+}
