@@ -183,10 +183,13 @@ impl Storage for Entries {
     }
 
     /// For a follower that is too far behind. Only what the snapshot stands for goes through Raft, its
-    /// contents another way; see the owner. One that the entries here do not continue is of no use.
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+    /// contents another way; see the owner. One that the entries here do not continue is of no use, nor
+    /// is one that was taken before the follower belonged to the group.
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         let least = request_index.max(self.truncated.index);
-        let usable = self.snapshot.as_ref().filter(|meta| meta.position.index >= least);
+        let usable = self.snapshot.as_ref().filter(|meta| {
+            meta.position.index >= least && meta.members.contains(to)
+        });
         let Some(meta) = usable else {
             self.wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));

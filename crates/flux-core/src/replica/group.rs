@@ -167,7 +167,10 @@ impl<W> Replica<W> {
 
     fn next_change(&self, members: &Members, target: &[u64]) -> Option<Change> {
         if members.is_joint() {
-            return Some(Change::LeaveJoint);
+            // A leader that is to go hands over first: the group is not to wait for an election.
+            let stays = members.voters.contains(&self.id);
+            let heir = members.voters.iter().find(|id| !stays && self.has_caught_up(**id));
+            return Some(heir.map_or(Change::LeaveJoint, |id| Change::Transfer(*id)));
         }
         let missing = |id: &&u64| !members.contains(**id);
         if let Some(id) = target.iter().find(missing) {
@@ -196,7 +199,8 @@ impl<W> Replica<W> {
     fn has_caught_up(&self, id: u64) -> bool {
         let raft = &self.node.raft;
         raft.prs().get(id).is_some_and(|one| {
-            one.state == ProgressState::Replicate
+            // A quiet group leaves one that had a snapshot, and lacks nothing, in `Probe`.
+            one.state != ProgressState::Snapshot
                 && one.recent_active
                 && one.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.last_index()
         })
@@ -250,6 +254,11 @@ impl<W> Replica<W> {
         let members = self.members().after(&change);
         let state = self.node.apply_conf_change(&change).map_err(Broken::Raft)?;
         assert_eq!(members, Members::from(&state), "both have the same rules");
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && !members.is_voter(self.id) {
+            // It led from the outgoing half of a joint configuration, which is left now.
+            raft.become_follower(raft.term, 0);
+        }
         self.node.mut_store().set_members(members);
         Ok(())
     }
@@ -307,8 +316,9 @@ impl<W> Replica<W> {
         table: Table,
     ) -> bool {
         self.now = now;
-        let stale = meta.position.index <= self.applied.index || self.restoring.is_some();
-        if stale || !meta.members.contains(self.id) || from == self.id || from == 0 {
+        // One that is not newer than the table goes to Raft all the same, which tells the leader so: else
+        // it would be sent again and again.
+        if self.restoring.is_some() || !meta.members.contains(self.id) || from == self.id || from == 0 {
             return false;
         }
         let mut message = Message {

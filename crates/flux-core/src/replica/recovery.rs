@@ -210,11 +210,14 @@ impl Recovery {
     ) -> Result<(), Broken> {
         self.has_history = true;
         self.hard_state.term = self.hard_state.term.max(position.term);
+        // First of all: what this entry replaces was not committed, whatever `commit` says.
+        if let Some(before) = position.index.checked_sub(self.applied.index + 1) {
+            self.tail.truncate(before as usize);
+        }
         self.commit_to(commit)?;
         if position.index <= self.applied.index || self.broken.is_some() {
             return Ok(());
         }
-        self.tail.truncate((position.index - self.applied.index - 1) as usize);
         let expected = self.applied.index + self.tail.len() as u64 + 1;
         if position.index != expected {
             self.tail.clear();
