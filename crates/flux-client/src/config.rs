@@ -8,9 +8,9 @@ use crate::Error;
 /// How a client connects, waits and retries.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The nodes' data ports, as `host:port`.
+    /// Data ports of nodes, as `host:port`. Of a cluster some are enough: the others are learned.
     pub endpoints: Vec<String>,
-    /// Connections to each endpoint.
+    /// Connections to each node.
     pub connections_per_endpoint: usize,
     /// Sent on every connection before anything else, where the node asks for it.
     pub credentials: Option<Credentials>,
@@ -27,16 +27,31 @@ pub struct Config {
     pub reconnect_min: Duration,
     /// The longest such pause.
     pub reconnect_max: Duration,
+    /// Whether writes carry a session and a number where the node can tell a repeated one by them:
+    /// then a write whose answer was lost is sent again, and takes place once.
+    pub sessions: bool,
+    /// In a cluster: after so long without an answer the client asks other nodes whether another one
+    /// leads by now, and if so, sends the request there.
+    pub silence_timeout: Duration,
+    /// How often the client asks who leads, where nothing else makes it ask; half as long to half as
+    /// long again.
+    pub topology_refresh: Duration,
     /// When a failed request is sent again.
     pub retry: Retry,
 }
 
 /// When a failed request is sent again. Only what cannot take effect twice ever is.
+///
+/// In a cluster, to wait until a partition has a leader that can be reached is no attempt, and neither
+/// is to be sent to another node or to be told that the partition cannot serve yet: that goes on until
+/// the request's time is over.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
     /// Attempts at one request, the first included.
     pub max_attempts: u32,
-    /// Retries per request over time: each request adds so many percent of a retry to the budget.
+    /// Retries per request over time: each request adds so many percent of a retry to the budget. What
+    /// never left costs nothing, and neither does the first time that a call is sent to the leader by
+    /// a node that knows it.
     pub budget_percent: u32,
     /// Retries that the budget holds at first, and at most.
     pub reserve: u32,
@@ -70,6 +85,9 @@ impl Default for Config {
             request_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),
             max_in_flight: 1024,
+            sessions: true,
+            silence_timeout: Duration::from_millis(500),
+            topology_refresh: Duration::from_secs(30),
             reconnect_min: Duration::from_millis(50),
             reconnect_max: Duration::from_secs(2),
             retry: Retry::default(),
@@ -78,12 +96,13 @@ impl Default for Config {
 }
 
 impl Default for Retry {
-    /// A tenth of the requests may be retries, as in Finagle and Envoy.
+    /// A tenth of the requests may be retries, as in Finagle and Envoy. The reserve is what may be
+    /// under way when a leader goes away.
     fn default() -> Retry {
         Retry {
             max_attempts: 3,
             budget_percent: 10,
-            reserve: 20,
+            reserve: 1000,
             backoff: Duration::from_millis(20),
         }
     }
@@ -102,8 +121,7 @@ impl Config {
             return wrong("`endpoints` is empty".to_owned());
         }
         for endpoint in &self.endpoints {
-            let (host, port) = endpoint.rsplit_once(':').unwrap_or_default();
-            if host.is_empty() || !matches!(port.parse::<u16>(), Ok(1..)) {
+            if !is_host_and_port(endpoint) {
                 return wrong(format!("endpoint `{endpoint}` is not `host:port`"));
             }
         }
@@ -117,6 +135,8 @@ impl Config {
             ("connect_timeout", self.connect_timeout),
             ("request_timeout", self.request_timeout),
             ("stall_timeout", self.stall_timeout),
+            ("silence_timeout", self.silence_timeout),
+            ("topology_refresh", self.topology_refresh),
             ("reconnect_min", self.reconnect_min),
             ("reconnect_max", self.reconnect_max),
         ] {
@@ -129,6 +149,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+pub(crate) fn is_host_and_port(text: &str) -> bool {
+    let (host, port) = text.rsplit_once(':').unwrap_or_default();
+    !host.is_empty() && matches!(port.parse::<u16>(), Ok(1..))
 }
 
 #[cfg(test)]

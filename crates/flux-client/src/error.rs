@@ -29,8 +29,8 @@ pub enum Error {
     /// A read was sent and its connection broke before the answer.
     #[error("the connection broke before the answer: {0}")]
     ConnectionLost(String),
-    /// A write was sent and its answer did not come: it may or may not have taken place. It was not
-    /// sent again.
+    /// A write was sent and its answer did not come: it may or may not have taken place. It could not
+    /// be sent again safely, or was in vain.
     #[error("outcome unknown, the write may or may not have taken place: {0}")]
     OutcomeUnknown(String),
     /// The node's answer to a read is not what the protocol says.

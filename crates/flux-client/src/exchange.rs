@@ -53,6 +53,15 @@ pub(crate) enum Lost {
     Refused(Code, String),
 }
 
+impl Lost {
+    /// For a person to read.
+    pub(crate) fn into_reason(self) -> String {
+        match self {
+            Lost::NotSent(reason) | Lost::Broken(reason) | Lost::Refused(_, reason) => reason,
+        }
+    }
+}
+
 /// How a connection ended.
 #[derive(Debug)]
 pub(crate) struct End {

@@ -1,19 +1,19 @@
-//! One place in the pool: a connection to one endpoint, made anew whenever it is lost.
+//! One connection to one address, made anew whenever it is lost.
 //!
-//! While the endpoint cannot be reached, requests are turned away at once rather than kept.
+//! While the address cannot be reached, requests are turned away at once rather than kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use flux_proto::native::{
-    self, MAX_FRAME_BYTES, Opcode, Preface, Request, RequestHeader, ServerPreface,
+    self, MAX_FRAME_BYTES, Opcode, Preface, Request, RequestHeader, ServerPreface, feature,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::dial::{Dial, ReadHalf, WriteHalf};
 use crate::exchange::{self, Lost, Submission};
 use crate::{Config, backoff};
 
@@ -28,10 +28,19 @@ const AUTH_ID: u64 = u64::MAX;
 pub(crate) enum State {
     /// Connecting for the first time, or right after a connection was lost.
     Connecting,
-    /// Ready; the most that may follow the length field of a request.
-    Up { max_frame_bytes: usize },
-    /// The endpoint cannot be reached, for this reason; attempts go on.
-    Down(Arc<str>),
+    /// Ready.
+    Up(Terms),
+    /// The address cannot be reached, for this reason and since then; attempts go on.
+    Down { reason: Arc<str>, since: Instant },
+}
+
+/// What the node said when it took the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// The most that may follow the length field of a request.
+    pub(crate) max_frame_bytes: usize,
+    /// The protocol's features that it granted.
+    pub(crate) features: u16,
 }
 
 /// The near end of a link.
@@ -41,20 +50,23 @@ pub(crate) struct Link {
     state: watch::Receiver<State>,
     room: Arc<Semaphore>,
     max_in_flight: usize,
+    wanted: Arc<Notify>,
 }
 
 impl Link {
     /// A link and the task that runs it, which ends after the link is dropped.
     pub(crate) fn new(
-        endpoint: String,
+        addr: String,
         config: Arc<Config>,
+        dial: Arc<dyn Dial>,
     ) -> (Link, impl Future<Output = ()> + Send) {
         let (queue_sender, queue) = mpsc::channel(config.max_in_flight);
         let (state_sender, state) = watch::channel(State::Connecting);
         let room = Arc::new(Semaphore::new(config.max_in_flight));
         let max_in_flight = config.max_in_flight;
-        let link = Link { queue: queue_sender, state, room, max_in_flight };
-        (link, run(endpoint, config, queue, state_sender))
+        let wanted = Arc::new(Notify::new());
+        let task = run(addr, config, dial, queue, state_sender, Arc::clone(&wanted));
+        (Link { queue: queue_sender, state, room, max_in_flight, wanted }, task)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -64,6 +76,12 @@ impl Link {
     /// Whether the link's task has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.queue.is_closed()
+    }
+
+    /// Says that somebody waits for this link: the next attempt to connect comes as soon as the
+    /// shortest pause is over.
+    pub(crate) fn want(&self) {
+        self.wanted.notify_one();
     }
 
     /// Waits until the link is up or known to be down.
@@ -109,51 +127,58 @@ impl Link {
 }
 
 async fn run(
-    endpoint: String,
+    addr: String,
     config: Arc<Config>,
+    dial: Arc<dyn Dial>,
     mut queue: mpsc::Receiver<Submission>,
     state: watch::Sender<State>,
+    wanted: Arc<Notify>,
 ) {
     // Attempts in a row that led to no answer from the node.
     let mut failures = 0_u32;
+    let mut down_since = None;
     loop {
         let connected = tokio::select! {
-            connected = connect(&endpoint, &config) => connected,
+            connected = connect(&addr, &config, &*dial) => connected,
             () = state.closed() => return,
         };
         let was_up = connected.is_ok();
         let reason = match connected {
             Ok(connection) => {
-                tracing::debug!(%endpoint, "connected");
-                let max_frame_bytes = connection.max_frame_bytes;
-                state.send_replace(State::Up { max_frame_bytes });
-                let (reader, writer) = connection.stream.into_split();
-                let (received, stall) = (connection.received, config.stall_timeout);
+                tracing::debug!(%addr, "connected");
+                down_since = None;
+                state.send_replace(State::Up(connection.terms));
+                let Connection { reader, writer, received, .. } = connection;
+                let stall = config.stall_timeout;
                 let end = exchange::run(reader, writer, received, &mut queue, stall).await;
                 failures = if end.answered { 0 } else { failures.saturating_add(1) };
-                match end.reason {
-                    Lost::NotSent(text) | Lost::Broken(text) | Lost::Refused(_, text) => text,
-                }
+                end.reason.into_reason()
             }
             Err(reason) => {
                 failures = failures.saturating_add(1);
                 reason
             }
         };
-        tracing::debug!(%endpoint, %reason, failures, "connection lost");
+        tracing::debug!(%addr, %reason, failures, "connection lost");
         // The node took a connection a moment ago: requests may wait for the next one. A node that
         // takes connections and breaks them without an answer gets this only once.
         if was_up && failures <= 1 {
             state.send_replace(State::Connecting);
             continue;
         }
-        let reason = format!("{endpoint}: {reason}");
-        state.send_replace(State::Down(reason.as_str().into()));
+        let reason = format!("{addr}: {reason}");
+        let since = *down_since.get_or_insert_with(Instant::now);
+        state.send_replace(State::Down { reason: reason.as_str().into(), since });
         let limit = backoff::limit(failures, config.reconnect_min, config.reconnect_max);
         // At least half of the limit: attempts must not come in a burst by chance.
         let pause = sleep(limit / 2 + backoff::jittered(limit / 2));
+        let cut_short = async {
+            sleep(config.reconnect_min).await;
+            wanted.notified().await;
+        };
         tokio::select! {
             () = pause => {}
+            () = cut_short => {}
             () = turn_away(&mut queue, &reason) => return,
         }
     }
@@ -169,56 +194,57 @@ async fn turn_away(queue: &mut mpsc::Receiver<Submission>, reason: &str) {
 }
 
 struct Connection {
-    stream: TcpStream,
+    reader: ReadHalf,
+    writer: WriteHalf,
     received: BytesMut,
-    max_frame_bytes: usize,
+    terms: Terms,
 }
 
-async fn connect(endpoint: &str, config: &Config) -> Result<Connection, String> {
-    match timeout(config.connect_timeout, handshake(endpoint, config)).await {
+async fn connect(addr: &str, config: &Config, dial: &dyn Dial) -> Result<Connection, String> {
+    match timeout(config.connect_timeout, handshake(addr, config, dial)).await {
         Ok(connected) => connected,
         Err(_) => Err(format!("not connected within {:?}", config.connect_timeout)),
     }
 }
 
-async fn handshake(endpoint: &str, config: &Config) -> Result<Connection, String> {
+async fn handshake(addr: &str, config: &Config, dial: &dyn Dial) -> Result<Connection, String> {
     let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(endpoint).await.map_err(text)?;
-    stream.set_nodelay(true).map_err(text)?;
+    let (mut reader, mut writer) = dial.dial(addr).await.map_err(text)?;
 
     let mut hello = Vec::new();
-    native::encode_preface(&mut hello, &Preface::default());
+    native::encode_preface(&mut hello, &Preface { flags: feature::ALL, ..Preface::default() });
     if let Some(credentials) = &config.credentials {
         let password = credentials.password.as_bytes();
         let auth = Request::Auth { user: &credentials.user, password };
         let header = RequestHeader::new(AUTH_ID, Opcode::Auth);
         native::encode_request(&mut hello, &header, &auth).map_err(|error| error.to_string())?;
     }
-    stream.write_all(&hello).await.map_err(text)?;
+    writer.write_all(&hello).await.map_err(text)?;
 
     let mut received = BytesMut::new();
-    let max_frame_bytes = loop {
+    let terms = loop {
         match native::decode_server_preface(&received).map_err(|error| error.to_string())? {
             Some((ServerPreface::Refused { message, .. }, _)) => return Err(message.to_owned()),
             Some((ServerPreface::Accepted(accepted), taken)) => {
                 if accepted.version != native::VERSION {
                     return Err(format!("the node chose protocol version {}", accepted.version));
                 }
-                let limit = (accepted.max_frame_bytes as usize).min(MAX_FRAME_BYTES);
+                let max_frame_bytes = (accepted.max_frame_bytes as usize).min(MAX_FRAME_BYTES);
+                let terms = Terms { max_frame_bytes, features: accepted.flags & feature::ALL };
                 let _ = received.split_to(taken);
-                break limit;
+                break terms;
             }
-            None => read_more(&mut stream, &mut received).await?,
+            None => read_more(&mut reader, &mut received).await?,
         }
     };
     if config.credentials.is_some() {
-        authenticated(&mut stream, &mut received).await?;
+        authenticated(&mut reader, &mut received).await?;
     }
-    Ok(Connection { stream, received, max_frame_bytes })
+    Ok(Connection { reader, writer, received, terms })
 }
 
 /// Waits for the answer to the authentication that was sent with the preface.
-async fn authenticated(stream: &mut TcpStream, received: &mut BytesMut) -> Result<(), String> {
+async fn authenticated(reader: &mut ReadHalf, received: &mut BytesMut) -> Result<(), String> {
     loop {
         match native::decode_response(received).map_err(|error| error.to_string())? {
             Some((frame, taken)) => {
@@ -227,14 +253,14 @@ async fn authenticated(stream: &mut TcpStream, received: &mut BytesMut) -> Resul
                 let _ = received.split_to(taken);
                 return Ok(());
             }
-            None => read_more(stream, received).await?,
+            None => read_more(reader, received).await?,
         }
     }
 }
 
-async fn read_more(stream: &mut TcpStream, received: &mut BytesMut) -> Result<(), String> {
+async fn read_more(reader: &mut ReadHalf, received: &mut BytesMut) -> Result<(), String> {
     received.reserve(4096);
-    match stream.read_buf(received).await {
+    match reader.read_buf(received).await {
         Ok(0) => Err("the node closed the connection".to_owned()),
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),

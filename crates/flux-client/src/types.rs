@@ -1,8 +1,10 @@
 //! What calls take and answer. Bytes share the buffer they were read into, at least 16 KiB: copy what
 //! is kept for long.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use flux_proto::native::{self, Condition, Expiry};
+use flux_proto::native::{self, Condition, Expiry, StalePosition};
 
 /// How a value is written. The default: in any case, and it does not expire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,25 @@ pub struct Value {
     pub version: u64,
     /// When the key expires, in milliseconds since the Unix epoch.
     pub expires_at_ms: Option<u64>,
+}
+
+/// What a replica answered to a stale read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale<T> {
+    /// The answer.
+    pub value: T,
+    /// How old it is; none where the node does not tell.
+    pub position: Option<Position>,
+}
+
+/// How up to date a replica was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The partition's revision that it had applied; none where several partitions answered.
+    pub revision: Option<u64>,
+    /// What was acknowledged longer ago than this is in the answer, of each partition; none where
+    /// that is not known.
+    pub age: Option<Duration>,
 }
 
 /// The answer to a set.
@@ -87,6 +108,11 @@ pub struct ServerInfo {
     pub members: Vec<Member>,
     /// For each partition the position of its leader in `members`, if it has one.
     pub leaders: Vec<Option<u16>>,
+    /// The epoch of the placement map; 0 without a cluster.
+    pub epoch: u64,
+    /// For each partition the positions of its replicas in `members`; empty where the node does not
+    /// tell.
+    pub replicas: Vec<Vec<u16>>,
 }
 
 /// A node.
@@ -96,6 +122,22 @@ pub struct Member {
     pub name: String,
     /// Where its data port listens, as `host:port`.
     pub data_addr: String,
+    /// The zone that it stands in; may be empty.
+    pub zone: String,
+}
+
+impl Position {
+    pub(crate) fn new(position: StalePosition) -> Position {
+        let StalePosition { revision, age_ms } = position;
+        let age = (age_ms != u64::MAX).then(|| Duration::from_millis(age_ms));
+        Position { revision: (revision != 0).then_some(revision), age }
+    }
+
+    /// That of an answer made of two.
+    pub(crate) fn merge(self, other: Position) -> Position {
+        let age = self.age.zip(other.age).map(|(one, other)| one.max(other));
+        Position { revision: None, age }
+    }
 }
 
 impl Value {
@@ -114,6 +156,7 @@ impl SetReply {
 }
 
 impl Page {
+    /// With the node's cursor as it is.
     pub(crate) fn new(frame: &Bytes, page: &native::Page<'_>) -> Page {
         let items = page.items.iter().map(|item| Item {
             key: frame.slice_ref(item.key),
@@ -129,12 +172,15 @@ impl ServerInfo {
         let member = |member: &native::Member<'_>| Member {
             name: member.name.to_owned(),
             data_addr: member.data_addr.to_owned(),
+            zone: member.zone.to_owned(),
         };
         ServerInfo {
             node: info.node.to_owned(),
             server_version: info.server_version.to_owned(),
             members: info.members.iter().map(member).collect(),
             leaders: info.leaders.clone(),
+            epoch: info.epoch,
+            replicas: info.replicas.clone(),
         }
     }
 }
