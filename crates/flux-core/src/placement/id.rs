@@ -52,6 +52,13 @@ impl ReplicaId {
         self.0
     }
 
+    /// Whether a partition with these voters may take it in. New replicas have higher sequence numbers
+    /// than all before them: one that has not was here before, and was dropped when a later one came.
+    /// It would be asked to remember what it has forgotten.
+    pub fn may_join(self, voters: &[ReplicaId]) -> bool {
+        voters.iter().all(|voter| voter.sequence() < self.sequence())
+    }
+
     /// The replica with this Raft id.
     pub const fn from_u64(id: u64) -> ReplicaId {
         ReplicaId(id)

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::id::{NodeId, ReplicaId};
+use super::plan::{Reason, Step};
 use crate::slot::{PartitionId, Partitions};
 
 /// Which replicas each partition of a cluster is to have.
@@ -104,7 +105,7 @@ pub enum Invalid {
 
 impl PlacementMap {
     /// The first map of a cluster. `layout` names each partition's nodes, the one that should lead
-    /// first, as `desired` gives it.
+    /// first, as [`desired`](super::desired) gives it.
     pub fn new(
         cluster_id: u64,
         replication_factor: u8,
@@ -158,6 +159,37 @@ impl PlacementMap {
     /// that there is not.
     pub fn target(&self, partition: PartitionId) -> &[ReplicaId] {
         self.targets.get(usize::from(partition.0)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Makes the change that a step says. Steps of a plan for this map are always possible.
+    ///
+    /// # Panics
+    /// If there is no such partition.
+    pub fn apply(&mut self, step: &Step) {
+        self.targets[usize::from(step.partition.0)].clone_from(&step.target);
+        if let Some(added) = step.added {
+            self.next_sequence = self.next_sequence.max(added.sequence().saturating_add(1));
+        }
+    }
+
+    /// The step by which an operator moves a replica from one node to another; `None` if it is not
+    /// there, or the other node has one.
+    pub fn replace(&self, partition: PartitionId, from: NodeId, to: NodeId) -> Option<Step> {
+        let mut target = self.target(partition).to_vec();
+        let place = target.iter().position(|replica| replica.node() == from)?;
+        let there = target.iter().any(|replica| replica.node() == to);
+        if there || to == NodeId(0) || self.next_sequence == u32::MAX {
+            return None;
+        }
+        let added = ReplicaId::new(to, self.next_sequence);
+        let removed = std::mem::replace(&mut target[place], added);
+        Some(Step {
+            partition,
+            reason: Reason::Requested,
+            added: Some(added),
+            removed: Some(removed),
+            target,
+        })
     }
 
     fn validate_list(&self, list: &'static str, entries: &[Vec<ReplicaId>]) -> Result<(), Invalid> {

@@ -1,13 +1,37 @@
 //! Where the replicas of each partition live: the placement map and how it is changed.
 //!
-//! Nothing here talks to a registry or a node: the controller in `flux-server` reads the map and what
-//! the nodes report, and writes back what this module says.
+//! [`desired`] is consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam: "Consistent
+//! hashing with bounded loads", 2016): nodes stand at many points of a ring of hashes, and a partition
+//! goes to the first nodes that follow its own point, are not full and are allowed. By itself that
+//! balances to within the bound and moves several times what it must when a node comes or goes, so here
+//!
+//! - the bound is each node's exact share (`quota`): its part of all replicas, to within one;
+//! - what is placed stays. Only what a rule or a quota takes moves, and the ring says where to, and
+//!   which of a node's partitions: those with the shortest way to a node that has room;
+//! - what finds no node with room moves others out of its way, along the chain of moves that takes
+//!   fewest replicas from where they were (as in a minimum-cost flow, which always has a solution);
+//! - leadership is an assignment of its own (`leaders`), since it moves without data.
+//!
+//! [`plan`] leads from a map to that, a replica at a time.
+//!
+//! Everything is decided from the arguments and without chance: a controller that takes over decides
+//! the same. Nothing here talks to a registry or to a node: the controller in `flux-server` reads the
+//! map and what nodes report, and writes back what this module says.
 
+mod arrange;
 mod id;
+mod leaders;
 mod map;
+mod plan;
+mod quota;
+mod ring;
+#[cfg(test)]
+mod tests;
 
+pub use arrange::desired;
 pub use id::{InvalidId, NodeId, ReplicaId};
 pub use map::{Invalid, PlacementMap};
+pub use plan::{Limits, Nodes, Reason, Step, Transfer, leader_transfers, plan};
 
 use crate::PartitionId;
 

@@ -1,0 +1,5 @@
+//! What the placement promises, over many clusters.
+
+mod desired;
+mod optimum;
+mod simulation;
