@@ -263,3 +263,78 @@ mod hex {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u32) -> NodeId {
+        NodeId(number)
+    }
+
+    fn map() -> PlacementMap {
+        let layout = [vec![node(0xa), node(0xb)], vec![node(0xb), node(0xc)]];
+        PlacementMap::new(0x00c0_ffee, 2, &layout).expect("a valid map")
+    }
+
+    const JSON: &str = r#"{"cluster_id":"0000000000c0ffee","partitions":2,"replication_factor":2,"#;
+    const LISTS: &str =
+        r#"[["0000000a00000001","0000000b00000002"],["0000000b00000003","0000000c00000004"]]"#;
+
+    #[test]
+    fn the_json_form() {
+        let mut map = map();
+        map.draining.insert(node(0xc));
+        let json = format!(
+            r#"{JSON}"next_sequence":5,"draining":["node-0000000c"],"bootstrap":{LISTS},"targets":{LISTS}}}"#
+        );
+        assert_eq!(serde_json::to_string(&map).expect("valid JSON"), json);
+        assert_eq!(serde_json::from_str::<PlacementMap>(&json).expect("a map"), map);
+    }
+
+    #[test]
+    fn a_newer_map_can_be_read() {
+        let json = format!(
+            r#"{JSON}"color":"blue","next_sequence":5,"bootstrap":{LISTS},"targets":{LISTS}}}"#
+        );
+        assert_eq!(serde_json::from_str::<PlacementMap>(&json).expect("a map"), map());
+        let damaged = json.replace("0000000000c0ffee", "c0ffee");
+        let error = serde_json::from_str::<PlacementMap>(&damaged).expect_err("no cluster id");
+        assert!(error.to_string().starts_with("\"c0ffee\" is no cluster id"), "{error}");
+    }
+
+    #[test]
+    fn each_rule_is_checked() {
+        let broken = |change: &dyn Fn(&mut PlacementMap)| {
+            let mut map = map();
+            change(&mut map);
+            map.validate().expect_err("a broken rule")
+        };
+        let (first, second) = (PartitionId(0), PartitionId(1));
+        let id = |number, sequence| ReplicaId::new(node(number), sequence);
+        assert_eq!(broken(&|map| map.cluster_id = 0), Invalid::Cluster);
+        assert_eq!(broken(&|map| map.partitions = 3), Invalid::Partitions(3));
+        assert_eq!(broken(&|map| map.replication_factor = 0), Invalid::ReplicationFactor);
+        let length = Invalid::Length { list: "targets", found: 1, partitions: 2 };
+        assert_eq!(broken(&|map| map.targets.truncate(1)), length);
+        let empty = Invalid::Empty { list: "bootstrap", partition: second };
+        assert_eq!(broken(&|map| map.bootstrap[1].clear()), empty);
+        assert_eq!(broken(&|map| map.targets[0][0] = id(0, 1)), Invalid::NodeZero);
+        let twice = Invalid::SameNode { list: "targets", partition: first, node: node(0xa) };
+        assert_eq!(broken(&|map| map.targets[0][1] = id(0xa, 2)), twice);
+        let late = Invalid::Sequence { replica: id(0xc, 4), partition: second, next: 4 };
+        assert_eq!(broken(&|map| map.next_sequence = 4), late);
+        let same = Invalid::SameSequence(id(0xa, 1), id(0xd, 1));
+        assert_eq!(broken(&|map| map.targets[0][0] = id(0xd, 1)), same);
+        let both = Invalid::TwoPartitions { replica: id(0xa, 1), first, second };
+        assert_eq!(broken(&|map| map.targets[1][0] = id(0xa, 1)), both);
+    }
+
+    #[test]
+    fn a_map_of_8192_partitions_fits_into_a_request_to_etcd() {
+        let nodes: Vec<NodeId> = (0xffff_fff0..=0xffff_ffff).map(NodeId).collect();
+        let map =
+            PlacementMap::new(u64::MAX, 3, &vec![nodes[..3].to_vec(); 8192]).expect("a valid map");
+        assert!(serde_json::to_vec(&map).expect("valid JSON").len() < 1024 * 1024);
+    }
+}

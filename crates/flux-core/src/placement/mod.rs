@@ -19,6 +19,7 @@
 //! map and what nodes report, and writes back what this module says.
 
 mod arrange;
+mod fleet;
 mod id;
 mod leaders;
 mod map;

@@ -2,4 +2,5 @@
 
 mod desired;
 mod optimum;
+mod plan;
 mod simulation;

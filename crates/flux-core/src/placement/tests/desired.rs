@@ -9,8 +9,6 @@ use crate::slot::Partitions;
 
 use super::optimum::fewest_moves;
 
-type Layout = Vec<Vec<NodeId>>;
-
 /// Nodes with scattered ids, as random ones are, in zones `a`, `b`, …
 fn nodes(zones: &[usize]) -> Vec<Placeable> {
     let place = |(zone, n): (usize, u32)| place(n, zone);
