@@ -22,6 +22,8 @@ use super::{ClusterError, controller, http};
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(3);
 /// How often lasting trouble is told.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the registry may be out of touch before it is told: it may only have been restarted.
+const GRACE: Duration = Duration::from_secs(5);
 /// How often a start that waits says for what.
 const WAITING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -259,7 +261,7 @@ async fn follow(core: Arc<Core>, mut stopping: watch::Receiver<bool>) {
         tokio::select! {
             changed = state.changed() => if changed.is_err() { return },
             _ = joined.changed() => {}
-            () = tokio::time::sleep(WARNING_INTERVAL) => {}
+            () = tokio::time::sleep(GRACE) => {}
             _ = stopping.wait_for(|stop| *stop) => return,
         }
     }
@@ -293,6 +295,9 @@ fn tell(core: &Core, trouble: Option<&Trouble>, told: &mut Option<(Trouble, Inst
         }
         return;
     };
+    if matches!(trouble, Trouble::Away(since) if *since < GRACE) {
+        return;
+    }
     let same = |known: &Trouble| std::mem::discriminant(known) == std::mem::discriminant(trouble);
     if told.as_ref().is_some_and(|(known, at)| same(known) && at.elapsed() < WARNING_INTERVAL) {
         return;

@@ -12,7 +12,10 @@ mod etcd;
 mod format;
 mod http;
 mod in_process;
+mod operations;
 mod registry;
+mod report;
+mod routes;
 mod saved;
 mod setup;
 mod topology;
@@ -27,9 +30,12 @@ pub use data_plane::{DataPlane, LocalPartition, NodePartitions, PartitionRole};
 pub use etcd::Etcd;
 pub use http::{CallError, Client};
 pub use in_process::InProcess;
+pub use operations::{Done, MoveRequest, NodeRequest, RebalanceRequest, TransferRequest};
 pub use registry::{
     BoxFuture, Placement, Registration, Registry, RegistryError, RegistryState, Snapshot,
 };
+pub use report::{ClusterStatus, NodeReport, PartitionReport, PartitionState, ReplicaReport};
+pub use routes::routes;
 pub use setup::{Listening, Setup};
 pub use topology::{Member, Topology};
 
