@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Parser, Subcommand};
 use flux_server::config::{ConfigError, Configuration, Form, Inputs, SETTINGS};
 
-use crate::{bench, cli};
+use crate::{admin, bench, cli};
 
 const DEFAULT_FILE: &str = "flux.toml";
 
@@ -37,6 +37,8 @@ pub enum Command {
     Gateway(SettingArgs),
     /// Send commands to a node: at a prompt, from arguments or from standard input
     Cli(cli::Args),
+    /// Show a cluster and change it
+    Admin(admin::Args),
     /// Put a node under load and measure it
     Bench(bench::Args),
     /// Print the settings that are in force, and where each was set
@@ -184,6 +186,20 @@ mod tests {
     fn an_unknown_flag_names_itself_and_the_like() {
         let error = flags(&["flux", "server", "--data-adr", "x"]).unwrap_err();
         assert!(error.contains("'--data-adr'") && error.contains("--data-addr"), "{error}");
+    }
+
+    #[test]
+    fn what_admin_is_told_may_stand_anywhere() {
+        for words in [
+            &["flux", "admin", "--addr", "h:1", "--json", "nodes"][..],
+            &["flux", "admin", "nodes", "--json", "--addr", "h:1"],
+            &["flux", "admin", "move", "7", "node-1", "node-2", "--addr=h:1"],
+        ] {
+            let args = Args::try_parse_from(words).unwrap();
+            assert!(matches!(args.command, Command::Admin(_)), "{words:?}");
+        }
+        let refused = Args::try_parse_from(["flux", "admin", "transfer", "x", "node-1"]);
+        assert!(refused.unwrap_err().to_string().contains("'x'"));
     }
 
     #[test]

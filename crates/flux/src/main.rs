@@ -1,7 +1,9 @@
-//! The `flux` command: a node, its gateway, a command line and a benchmark in one binary.
+//! The `flux` command: a node, its gateway, a command line, administration and a benchmark in one
+//! binary.
 //!
 //! Reads the command line and hands over; what a node or a gateway does stands in their own crates.
 
+mod admin;
 mod args;
 mod bench;
 mod cli;
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Command::Server(settings) => serve(Role::Server, &settings),
         Command::Gateway(settings) => serve(Role::Gateway, &settings),
         Command::Cli(args) => cli::run(args),
+        Command::Admin(args) => admin::run(&args),
         Command::Bench(args) => bench(&args),
         Command::Config(args) => print_config(&args),
         Command::Version => print_version(),

@@ -88,3 +88,16 @@ fn the_command_line_says_that_nobody_answers() {
     let complaint = format!("cannot connect to {address}");
     assert!(stderr(&output).contains(&complaint), "{}", stderr(&output));
 }
+
+#[test]
+fn admin_says_that_nobody_answers() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound listener").to_string();
+    drop(listener);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = flux(folder.path(), &[], &["admin", "status", "--addr", &address]);
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = format!("flux: cannot reach the admin port {address}");
+    assert!(stderr(&output).starts_with(&complaint), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "");
+}

@@ -130,6 +130,12 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| foreign(error.to_string()));
         }
+        if status == StatusCode::NOT_FOUND {
+            let message = format!(
+                "the node at {address} is not part of a cluster, or is starting: it answers {path} with 404"
+            );
+            return Err(CallError::Refused { message });
+        }
         match serde_json::from_slice(&body) {
             Ok(ErrorBody { error }) => Err(CallError::Refused { message: error }),
             Err(_) => Err(foreign(format!("{path} answers {status}"))),
