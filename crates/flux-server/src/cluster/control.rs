@@ -12,11 +12,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::data_plane::{DataPlane, NodePartitions};
+use super::http::{Client, Peers};
 use super::registry::{Placement, Registration, Registry, RegistryState};
 use super::saved::{self, Saved};
 use super::setup::Setup;
 use super::topology::{Topology, Trouble};
-use super::{ClusterError, controller, http};
+use super::{ClusterError, controller};
 
 /// How long a start waits for the registry, when the node knows its cluster from an earlier one.
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(3);
@@ -46,7 +47,7 @@ pub(super) struct Core {
     /// Whether the node has joined its cluster.
     joined: watch::Sender<Option<u64>>,
     data: OnceLock<Arc<dyn DataPlane>>,
-    pub(super) http: http::Client,
+    pub(super) peers: Arc<dyn Peers>,
     /// Wakes the controller before its time.
     pub(super) wake: Notify,
 }
@@ -62,6 +63,15 @@ impl Control {
     /// # Errors
     /// Another process has the node's id, or the registry holds another cluster than the node's data.
     pub async fn start(setup: Setup, registry: Arc<dyn Registry>) -> Result<Control, ClusterError> {
+        Control::start_among(setup, registry, Arc::new(Client::default())).await
+    }
+
+    /// The same, with another way to ask the others.
+    pub(super) async fn start_among(
+        setup: Setup,
+        registry: Arc<dyn Registry>,
+        peers: Arc<dyn Peers>,
+    ) -> Result<Control, ClusterError> {
         let mut topology = match setup.registration.cluster_id {
             Some(own) => saved::read(&setup.data_dir)
                 .filter(|topology| topology.cluster_id == Some(own))
@@ -83,7 +93,7 @@ impl Control {
             trouble: watch::Sender::new(trouble),
             joined: watch::Sender::new(setup.registration.cluster_id),
             data: OnceLock::new(),
-            http: http::Client::default(),
+            peers,
             wake: Notify::new(),
             setup,
             registry,

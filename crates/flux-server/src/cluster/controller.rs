@@ -1,27 +1,45 @@
 //! The controller: runs on every node and acts on the elected one. It creates the cluster, and keeps
 //! the placement map as the nodes that are there need it.
 //!
-//! It only ever writes the map; partitions' leaders carry it out. It keeps nothing that a successor
-//! would miss: the map and the nodes' answers say all there is to know.
+//! It only ever writes the map and asks leaders to hand over; partitions' leaders carry the map out. It
+//! keeps nothing that a successor would miss: the map and the nodes' answers say all there is to know.
+//! What should be where is decided in `flux_core::placement`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flux_core::placement::{NodeId, PlacementMap};
+use flux_core::placement::{
+    self, Limits, NodeId, Nodes, PartitionStatus, Placeable, PlacementMap, Reason, Step,
+};
+use flux_core::{PartitionId, Partitions};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::control::Core;
-use super::registry::{Placement, RegistryState, Snapshot};
+use super::data_plane::PartitionRole;
+use super::format::StoredMap;
+use super::registry::{Placement, Registration, RegistryState, Snapshot};
+use super::report::{self, Answers};
+use super::topology::Topology;
 use crate::data_dir::random_u64;
 
-/// How often it looks.
+/// How often it looks while something is going on.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks when all was well the last time.
+const QUIET_INTERVAL: Duration = Duration::from_secs(5);
 /// How long no new node has come before a cluster is created.
 const SETTLING_TIME: Duration = Duration::from_secs(1);
 /// Partitions of a new cluster when nobody asked for a number.
 const DEFAULT_PARTITIONS: u32 = 64;
+/// The longest map that is written: etcd takes requests of 1.5 MiB.
+const MAX_MAP_BYTES: usize = 1_400_000;
+/// Leaderships that are asked to move at one time.
+const MAX_TRANSFERS: usize = 8;
+/// How long a leadership that did not move is left where it is.
+const TRANSFER_PAUSE: Duration = Duration::from_secs(15);
+/// A replica that is so many entries behind does not become leader: writes wait while it catches up.
+const MAX_LAG: u64 = 1000;
 
 /// Acts whenever this node is the elected controller.
 pub(super) async fn run(core: Arc<Core>, mut stopping: watch::Receiver<bool>) {
@@ -32,7 +50,7 @@ pub(super) async fn run(core: Arc<Core>, mut stopping: watch::Receiver<bool>) {
             _ = stopping.wait_for(|stop| *stop) => return,
         }
         tracing::info!("this node is the cluster's controller");
-        let mut controller = Controller { core: Arc::clone(&core), gathering: None };
+        let mut controller = Controller::new(Arc::clone(&core));
         tokio::select! {
             () = controller.lead(&mut state) => {}
             _ = stopping.wait_for(|stop| *stop) => return,
@@ -47,32 +65,62 @@ struct Controller {
     core: Arc<Core>,
     /// The nodes that wait for a cluster, and since when they are these.
     gathering: Option<(BTreeSet<NodeId>, Instant)>,
+    /// Nodes that the map names and nobody here has ever heard of, and since when.
+    unheard: BTreeMap<NodeId, Instant>,
+    /// When a partition's leadership was last asked to move.
+    asked: BTreeMap<PartitionId, Instant>,
+    /// The last complaint, so that it is made once.
+    complaint: Option<String>,
 }
 
 impl Controller {
+    fn new(core: Arc<Core>) -> Controller {
+        Controller {
+            core,
+            gathering: None,
+            unheard: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            complaint: None,
+        }
+    }
+
     /// Returns when the node is not elected any more.
     async fn lead(&mut self, state: &mut watch::Receiver<RegistryState>) {
+        let mut topology = self.core.topology.subscribe();
         loop {
             let current = state.borrow_and_update().clone();
             if !current.leads {
                 return;
             }
-            if let Some(snapshot) = current.snapshot.as_deref()
-                && snapshot.placement.is_none()
-                && snapshot.unreadable.is_none()
-            {
-                self.bootstrap(snapshot).await;
-            }
-            let changed = async {
-                // The registry lives as long as the core.
-                let _ = state.wait_for(|state| !state.leads).await;
+            topology.mark_unchanged();
+            let quiet = match current.snapshot.as_deref() {
+                Some(snapshot) => self.look(snapshot).await,
+                None => false,
             };
-            tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
-                () = self.core.wake.notified() => {}
-                () = changed => {}
+            tokio::time::sleep(INTERVAL).await;
+            if quiet {
+                tokio::select! {
+                    () = tokio::time::sleep(QUIET_INTERVAL.saturating_sub(INTERVAL)) => {}
+                    () = self.core.wake.notified() => {}
+                    changed = topology.changed() => if changed.is_err() { return },
+                    changed = state.wait_for(|state| !state.leads) => if changed.is_err() { return },
+                }
             }
         }
+    }
+
+    /// Does what there is to do now. True if that is nothing.
+    async fn look(&mut self, snapshot: &Snapshot) -> bool {
+        if let Some(placement) = &snapshot.placement {
+            let topology = Arc::clone(&self.core.topology.borrow());
+            // What the node itself does not go by, it does not change either.
+            let known = topology.placement().is_some_and(|known| known == *placement);
+            return known && self.steer(&topology, placement).await;
+        }
+        if snapshot.unreadable.is_none() {
+            self.bootstrap(snapshot).await;
+        }
+        false
     }
 
     /// Creates the cluster, when enough nodes have come and none of them has been part of one.
@@ -89,48 +137,202 @@ impl Controller {
             _ => now,
         };
         let settings = &self.core.setup.settings;
-        let enough = nodes.len() >= usize::from(settings.replication_factor);
-        if !enough || now.duration_since(since) < SETTLING_TIME {
-            self.gathering = Some((nodes, since));
+        let (count, factor) = (nodes.len(), settings.replication_factor);
+        self.gathering = Some((nodes, since));
+        if count < usize::from(factor) || now.duration_since(since) < SETTLING_TIME {
             return;
         }
-        let map = match first_map(&self.core, snapshot) {
+        let map = match first_map(factor, settings.partitions, snapshot) {
             Ok(map) => map,
             Err(reason) => {
-                tracing::error!(reason, "cannot create the cluster");
+                self.complain(format!("cannot create the cluster: {reason}"));
                 return;
             }
         };
         let (cluster, partitions) = (map.cluster_id, map.partitions);
-        let placement = Placement { epoch: 1, map: map.into() };
-        match self.core.registry.write(&placement, None).await {
+        match self.core.registry.write(&Placement { epoch: 1, map: map.into() }, None).await {
             Ok(true) => tracing::info!(
                 cluster = format!("{cluster:016x}"),
-                nodes = nodes.len(),
+                nodes = count,
                 partitions,
-                replication_factor = settings.replication_factor,
+                replication_factor = factor,
                 "cluster created"
             ),
             // Somebody else was faster.
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "cannot create the cluster yet"),
+            Err(error) => self.complain(format!("cannot create the cluster yet: {error}")),
+        }
+    }
+
+    /// Takes the next steps towards where replicas and leaders should be. True if there are none, and
+    /// none is under way.
+    async fn steer(&mut self, topology: &Topology, placement: &Placement) -> bool {
+        let map = &*placement.map;
+        let answers = report::ask_all(&self.core, topology).await;
+        let nodes = self.nodes(topology, map, &answers);
+        let leaders = report::leaders(&answers);
+        let statuses: Vec<PartitionStatus> =
+            leaders.values().map(|leader| leader.status()).collect();
+        let limits = Limits { max_moves: self.core.setup.settings.move_concurrency };
+        let steps = placement::plan(map, &nodes, &statuses, &limits);
+        if !steps.is_empty() {
+            self.write(placement, &steps).await;
+            return false;
+        }
+        let transfers = self.transfer(topology, map, &nodes, &statuses, &answers).await;
+        let settled = report::partitions(map, &answers)
+            .iter()
+            .all(|report| report.state == report::PartitionState::Ok);
+        settled && transfers == 0
+    }
+
+    /// Who can have replicas, and who is lost.
+    fn nodes(&mut self, topology: &Topology, map: &PlacementMap, answers: &Answers) -> Nodes {
+        let place = |registration: &Registration| Placeable {
+            node: registration.node,
+            zone: registration.zone.clone(),
+        };
+        let patience = Duration::from_secs(self.core.setup.settings.replace_after_s);
+        let mut nodes = Nodes::default();
+        for (&node, member) in &topology.members {
+            let registration = &member.registration;
+            let lost = member.away_since.is_some_and(|since| since.elapsed() >= patience);
+            if member.alive {
+                // One that has not joined yet cannot be given anything.
+                if registration.cluster_id == Some(map.cluster_id) {
+                    nodes.up.push(place(registration));
+                }
+            } else if lost && !answers.contains_key(&node) {
+                nodes.dead.insert(node);
+            } else {
+                nodes.away.push(place(registration));
+            }
+        }
+        let named: BTreeSet<NodeId> =
+            map.targets.iter().flatten().map(|replica| replica.node()).collect();
+        self.unheard.retain(|node, _| named.contains(node));
+        for node in named.into_iter().filter(|node| !topology.members.contains_key(node)) {
+            if self.unheard.entry(node).or_insert_with(Instant::now).elapsed() >= patience {
+                nodes.dead.insert(node);
+            }
+        }
+        // A node that came back as another has lost its data: nobody needs to wait for the old one.
+        let replaced = topology.members.values().filter(|member| member.alive);
+        for old in replaced.filter_map(|member| member.registration.replaces) {
+            if !topology.members.get(&old).is_some_and(|member| member.alive) {
+                nodes.dead.insert(old);
+            }
+        }
+        nodes.away.retain(|place| !nodes.dead.contains(&place.node));
+        nodes
+    }
+
+    /// Writes the steps, unless somebody has changed the map: the next look sees what they left.
+    async fn write(&mut self, placement: &Placement, steps: &[Step]) {
+        let mut map = PlacementMap::clone(&placement.map);
+        for step in steps {
+            map.apply(step);
+        }
+        if let Err(error) = map.validate() {
+            self.complain(format!("the next placement map would be wrong: {error}"));
+            return;
+        }
+        let new = Placement { epoch: placement.epoch + 1, map: map.into() };
+        match self.core.registry.write(&new, Some(placement.epoch)).await {
+            Ok(true) => steps.iter().for_each(log),
+            Ok(false) => tracing::debug!(epoch = placement.epoch, "the map has changed meanwhile"),
+            Err(error) => self.complain(format!("cannot change the placement map: {error}")),
+        }
+    }
+
+    /// Asks leaders to hand over where another replica should lead. Returns how many were asked.
+    async fn transfer(
+        &mut self,
+        topology: &Topology,
+        map: &PlacementMap,
+        nodes: &Nodes,
+        statuses: &[PartitionStatus],
+        answers: &Answers,
+    ) -> usize {
+        self.asked.retain(|_, at| at.elapsed() < TRANSFER_PAUSE);
+        let wanted = placement::leader_transfers(map, nodes, statuses, usize::from(map.partitions));
+        let mut begun = 0;
+        for transfer in wanted {
+            if begun == MAX_TRANSFERS {
+                break;
+            }
+            let placement::Transfer { partition, from, to } = transfer;
+            if self.asked.contains_key(&partition) || !is_ready(answers, transfer) {
+                continue;
+            }
+            begun += 1;
+            self.asked.insert(partition, Instant::now());
+            let (from, to) = (from.node(), to.node());
+            match self.core.ask_to_transfer(topology, from, partition, to).await {
+                Ok(()) => tracing::debug!(%partition, %from, %to, "leadership moves"),
+                Err(error) => {
+                    tracing::debug!(%partition, %from, %to, %error, "leadership does not move");
+                }
+            }
+        }
+        begun
+    }
+
+    /// Logs what keeps the controller from its work, once as long as it stays the same.
+    fn complain(&mut self, complaint: String) {
+        if self.complaint.as_ref() != Some(&complaint) {
+            tracing::error!("{complaint}");
+            self.complaint = Some(complaint);
         }
     }
 }
 
-/// The map that a cluster of these nodes begins with.
-fn first_map(core: &Core, snapshot: &Snapshot) -> Result<PlacementMap, String> {
-    let settings = &core.setup.settings;
-    let partitions = match settings.partitions {
-        0 => DEFAULT_PARTITIONS,
-        partitions => partitions,
+/// Whether the replica that should lead could do so at once.
+fn is_ready(answers: &Answers, transfer: placement::Transfer) -> bool {
+    let find = |replica: flux_core::placement::ReplicaId| {
+        let mut partitions = answers.get(&replica.node())?.partitions.iter();
+        partitions.find(|local| local.replica == replica)
     };
-    let nodes: Vec<NodeId> = snapshot.nodes.keys().copied().collect();
-    let replicas = usize::from(settings.replication_factor).min(nodes.len());
-    let layout: Vec<Vec<NodeId>> = (0..partitions as usize)
-        .map(|at| (0..replicas).map(|offset| nodes[(at + offset) % nodes.len()]).collect())
-        .collect();
+    let (Some(from), Some(to)) = (find(transfer.from), find(transfer.to)) else {
+        return false;
+    };
+    to.role == PartitionRole::Follower
+        && to.term == from.term
+        && from.commit.saturating_sub(to.applied) <= MAX_LAG
+}
+
+fn log(step: &Step) {
+    let Step { partition, reason, added, removed, .. } = step;
+    let name = |replica: &Option<flux_core::placement::ReplicaId>| {
+        replica.map_or("-".to_owned(), |replica| replica.node().to_string())
+    };
+    if *reason == Reason::Leader {
+        tracing::debug!(%partition, "another replica is to lead");
+        return;
+    }
+    let (to, from) = (name(added), name(removed));
+    tracing::info!(%partition, ?reason, from, to, "a replica moves");
+}
+
+/// The map that a cluster of the registered nodes begins with.
+fn first_map(factor: u8, partitions: u32, snapshot: &Snapshot) -> Result<PlacementMap, String> {
+    let count = if partitions == 0 { DEFAULT_PARTITIONS } else { partitions };
+    let partitions = u16::try_from(count).ok().and_then(Partitions::new);
+    let partitions = partitions.ok_or_else(|| format!("{count} partitions cannot be"))?;
+    let place = |registration: &Registration| Placeable {
+        node: registration.node,
+        zone: registration.zone.clone(),
+    };
+    let nodes: Vec<Placeable> = snapshot.nodes.values().map(place).collect();
+    let layout = placement::desired(&nodes, partitions, factor, None);
     let cluster = random_u64().map_err(|error| error.to_string())?.max(1);
-    PlacementMap::new(cluster, settings.replication_factor, &layout)
-        .map_err(|error| error.to_string())
+    let map = PlacementMap::new(cluster, factor, &layout).map_err(|error| error.to_string())?;
+    let bytes = StoredMap::encode(u64::MAX, &map).len();
+    if bytes > MAX_MAP_BYTES {
+        return Err(format!(
+            "a map of {count} partitions with {factor} replicas each has {bytes} bytes, more than etcd takes: \
+             set partitions to a quarter of it"
+        ));
+    }
+    Ok(map)
 }

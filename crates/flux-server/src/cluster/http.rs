@@ -1,6 +1,9 @@
 //! Asking a node's admin port: JSON over HTTP. Used between nodes and by `flux admin`.
+//!
+//! Nodes ask through [`Peers`], so that a whole cluster runs without sockets in the tests.
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +15,90 @@ use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::registry::BoxFuture;
+
 /// An answer that is longer is refused. The statuses of all 16384 partitions are a tenth of it.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections to one node that are kept for the next question.
 const IDLE_CONNECTIONS: usize = 2;
+
+/// How a node asks others.
+pub(super) trait Peers: Debug + Send + Sync {
+    /// The body of the answer to a `GET`, or with a body a `POST`, of an admin port.
+    fn ask<'a>(
+        &'a self,
+        address: SocketAddr,
+        path: &'a str,
+        body: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<Bytes, CallError>>;
+}
+
+/// How long a node may take to answer another.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Peers for Client {
+    fn ask<'a>(
+        &'a self,
+        address: SocketAddr,
+        path: &'a str,
+        body: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<Bytes, CallError>> {
+        Box::pin(async move {
+            let method = if body.is_some() { Method::POST } else { Method::GET };
+            let body = body.unwrap_or_default();
+            self.call(method, &address.to_string(), path, body, ANSWER_TIMEOUT).await
+        })
+    }
+}
+
+/// Asks a node for something.
+pub(super) async fn get<T: DeserializeOwned>(
+    peers: &dyn Peers,
+    address: SocketAddr,
+    path: &str,
+) -> Result<T, CallError> {
+    read(&address.to_string(), &peers.ask(address, path, None).await?)
+}
+
+/// Asks a node to do something.
+pub(super) async fn post<T: DeserializeOwned>(
+    peers: &dyn Peers,
+    address: SocketAddr,
+    path: &str,
+    request: &impl Serialize,
+) -> Result<T, CallError> {
+    read(&address.to_string(), &peers.ask(address, path, Some(write(request))).await?)
+}
+
+fn write(request: &impl Serialize) -> Bytes {
+    serde_json::to_vec(request).expect("a request of plain fields").into()
+}
+
+fn read<T: DeserializeOwned>(address: &str, body: &[u8]) -> Result<T, CallError> {
+    serde_json::from_slice(body).map_err(|error| CallError::Foreign {
+        address: address.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// What an answer says that is not as it should be.
+pub(super) fn refusal(address: &str, path: &str, status: StatusCode, body: &[u8]) -> CallError {
+    if status == StatusCode::NOT_FOUND {
+        let message = format!(
+            "the node at {address} is not part of a cluster, or is starting: it answers {path} with 404"
+        );
+        return CallError::Refused { message };
+    }
+    match serde_json::from_slice(body) {
+        Ok(ErrorBody { error }) => CallError::Refused { message: error },
+        Err(_) => CallError::Foreign {
+            address: address.to_owned(),
+            reason: format!("{path} answers {status}"),
+        },
+    }
+}
 
 /// A client of admin ports, with a connection kept to each node. Clones share them.
 #[derive(Clone, Debug)]
@@ -80,7 +161,8 @@ impl Client {
         path: &str,
         timeout: Duration,
     ) -> Result<T, CallError> {
-        self.call(Method::GET, &address.to_string(), path, Bytes::new(), timeout).await
+        let address = address.to_string();
+        read(&address, &self.call(Method::GET, &address, path, Bytes::new(), timeout).await?)
     }
 
     /// Asks for something to be done.
@@ -94,18 +176,18 @@ impl Client {
         body: &impl Serialize,
         timeout: Duration,
     ) -> Result<T, CallError> {
-        let body = serde_json::to_vec(body).expect("a request of plain fields").into();
-        self.call(Method::POST, &address.to_string(), path, body, timeout).await
+        let address = address.to_string();
+        read(&address, &self.call(Method::POST, &address, path, write(body), timeout).await?)
     }
 
-    async fn call<T: DeserializeOwned>(
+    async fn call(
         &self,
         method: Method,
         address: &str,
         path: &str,
         body: Bytes,
         timeout: Duration,
-    ) -> Result<T, CallError> {
+    ) -> Result<Bytes, CallError> {
         let unreachable =
             |reason: String| CallError::Unreachable { address: address.to_owned(), reason };
         let foreign = |reason: String| CallError::Foreign { address: address.to_owned(), reason };
@@ -127,18 +209,6 @@ impl Client {
             tokio::time::timeout(timeout, exchange).await.map_err(|_| {
                 unreachable(format!("no answer within {} ms", timeout.as_millis()))
             })??;
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| foreign(error.to_string()));
-        }
-        if status == StatusCode::NOT_FOUND {
-            let message = format!(
-                "the node at {address} is not part of a cluster, or is starting: it answers {path} with 404"
-            );
-            return Err(CallError::Refused { message });
-        }
-        match serde_json::from_slice(&body) {
-            Ok(ErrorBody { error }) => Err(CallError::Refused { message: error }),
-            Err(_) => Err(foreign(format!("{path} answers {status}"))),
-        }
+        if status.is_success() { Ok(body) } else { Err(refusal(address, path, status, &body)) }
     }
 }

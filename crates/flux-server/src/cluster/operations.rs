@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_core::PartitionId;
-use flux_core::placement::{NodeId, PlacementMap, ReplicaId};
+use flux_core::placement::{NodeId, PlacementMap};
 use serde::{Deserialize, Serialize};
 
-use super::CallError;
 use super::control::Core;
+use super::http::{self, CallError};
 use super::registry::{Placement, RegistryError};
-use super::report::{self, ANSWER_TIMEOUT};
+use super::report;
 use super::topology::{Topology, Trouble};
 
 /// Others may change the map at the same time; each of them loses at most so often.
@@ -227,8 +227,7 @@ impl Core {
         let request =
             TransferRequest { partition: partition.0, to: to.to_string(), forwarded: true };
         let address = member.admin_addr();
-        let _: Done =
-            self.http.post(address, "/cluster/transfer", &request, ANSWER_TIMEOUT).await?;
+        let _: Done = http::post(&*self.peers, address, "/cluster/transfer", &request).await?;
         Ok(())
     }
 
@@ -246,7 +245,7 @@ impl Core {
             let request = RebalanceRequest { forwarded: true };
             let address = member.admin_addr();
             let path = "/cluster/rebalance";
-            return Ok(self.http.post(address, path, &request, ANSWER_TIMEOUT).await?);
+            return Ok(http::post(&*self.peers, address, path, &request).await?);
         }
         self.wake.notify_one();
         let message = format!(
@@ -313,20 +312,24 @@ fn replace(
     from: NodeId,
     to: NodeId,
 ) -> Result<(), Refusal> {
-    let count = map.partitions;
-    let Some(target) = map.targets.get_mut(usize::from(partition)) else {
-        return Err(no_partition(partition, count));
-    };
-    if target.iter().any(|replica| replica.node() == to) {
-        return Err(Refusal::Wrong(format!("partition {partition} has a replica on {to}")));
+    if partition >= map.partitions {
+        return Err(no_partition(partition, map.partitions));
     }
-    if map.draining.contains(&to) {
-        return Err(Refusal::Wrong(format!("{to} is being drained")));
-    }
-    let Some(place) = target.iter_mut().find(|replica| replica.node() == from) else {
-        return Err(Refusal::Wrong(format!("partition {partition} has no replica on {from}")));
+    let on = |node: NodeId| {
+        map.target(PartitionId(partition)).iter().any(|replica| replica.node() == node)
     };
-    *place = ReplicaId::new(to, map.next_sequence);
-    map.next_sequence += 1;
-    Ok(())
+    let wrong = if on(to) {
+        format!("partition {partition} has a replica on {to}")
+    } else if !on(from) {
+        format!("partition {partition} has no replica on {from}")
+    } else if map.draining.contains(&to) {
+        format!("{to} is being drained")
+    } else {
+        let step = map.replace(PartitionId(partition), from, to);
+        let step =
+            step.ok_or_else(|| Refusal::Wrong("there are no replica ids left".to_owned()))?;
+        map.apply(&step);
+        return Ok(());
+    };
+    Err(Refusal::Wrong(wrong))
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flux_core::placement::{NodeId, PlacementMap, ReplicaId};
 use serde::{Deserialize, Serialize};
@@ -13,10 +12,9 @@ use tokio::time::Instant;
 use super::control::Core;
 use super::data_plane::{LocalPartition, NodePartitions, PartitionRole};
 use super::format;
+use super::http::{self, CallError};
 use super::topology::{Member, Topology};
 
-/// How long a node may take to say how its replicas stand.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nodes that are asked at one time.
 const ASKED_AT_ONCE: usize = 64;
 
@@ -162,11 +160,9 @@ pub(super) async fn ask_all(core: &Arc<Core>, topology: &Topology) -> Answers {
         if asked.len() >= ASKED_AT_ONCE {
             collect(asked.join_next().await, &mut answers);
         }
-        let (http, node, address) = (core.http.clone(), other.node, other.admin_addr);
-        asked.spawn(async move {
-            let answer = http.get(address, "/cluster/partitions", ANSWER_TIMEOUT).await;
-            (node, answer)
-        });
+        let (peers, node, address) = (Arc::clone(&core.peers), other.node, other.admin_addr);
+        asked
+            .spawn(async move { (node, http::get(&*peers, address, "/cluster/partitions").await) });
     }
     while let Some(answer) = asked.join_next().await {
         collect(Some(answer), &mut answers);
@@ -174,7 +170,7 @@ pub(super) async fn ask_all(core: &Arc<Core>, topology: &Topology) -> Answers {
     answers
 }
 
-type Answered = (NodeId, Result<NodePartitions, super::CallError>);
+type Answered = (NodeId, Result<NodePartitions, CallError>);
 
 fn collect(answer: Option<Result<Answered, tokio::task::JoinError>>, answers: &mut Answers) {
     match answer {
