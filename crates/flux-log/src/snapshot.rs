@@ -27,6 +27,9 @@ const FOOTER_BYTES: usize = CHUNK_HEADER_BYTES + 8;
 const FOOTER: u32 = u32::MAX;
 /// Chunks are gathered to writes of this size.
 const WRITE_BYTES: usize = 256 << 10;
+/// How the names of files end that are being taken, and that are being received.
+const TAKING: &str = ".tmp";
+const RECEIVING: &str = ".in";
 
 /// Which snapshot: all of `partition` up to and including `index`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,10 +44,6 @@ impl SnapshotId {
     /// The name of the file.
     pub fn file_name(&self) -> String {
         format!("snap-{:05}-{:020}", self.partition, self.index)
-    }
-
-    fn temporary_name(&self) -> String {
-        format!("{}.tmp", self.file_name())
     }
 
     fn parse(name: &str) -> Option<SnapshotId> {
@@ -71,6 +70,8 @@ pub struct SnapshotWriter {
     disk: Arc<dyn Disk>,
     file: Arc<dyn File>,
     id: SnapshotId,
+    /// The file's name until it is complete.
+    name: String,
     buffer: Vec<u8>,
     /// Bytes of the file that are written.
     written: u64,
@@ -92,9 +93,32 @@ impl SnapshotWriter {
         index: u64,
         meta: &[u8],
     ) -> Result<SnapshotWriter, LogError> {
-        let id = SnapshotId { partition, index };
+        SnapshotWriter::begin(disk, SnapshotId { partition, index }, meta, TAKING)
+    }
+
+    /// As [`create`](SnapshotWriter::create), for a snapshot that comes from another node. It has a
+    /// temporary name of its own: the partition may be taking a snapshot at the same time, even at the
+    /// same index. Whichever finishes last then has its place; both hold the same.
+    ///
+    /// # Errors
+    /// As [`create`](SnapshotWriter::create).
+    pub fn receive(
+        disk: Arc<dyn Disk>,
+        partition: u16,
+        index: u64,
+        meta: &[u8],
+    ) -> Result<SnapshotWriter, LogError> {
+        SnapshotWriter::begin(disk, SnapshotId { partition, index }, meta, RECEIVING)
+    }
+
+    fn begin(
+        disk: Arc<dyn Disk>,
+        id: SnapshotId,
+        meta: &[u8],
+        suffix: &str,
+    ) -> Result<SnapshotWriter, LogError> {
         check_length(meta)?;
-        let name = id.temporary_name();
+        let name = id.file_name() + suffix;
         match disk.remove(&name) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(LogError::disk("remove", &name, error));
@@ -106,6 +130,7 @@ impl SnapshotWriter {
             disk,
             file,
             id,
+            name,
             buffer: header(id, meta),
             written: 0,
             chunks: 0,
@@ -155,16 +180,19 @@ impl SnapshotWriter {
         let total = self.chunk_bytes.to_le_bytes();
         push_chunk(&mut self.buffer, self.id, FOOTER, self.chunks, &total);
         self.sync()?;
-        let (temporary, name) = (self.id.temporary_name(), self.id.file_name());
         self.disk
-            .rename(&temporary, &name)
-            .map_err(|error| LogError::disk("rename", &temporary, error))?;
+            .rename(&self.name, &self.id.file_name())
+            .map_err(|error| LogError::disk("rename", &self.name, error))?;
         self.finished = true;
         sync_dir(&*self.disk)?;
         let mut removed = false;
         for id in list_all(&*self.disk)? {
             if id.partition == self.id.partition && id.index < self.id.index {
-                remove(&*self.disk, &id.file_name())?;
+                match remove(&*self.disk, &id.file_name()) {
+                    // Another snapshot of the partition was finished at the same time.
+                    Err(LogError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    other => other?,
+                }
                 removed = true;
             }
         }
@@ -189,11 +217,10 @@ impl SnapshotWriter {
 
     /// After a failure the space is given back at once, for the log may need it.
     fn checked(&mut self, action: &'static str, result: io::Result<()>) -> Result<(), LogError> {
-        let name = self.id.temporary_name();
         result.map_err(|error| {
             self.failed = true;
-            let _ = self.disk.remove(&name);
-            LogError::disk(action, &name, error)
+            let _ = self.disk.remove(&self.name);
+            LogError::disk(action, &self.name, error)
         })
     }
 }
@@ -202,7 +229,7 @@ impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         if !self.finished {
             // Else the next `Snapshot::list` does it.
-            let _ = self.disk.remove(&self.id.temporary_name());
+            let _ = self.disk.remove(&self.name);
         }
     }
 }
@@ -265,7 +292,8 @@ impl Snapshot {
     /// What the disk says.
     pub fn list(disk: &dyn Disk) -> Result<Vec<SnapshotId>, LogError> {
         for name in names(disk)? {
-            if name.strip_suffix(".tmp").and_then(SnapshotId::parse).is_some() {
+            let unfinished = name.strip_suffix(TAKING).or(name.strip_suffix(RECEIVING));
+            if unfinished.and_then(SnapshotId::parse).is_some() {
                 remove(disk, &name)?;
             }
         }

@@ -52,6 +52,32 @@ proptest! {
 }
 
 #[test]
+fn one_that_is_received_does_not_meet_one_that_is_taken() {
+    let disk = SimDisk::new(1);
+    let older = take(&disk, 3, 5, b"", &[]).unwrap();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let mut taken = SnapshotWriter::create(Arc::clone(&shared), 3, 9, b"m").unwrap();
+    taken.chunk(b"entries").unwrap();
+    let mut received = SnapshotWriter::receive(Arc::clone(&shared), 3, 9, b"m").unwrap();
+    received.chunk(b"ent").unwrap();
+    taken.sync().unwrap();
+    let id = taken.finish().unwrap();
+    assert!(Snapshot::open(&disk, older).is_err());
+    assert_eq!(read(&disk, id).unwrap(), (b"m".to_vec(), vec![b"entries".to_vec()]));
+    received.chunk(b"ries").unwrap();
+    received.finish().unwrap();
+    let chunks = vec![b"ent".to_vec(), b"ries".to_vec()];
+    assert_eq!(read(&disk.duplicate().power_cut(), id).unwrap(), (b"m".to_vec(), chunks));
+
+    // One that is broken off leaves nothing behind, not even after a crash.
+    let broken_off = SnapshotWriter::receive(Arc::clone(&shared), 3, 12, b"").unwrap();
+    let after = disk.duplicate();
+    drop(broken_off);
+    assert_eq!(Snapshot::list(&after).unwrap(), vec![id]);
+    assert_eq!((disk.list().unwrap().len(), after.list().unwrap().len()), (1, 1));
+}
+
+#[test]
 fn a_large_snapshot_on_a_real_disk() {
     let directory = tempfile::tempdir().unwrap();
     let disk = Arc::new(FileDisk::open(directory.path()).unwrap());

@@ -164,9 +164,9 @@ pub struct SnapshotOffer<'a> {
     pub replica_from: u64,
     /// The replica that is to be given the snapshot.
     pub replica_to: u64,
-    /// The term of the last entry that the snapshot contains.
+    /// The term in which it sends it.
     pub term: u64,
-    /// The index of that entry.
+    /// The index of the last entry that the snapshot contains.
     pub index: u64,
     /// About how many bytes will follow: the length of the sender's file.
     pub size: u64,
