@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 use crate::shared::Shared;
 
@@ -18,12 +19,26 @@ use crate::shared::Shared;
 type Node = Arc<OnceLock<Arc<Shared>>>;
 
 /// Serves until `stopping` says so.
-pub(crate) async fn serve(listener: TcpListener, node: Node, mut stopping: watch::Receiver<bool>) {
+/// `routes` is set once the node takes part in a cluster.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    node: Node,
+    routes: Arc<OnceLock<Router>>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let unknown = (
+        StatusCode::NOT_FOUND,
+        "there is /health, /ready and /metrics, and in a cluster /cluster\n",
+    );
+    let others = async move |request: Request| match routes.get() {
+        Some(routes) => routes.clone().oneshot(request).await.into_response(),
+        None => unknown.into_response(),
+    };
     let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
-        .fallback(async || (StatusCode::NOT_FOUND, "there is /health, /ready and /metrics\n"))
+        .fallback(others)
         .with_state(node);
     let stopped = async move {
         // An error means that the node is gone, which ends this too.

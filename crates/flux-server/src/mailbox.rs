@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use flux_core::placement::NodeId;
 use flux_core::replica::{Message as RaftMessage, Status};
 use flux_core::session::Once;
 use flux_core::{Command, PartitionId, Reply};
@@ -75,8 +76,10 @@ pub(crate) enum Message {
     Topology(Arc<Topology>),
     /// Say how the replicas are.
     Inspect(oneshot::Sender<Vec<Inspected>>),
-    /// Hand the leadership of a partition over to a replica.
-    HandOver { partition: PartitionId, to: u64, answer: oneshot::Sender<Result<(), String>> },
+    /// Hand the leadership of a partition over to the replica of a node.
+    HandOver { partition: PartitionId, to: NodeId, answer: oneshot::Sender<Result<(), String>> },
+    /// Hand the leadership of every partition over, where another replica can lead.
+    HandAllOver,
     /// Accept connections, for all workers.
     Listen(mio::net::TcpListener),
     /// Accept connections of other nodes, for all workers.
@@ -138,6 +141,12 @@ impl Mailbox {
         })?;
         self.wake();
         Ok(())
+    }
+
+    /// Sends a request that must arrive. Waits until the mailbox has room, or its worker has ended.
+    pub(crate) fn send_surely(&self, message: Message) {
+        let _ = self.sender.send(message);
+        self.wake();
     }
 
     /// Tells the worker to stop. Waits until its mailbox has room, or it has ended.

@@ -10,12 +10,14 @@ use flux_core::PartitionId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::cluster::{ClusterError, Control, Listening, Registry};
 use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::recovery::RecoveryError;
+use crate::replicas::Replicas;
 use crate::shared::Shared;
 use crate::workers::Workers;
-use crate::{admin, grpc};
+use crate::{admin, grpc, joining};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,9 @@ pub enum StartError {
         #[source]
         source: flux_core::replica::Broken,
     },
+    /// The cluster.
+    #[error("cannot join the cluster")]
+    Cluster(#[from] ClusterError),
     /// The operating system refused a thread, a poll or randomness.
     #[error("cannot start a worker")]
     Worker(#[source] io::Error),
@@ -65,6 +70,8 @@ pub struct Addresses {
     pub admin: SocketAddr,
     /// gRPC.
     pub grpc: SocketAddr,
+    /// The other nodes of the cluster; nobody listens there for a node alone.
+    pub peer: SocketAddr,
 }
 
 /// A running node.
@@ -73,6 +80,7 @@ pub struct Node {
     shared: Arc<Shared>,
     addresses: Addresses,
     workers: Workers,
+    control: Option<Control>,
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
 }
@@ -80,39 +88,79 @@ pub struct Node {
 /// The listeners, opened before the data is recovered: a wrong address is told at once.
 struct Listeners {
     data: mio::net::TcpListener,
+    /// In a cluster.
+    peer: Option<mio::net::TcpListener>,
     admin: tokio::net::TcpListener,
     grpc: tokio::net::TcpListener,
     addresses: Addresses,
 }
 
 impl Node {
-    /// Starts a node: returns when its data is recovered and it serves. Needs a tokio runtime, which
-    /// the gRPC and admin servers run on.
+    /// Starts a node: returns when its data is recovered and it serves; in a cluster, when it takes part in
+    /// it, which needs enough nodes the first time. Needs a tokio runtime, which the gRPC and admin servers
+    /// run on.
     ///
     /// # Errors
     ///
-    /// What is wrong with the settings' addresses, the data directory or the data.
+    /// What is wrong with the settings' addresses, the data directory, the data, or the cluster.
     pub async fn start(settings: &Settings) -> Result<Node, StartError> {
-        let listeners = Listeners::open(settings).await?;
+        Node::start_in(settings, joining::registry(settings)).await
+    }
+
+    /// The same in the cluster of a registry that the caller has.
+    ///
+    /// # Errors
+    ///
+    /// As `start`.
+    pub async fn start_in(
+        settings: &Settings,
+        registry: Option<Arc<dyn Registry>>,
+    ) -> Result<Node, StartError> {
+        let listeners = Listeners::open(settings, registry.is_some()).await?;
+        let Listeners { mut data, mut peer, admin, grpc, addresses } = listeners;
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
         // The admin port answers while the node recovers: alive, but not ready.
         let ready = Arc::new(std::sync::OnceLock::new());
-        tasks.spawn(admin::serve(listeners.admin, Arc::clone(&ready), stopping.clone()));
+        let routes = Arc::new(std::sync::OnceLock::new());
+        let answering =
+            admin::serve(admin, Arc::clone(&ready), Arc::clone(&routes), stopping.clone());
+        tasks.spawn(answering);
 
-        let partitions = settings.partitions as u16;
-        let workers = settings.worker_count() as u16;
-        let directory = DataDir::open(&settings.data_dir, partitions, workers)?;
-        let (owned, data) = (settings.clone(), listeners.data);
-        // Recovery is long and blocks: not for the runtime's own threads.
-        let start = move || Workers::start(&owned, directory, data, None);
-        let workers = tokio::task::spawn_blocking(start)
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let (control, workers) = loop {
+            match start_workers(settings, registry.as_ref(), addresses, &mut data).await {
+                Ok(started) => break started,
+                Err((error, _)) if registry.is_none() || !joining::is_damage(&error) => {
+                    return Err(error);
+                }
+                Err((error, control)) => {
+                    if let Some(control) = control {
+                        control.stop().await;
+                    }
+                    joining::begin_anew(settings, &error)?;
+                }
+            }
+        };
         let shared = Arc::clone(workers.shared());
         let _ = ready.set(Arc::clone(&shared));
-        tasks.spawn(grpc::serve(listeners.grpc, Arc::clone(&shared), stopping));
-        Ok(Node { shared, addresses: listeners.addresses, workers, tasks, stop })
+        if let Some(control) = &control {
+            let _ = routes.set(crate::cluster::routes(control.handle()));
+            control.attach(Arc::new(Replicas::new(Arc::clone(&shared))));
+            tasks.spawn(joining::follow(Arc::clone(&shared), control.topology()));
+            if let Some(peer) = peer.take() {
+                workers.listen_to_peers(peer);
+            }
+        }
+        tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
+        Ok(Node { shared, addresses, workers, control, tasks, stop })
+    }
+
+    /// Waits until the node must stop, because another process has its identity.
+    pub async fn failed(&self) -> StartError {
+        match &self.control {
+            Some(control) => control.failed().await.into(),
+            None => std::future::pending().await,
+        }
     }
 
     /// Where it listens.
@@ -143,6 +191,11 @@ impl Node {
     /// If a log could not be synced: acknowledged writes of the policies `everysec` and `no` may be
     /// lost when the machine loses power.
     pub async fn shutdown(mut self) -> Result<(), flux_log::LogError> {
+        if let Some(control) = self.control.take() {
+            // Leadership first, while this node still serves: nobody waits for an election.
+            Replicas::new(Arc::clone(&self.shared)).hand_over().await;
+            control.stop().await;
+        }
         self.shared.stopping.store(true, Ordering::Release);
         // A receiver that is gone has ended already.
         let _ = self.stop.send(true);
@@ -158,8 +211,56 @@ impl Node {
     }
 }
 
+/// Joins the cluster, if there is one, recovers the data and starts the workers. An error comes with the
+/// control plane, if that had begun.
+async fn start_workers(
+    settings: &Settings,
+    registry: Option<&Arc<dyn Registry>>,
+    addresses: Addresses,
+    data: &mut mio::net::TcpListener,
+) -> Result<(Option<Control>, Workers), (StartError, Option<Control>)> {
+    let early = |error: StartError| (error, None);
+    let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
+    let asked = if registry.is_some() { 0 } else { partitions };
+    let mut directory =
+        DataDir::open(&settings.data_dir, asked, workers).map_err(|error| early(error.into()))?;
+    let joined = match registry {
+        Some(registry) => {
+            let Addresses { data, admin, grpc, peer } = addresses;
+            let listening = Listening { data, peer, grpc, admin };
+            let registry = Arc::clone(registry);
+            Some(
+                joining::join(&mut directory, settings, listening, registry)
+                    .await
+                    .map_err(early)?,
+            )
+        }
+        None => None,
+    };
+    let (control, membership) = joined.unzip();
+    let owned = settings.clone();
+    let listener = match clone_listener(data) {
+        Ok(listener) => listener,
+        Err(error) => return Err((StartError::Worker(error), control)),
+    };
+    // Recovery is long and blocks: not for the runtime's own threads.
+    let start = move || Workers::start(&owned, directory, listener, membership);
+    let started = tokio::task::spawn_blocking(start).await;
+    match started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        Ok(workers) => Ok((control, workers)),
+        Err(error) => Err((error, control)),
+    }
+}
+
+/// The same listener once more: the first one is kept in case that the start has to be tried again.
+fn clone_listener(listener: &mio::net::TcpListener) -> io::Result<mio::net::TcpListener> {
+    use std::os::fd::AsFd;
+    let descriptor = listener.as_fd().try_clone_to_owned()?;
+    Ok(mio::net::TcpListener::from_std(descriptor.into()))
+}
+
 impl Listeners {
-    async fn open(settings: &Settings) -> Result<Listeners, StartError> {
+    async fn open(settings: &Settings, clustered: bool) -> Result<Listeners, StartError> {
         let failed =
             |setting, address| move |source| StartError::Listen { setting, address, source };
         let data_failed = failed("data_addr", settings.data_addr);
@@ -167,13 +268,23 @@ impl Listeners {
         let open = async |setting, address| {
             tokio::net::TcpListener::bind(address).await.map_err(failed(setting, address))
         };
+        let peer_failed = failed("peer_addr", settings.peer_addr);
+        let peer = match clustered {
+            true => Some(mio::net::TcpListener::bind(settings.peer_addr).map_err(peer_failed)?),
+            false => None,
+        };
+        let peer_addr = match &peer {
+            Some(peer) => peer.local_addr().map_err(peer_failed)?,
+            None => settings.peer_addr,
+        };
         let admin = open("admin_addr", settings.admin_addr).await?;
         let grpc = open("grpc_addr", settings.grpc_addr).await?;
         let addresses = Addresses {
             data: data.local_addr().map_err(data_failed)?,
             admin: admin.local_addr().map_err(failed("admin_addr", settings.admin_addr))?,
             grpc: grpc.local_addr().map_err(failed("grpc_addr", settings.grpc_addr))?,
+            peer: peer_addr,
         };
-        Ok(Listeners { data, admin, grpc, addresses })
+        Ok(Listeners { data, peer, admin, grpc, addresses })
     }
 }

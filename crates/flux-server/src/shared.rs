@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{Now, View};
 use flux_core::store::{Memory, Table};
 use flux_core::{Command, Error, PartitionId, Partitions, Reply};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use crate::clock;
+use crate::cluster::Topology;
 use crate::config::Settings;
 use crate::mailbox::{Ask, Mailbox, Message, Waiter};
 use crate::resp::Session;
@@ -33,6 +35,13 @@ pub(crate) struct Client {
     pub(crate) session: Arc<Mutex<Session>>,
 }
 
+/// A node's place in its cluster.
+#[derive(Debug)]
+pub(crate) struct ClusterSeat {
+    pub(crate) me: NodeId,
+    pub(crate) topology: RwLock<Arc<Topology>>,
+}
+
 /// The state of a node that is not one worker's own.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -40,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) node_id: String,
     pub(crate) data_addr: SocketAddr,
     pub(crate) partitions: Partitions,
+    /// In a cluster: who this node is, and what is known of the others.
+    pub(crate) cluster: Option<ClusterSeat>,
     pub(crate) views: Vec<PartitionView>,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) memory: Arc<Memory>,
@@ -68,6 +79,27 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The node that leads a partition, as far as this one knows; the one that should, where it knows
+    /// nothing. `None` where this node is alone.
+    pub(crate) fn leader(&self, partition: PartitionId) -> Option<NodeId> {
+        let seat = self.cluster.as_ref()?;
+        let known = self.views[usize::from(partition.0)].standing.leader();
+        if known != 0 {
+            return Some(ReplicaId::from_u64(known).node());
+        }
+        let topology = seat.topology.read();
+        let targets = topology.map.as_ref()?.target(partition);
+        targets.first().map(|replica| replica.node())
+    }
+
+    /// Tells all workers what has changed in the cluster. False if one of them must be told again.
+    pub(crate) fn follow(&self, topology: &Arc<Topology>) -> bool {
+        let Some(seat) = &self.cluster else { return true };
+        *seat.topology.write() = Arc::clone(topology);
+        let tell = |mailbox: &Arc<Mailbox>| mailbox.send(Message::Topology(Arc::clone(topology)));
+        self.mailboxes.iter().map(tell).filter(Result::is_err).count() == 0
+    }
+
     /// The worker that owns a partition.
     pub(crate) fn owner(&self, partition: PartitionId) -> u16 {
         partition.0 % self.mailboxes.len() as u16

@@ -17,6 +17,7 @@ use flux_core::{PartitionId, Partitions};
 use flux_log::{Disk, LogError, LogOptions};
 use mio::Poll;
 use mio::net::TcpListener;
+use parking_lot::RwLock;
 
 use crate::clock;
 use crate::cluster::Topology;
@@ -26,7 +27,7 @@ use crate::mailbox::{Mailbox, Message};
 use crate::node::StartError;
 use crate::peer::LocalIdentity;
 use crate::recovery::{self, ALONE, Beginning, Found, Recovered, Snapshots};
-use crate::shared::{PartitionView, Shared};
+use crate::shared::{ClusterSeat, PartitionView, Shared};
 use crate::stats::Stats;
 use crate::worker::{ClusterParts, WAKER, Worker, WorkerParts};
 
@@ -140,6 +141,10 @@ impl Workers {
             node_id: directory.description.node_id.clone(),
             data_addr,
             partitions,
+            cluster: membership.as_ref().map(|one| ClusterSeat {
+                me: one.me,
+                topology: RwLock::new(Arc::clone(&one.topology)),
+            }),
             views,
             mailboxes,
             memory,
@@ -198,6 +203,12 @@ impl Workers {
             }
         }
         Ok(self)
+    }
+
+    /// Accepts connections of the other nodes from now on.
+    pub(crate) fn listen_to_peers(&self, listener: TcpListener) {
+        // Waits for room: without it the node is of no use to its cluster.
+        self.shared.mailboxes[0].send_surely(Message::ListenPeers(listener));
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

@@ -242,7 +242,9 @@ impl Client {
             Some((_, Answer::Value(Some((_, version)))))
             | Some((
                 _,
-                Answer::Written(version) | Answer::Counter(_, version) | Answer::NotWritten(version),
+                Answer::Written(version)
+                | Answer::Counter(_, version)
+                | Answer::NotWritten(version),
             )) => self.versions[place] = version,
             Some((_, Answer::Value(None) | Answer::Deleted(_))) => self.versions[place] = 0,
             None => {}

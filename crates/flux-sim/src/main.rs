@@ -48,7 +48,8 @@ fn main() -> Result<ExitCode> {
 }
 
 fn parse_range(text: &str) -> Result<Range<u64>> {
-    let (from, to) = text.split_once("..").context("two seeds with .. between them, as in 0..500")?;
+    let (from, to) =
+        text.split_once("..").context("two seeds with .. between them, as in 0..500")?;
     let range = from.parse()?..to.parse()?;
     ensure!(!range.is_empty(), "no seed is in {text}");
     Ok(range)
@@ -106,7 +107,10 @@ fn sweep_all(arguments: &Arguments) -> Result<bool> {
             let (start, end) = if terminal { ("\r", "") } else { ("", "\n") };
             let seconds = started.elapsed().as_secs();
             // Who does not look at it misses nothing.
-            let _ = write!(stderr(), "{start}{runs} of {count} runs, {failures} failed, {seconds} s{end}");
+            let _ = write!(
+                stderr(),
+                "{start}{runs} of {count} runs, {failures} failed, {seconds} s{end}"
+            );
         }
     };
     let summary = sweep(seeds.clone(), settings, threads, arguments.failures, &progress);
@@ -137,7 +141,8 @@ fn report(
     let list = |items: Vec<String>| if items.is_empty() { "none".into() } else { items.join(", ") };
     let profiles = summary.profiles.iter().map(|(name, count)| format!("{name} {count}")).collect();
     writeln!(out, "weather: {}", list(profiles))?;
-    let faults = summary.faults().iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
+    let faults =
+        summary.faults().iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
     writeln!(out, "faults: {}", list(faults))?;
     writeln!(
         out,

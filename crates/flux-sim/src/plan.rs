@@ -204,7 +204,12 @@ impl Plan {
 
     /// The links as they are when all is well.
     pub fn calm_links(&self) -> LinkQuality {
-        LinkQuality { slow_per_mille: 0, drop_per_mille: 0, duplicate_per_mille: 0, ..self.links.clone() }
+        LinkQuality {
+            slow_per_mille: 0,
+            drop_per_mille: 0,
+            duplicate_per_mille: 0,
+            ..self.links.clone()
+        }
     }
 
     fn basic(seed: u64, profile: Profile, plant: Option<Plant>, random: &mut Random) -> Plan {
@@ -269,9 +274,13 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
         Profile::Clocks | Profile::Beyond => {
             &[Fault::IsolateLeader, Fault::WallClock, Fault::ClockRate, Fault::Freeze, Fault::Kill]
         }
-        Profile::Disks => {
-            &[Fault::PowerCut, Fault::Blackout, Fault::FailedSync, Fault::FailedWrite, Fault::BitRot]
-        }
+        Profile::Disks => &[
+            Fault::PowerCut,
+            Fault::Blackout,
+            Fault::FailedSync,
+            Fault::FailedWrite,
+            Fault::BitRot,
+        ],
         Profile::Members => &[Fault::Move, Fault::Transfer, Fault::PowerCut, Fault::Kill],
     };
     let mut faults: Vec<Fault> = favoured.iter().flat_map(|fault| [*fault; 3]).collect();

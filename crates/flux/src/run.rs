@@ -12,7 +12,7 @@ use anyhow::Context;
 use flux_client::Client;
 use flux_gateway::{Drained, Options};
 use flux_server::{
-    Node,
+    Node, StartError,
     config::{Role, Settings},
 };
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -31,7 +31,7 @@ pub async fn run(role: Role, settings: &Settings) -> anyhow::Result<ExitCode> {
         Role::Up | Role::Server => tokio::select! {
             node = Node::start(settings) => Some(node?),
             (signal, _) = stop.requested() => {
-                tracing::info!(signal, "stopped before the data was recovered; nothing is lost");
+                tracing::info!(signal, "stopped before the node served; nothing is lost");
                 return Ok(ExitCode::SUCCESS);
             }
         },
@@ -50,6 +50,7 @@ pub async fn run(role: Role, settings: &Settings) -> anyhow::Result<ExitCode> {
             Ok(())
         }
         ended = failed(&mut gateway) => ended,
+        error = node_failed(node.as_ref()) => Err(error.into()),
     };
     tokio::spawn(stop.end_at_next());
     let drained = drain(gateway, node).await;
@@ -118,6 +119,14 @@ impl Gateway {
     }
 }
 
+/// Ends only if the node cannot go on.
+async fn node_failed(node: Option<&Node>) -> StartError {
+    match node {
+        Some(node) => node.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Ends only if the gateway does, which it should not before it is asked to.
 async fn failed(gateway: &mut Option<Gateway>) -> anyhow::Result<()> {
     let Some(running) = gateway else {
@@ -149,7 +158,7 @@ fn announce(node: Option<&Node>, gateway: Option<&Gateway>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match (node.map(Node::addresses), http) {
         (Some(node), Some(http)) => {
-            let flux_server::Addresses { data, grpc, admin } = node;
+            let flux_server::Addresses { data, grpc, admin, .. } = node;
             out.write_all(banner(data, grpc, admin, http).as_bytes())?;
             tracing::info!(%data, %grpc, %admin, %http, "ready");
         }

@@ -187,9 +187,10 @@ impl Storage for Entries {
     /// is one that was taken before the follower belonged to the group.
     fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         let least = request_index.max(self.truncated.index);
-        let usable = self.snapshot.as_ref().filter(|meta| {
-            meta.position.index >= least && meta.members.contains(to)
-        });
+        let usable = self
+            .snapshot
+            .as_ref()
+            .filter(|meta| meta.position.index >= least && meta.members.contains(to));
         let Some(meta) = usable else {
             self.wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));

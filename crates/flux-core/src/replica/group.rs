@@ -318,7 +318,11 @@ impl<W> Replica<W> {
         self.now = now;
         // One that is not newer than the table goes to Raft all the same, which tells the leader so: else
         // it would be sent again and again.
-        if self.restoring.is_some() || !meta.members.contains(self.id) || from == self.id || from == 0 {
+        if self.restoring.is_some()
+            || !meta.members.contains(self.id)
+            || from == self.id
+            || from == 0
+        {
             return false;
         }
         let mut message = Message {

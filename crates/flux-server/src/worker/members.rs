@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flux_core::PartitionId;
-use flux_core::placement::NodeId;
+use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{Recovery, Replica, SnapshotMeta};
 use mio::Interest;
 use mio::net::TcpListener;
@@ -137,7 +137,7 @@ impl Worker {
     pub(super) fn begin_hand_over(
         &mut self,
         partition: PartitionId,
-        to: u64,
+        to: NodeId,
     ) -> Result<(), String> {
         let Some((replica, _)) = self.dispatch.replica(partition) else {
             return Err(format!("this node has no replica of partition {partition}"));
@@ -145,24 +145,13 @@ impl Worker {
         if !replica.leads() {
             return Err(format!("this node does not lead partition {partition}"));
         }
-        let target =
-            match replica.members().voters.iter().find(|id| node_of(**id) == NodeId(to as u32)) {
-                Some(target) => *target,
-                None => {
-                    return Err(format!(
-                        "{} has no voter of partition {partition}",
-                        NodeId(to as u32)
-                    ));
-                }
-            };
-        if target == replica.id() {
-            return Ok(());
+        let there = |id: &&u64| ReplicaId::from_u64(**id).node() == to;
+        let Some(&target) = replica.members().voters.iter().find(there) else {
+            return Err(format!("{to} has no voter of partition {partition}"));
+        };
+        if target != replica.id() {
+            self.dispatch.hand_over(partition, target);
         }
-        self.dispatch.hand_over(partition, target);
         Ok(())
     }
-}
-
-fn node_of(replica: u64) -> NodeId {
-    flux_core::placement::ReplicaId::from_u64(replica).node()
 }

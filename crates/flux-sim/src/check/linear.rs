@@ -327,7 +327,8 @@ mod tests {
 
     #[test]
     fn a_search_without_end_is_given_up() {
-        let mut history: Vec<_> = (0..24).map(|at| operation(at, Call::Set(at as i64), None)).collect();
+        let mut history: Vec<_> =
+            (0..24).map(|at| operation(at, Call::Set(at as i64), None)).collect();
         history.push(get(100, 101, Some((77, 3))));
         assert_eq!(search(Register::ABSENT, &history, 10_000), Verdict::Undecided);
     }
@@ -362,7 +363,9 @@ mod tests {
             assert_eq!(verdict(history.clone()), Verdict::Linearizable, "seed {seed}");
             let place = random.below(history.len() as u64) as usize;
             match &mut history[place].returned {
-                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => *value += 1,
+                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => {
+                    *value += 1
+                }
                 Some((_, Answer::Written(version))) => *version += 1000,
                 Some((_, Answer::Deleted(there))) => *there = !*there,
                 _ => continue,

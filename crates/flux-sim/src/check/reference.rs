@@ -106,9 +106,7 @@ impl Reference {
         let committed = self.partitions.get(&partition);
         let expected = match index.checked_sub(1) {
             None => Some(0),
-            Some(place) => {
-                committed.and_then(|all| all.revisions.get(place as usize)).copied()
-            }
+            Some(place) => committed.and_then(|all| all.revisions.get(place as usize)).copied(),
         };
         let Some(expected) = expected else {
             return differs("it was never applied by anyone".to_owned());
@@ -150,9 +148,7 @@ impl Reference {
             for operation in operations {
                 let written = match (operation.call, operation.returned) {
                     (
-                        Call::Set(value)
-                        | Call::SetIfAbsent(value)
-                        | Call::SetIfVersion(_, value),
+                        Call::Set(value) | Call::SetIfAbsent(value) | Call::SetIfVersion(_, value),
                         Some((_, Answer::Written(version))),
                     ) => (version, value),
                     (Call::Increment(_), Some((_, Answer::Counter(sum, version)))) => {
@@ -178,10 +174,7 @@ impl Reference {
             return None;
         }
         let (found, bytes) = (String::from_utf8_lossy(found), bytes.as_deref());
-        Some(format!(
-            "revision {version} is of {found}: {:?}",
-            bytes.map(String::from_utf8_lossy)
-        ))
+        Some(format!("revision {version} is of {found}: {:?}", bytes.map(String::from_utf8_lossy)))
     }
 
     /// The last index and revision of a partition's history.

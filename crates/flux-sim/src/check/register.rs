@@ -139,9 +139,7 @@ mod tests {
     use super::*;
 
     fn after(steps: &[(Call, Option<Answer>)]) -> Option<Register> {
-        steps
-            .iter()
-            .try_fold(Register::ABSENT, |state, (call, answer)| state.step(*call, *answer))
+        steps.iter().try_fold(Register::ABSENT, |state, (call, answer)| state.step(*call, *answer))
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use flux_core::replica::{Broken, Now, Position, Recovery, Replica, SnapshotMeta, StateRecord, View};
+use flux_core::replica::{
+    Broken, Now, Position, Recovery, Replica, SnapshotMeta, StateRecord, View,
+};
 use flux_core::store::{Memory, Table, TableOptions};
-use flux_log::{Entry, Log, LogError, LogOptions, Record, SimDisk, Snapshot, SnapshotId, State};
 use flux_log::{Disk, SnapshotWriter};
+use flux_log::{Entry, Log, LogError, LogOptions, Record, SimDisk, Snapshot, SnapshotId, State};
 
 use super::{Hosted, Options, Process};
 use crate::check::consensus::Contents;
@@ -86,8 +88,7 @@ impl Process {
                 broken = one.record(&record).err();
             }
         };
-        let (log, _) =
-            Log::open(Arc::new(log_disk.clone()), log_options, &mut visit, &mut |_| ())?;
+        let (log, _) = Log::open(Arc::new(log_disk.clone()), log_options, &mut visit, &mut |_| ())?;
         if let Some(broken) = broken {
             return Err(broken.into());
         }
@@ -157,9 +158,9 @@ impl Process {
             if id.partition == partition {
                 let name = id.file_name();
                 let removed = self.snapshot_disk.remove(&name);
-                removed.and_then(|()| self.snapshot_disk.sync_dir()).map_err(|source| {
-                    LogError::Io { action: "remove", file: name, source }
-                })?;
+                removed
+                    .and_then(|()| self.snapshot_disk.sync_dir())
+                    .map_err(|source| LogError::Io { action: "remove", file: name, source })?;
             }
         }
         Ok(())
@@ -188,8 +189,7 @@ impl Recovering {
         let table = Arc::new(table);
         let checked = snapshot.as_ref().map_or(0, |meta| meta.position.index);
         let beginning = SnapshotMeta::default();
-        let recovery =
-            Recovery::new(Arc::clone(&table), snapshot, beginning, options.tail_bytes);
+        let recovery = Recovery::new(Arc::clone(&table), snapshot, beginning, options.tail_bytes);
         Recovering { recovery, table, shadow: BTreeMap::new(), reset: (0, 0), checked }
     }
 
@@ -213,12 +213,7 @@ impl Recovering {
         }
     }
 
-    fn finish(
-        mut self,
-        options: &Options,
-        partition: u16,
-        now: Now,
-    ) -> Result<Hosted, BootError> {
+    fn finish(mut self, options: &Options, partition: u16, now: Now) -> Result<Hosted, BootError> {
         self.recovery.finish()?;
         let id = if self.recovery.replica() == 0 { self.reset.0 } else { self.recovery.replica() };
         let view = Arc::new(View::default());

@@ -137,9 +137,8 @@ impl World {
             })
             .collect();
         let mut client_seeds = random.fork();
-        let clients = (0..plan.clients)
-            .map(|id| Client::new(id, &plan, client_seeds.fork()))
-            .collect();
+        let clients =
+            (0..plan.clients).map(|id| Client::new(id, &plan, client_seeds.fork())).collect();
         let mut world = World {
             now_us: 0,
             queue: Queue::new(),
@@ -445,7 +444,8 @@ impl World {
                 self.queue.push(at, Event::Snapshot(target, parcel));
                 // Lost with the process that takes it in: the sender learns that in the end.
                 let gives_up = late + 500 * MS;
-                self.queue.push(gives_up, Event::SnapshotReport(host, number, partition, to, false));
+                self.queue
+                    .push(gives_up, Event::SnapshotReport(host, number, partition, to, false));
             }
             _ => self.queue.push(late, Event::SnapshotReport(host, number, partition, to, false)),
         }

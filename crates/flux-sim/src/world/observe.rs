@@ -34,7 +34,10 @@ impl World {
             }
             Err(error) => error.to_string(),
         };
-        self.say(format_args!("h{host} p{partition} writes entry {} of term {}: {what}", at.0, at.1));
+        self.say(format_args!(
+            "h{host} p{partition} writes entry {} of term {}: {what}",
+            at.0, at.1
+        ));
     }
 
     pub(super) fn observe_message(&mut self, partition: u16, message: &Message) {
@@ -118,7 +121,8 @@ impl World {
         let mut found = Ok(());
         for index in first..=applied.index {
             let Some((term, contents)) = hosted.shadow.get(&index) else {
-                let evidence = format!("h{host} p{partition} applied {index}, which it never wrote");
+                let evidence =
+                    format!("h{host} p{partition} applied {index}, which it never wrote");
                 found = Err(Violation::new(Promise::Committed, evidence));
                 break;
             };
@@ -133,7 +137,9 @@ impl World {
     /// Compares a host's whole table with the history.
     pub(super) fn observe_table(&mut self, host: usize, partition: u16) {
         let process = self.hosts[host].process.as_ref();
-        let Some(hosted) = process.and_then(|process| process.hosted.get(&partition)) else { return };
+        let Some(hosted) = process.and_then(|process| process.hosted.get(&partition)) else {
+            return;
+        };
         let (index, revision) = (hosted.replica.applied().index, hosted.replica.revision());
         let shown = self.reference.shows(partition, index, revision, &hosted.table);
         let shown = shown.map_err(|mut violation| {

@@ -51,7 +51,8 @@ impl World {
 
     /// A node looks now and then whether what it has is what it should have.
     pub(super) fn keep_house(&mut self, host: usize) {
-        self.queue.push(self.now_us + self.random.between(50 * MS, 200 * MS), Event::KeepHouse(host));
+        self.queue
+            .push(self.now_us + self.random.between(50 * MS, 200 * MS), Event::KeepHouse(host));
         self.follow_map(host);
     }
 
@@ -97,10 +98,11 @@ impl World {
         if self.network.is_cut() {
             return false;
         }
-        let asked = self.hosts.iter().enumerate().filter(|(other, one)| *other != host && one.is_awake());
-        asked.flat_map(|(_, one)| one.process.as_ref()?.replica(partition)).any(|replica| {
-            replica.knows_members() && !replica.members().contains(id)
-        })
+        let asked =
+            self.hosts.iter().enumerate().filter(|(other, one)| *other != host && one.is_awake());
+        asked
+            .flat_map(|(_, one)| one.process.as_ref()?.replica(partition))
+            .any(|replica| replica.knows_members() && !replica.members().contains(id))
     }
 
     /// Whether a partition has the replicas that it should have, and none of them is lost.
@@ -109,7 +111,8 @@ impl World {
         let mut sorted = target.clone();
         sorted.sort_unstable();
         let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
-        let mut leaders = processes.filter_map(|one| one.replica(partition)).filter(|one| one.leads());
+        let mut leaders =
+            processes.filter_map(|one| one.replica(partition)).filter(|one| one.leads());
         let settled = leaders.any(|replica| {
             let members = replica.members();
             members.voters == sorted && !members.is_joint() && members.learners.is_empty()
@@ -140,10 +143,8 @@ impl World {
             None if count > 2 => drop(self.targets[place].remove(out)),
             None => return false,
         }
-        self.trace.line(
-            self.now_us,
-            format_args!("p{partition} is to be on {:x?}", self.targets[place]),
-        );
+        self.trace
+            .line(self.now_us, format_args!("p{partition} is to be on {:x?}", self.targets[place]));
         self.announce();
         true
     }

@@ -60,7 +60,9 @@ impl World {
     fn complaint_of(&self, partition: u16) -> Option<String> {
         if !self.is_in_place(partition) {
             let standing = self.standing(partition);
-            return Some(format!("p{partition} has not the replicas that it should have{standing}"));
+            return Some(format!(
+                "p{partition} has not the replicas that it should have{standing}"
+            ));
         }
         let (end, _) = self.reference.end(partition);
         let target = &self.targets[usize::from(partition)];

@@ -1,0 +1,108 @@
+//! The replicas of a node as its control plane sees them: asked for, and told to hand leadership over.
+
+use std::sync::Arc;
+
+use flux_core::PartitionId;
+use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::replica::Role;
+use tokio::sync::oneshot;
+
+use crate::cluster::{BoxFuture, DataPlane, LocalPartition, PartitionRole};
+use crate::mailbox::{Inspected, Message};
+use crate::shared::Shared;
+
+/// The data plane of a running node.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    shared: Arc<Shared>,
+}
+
+impl Replicas {
+    pub(crate) fn new(shared: Arc<Shared>) -> Replicas {
+        Replicas { shared }
+    }
+
+    /// How all replicas of this node are, in the order of their partitions. A worker that does not answer
+    /// is left out.
+    pub(crate) async fn inspect(&self) -> Vec<Inspected> {
+        let mut all = Vec::new();
+        for mailbox in &self.shared.mailboxes {
+            let (answer, answered) = oneshot::channel();
+            if mailbox.send(Message::Inspect(answer)).is_ok() {
+                all.append(&mut answered.await.unwrap_or_default());
+            }
+        }
+        all.sort_unstable_by_key(|one| one.status.partition);
+        all
+    }
+
+    /// Hands the leadership of every partition to others, where they can lead, and waits until that is
+    /// done, but not for ever.
+    pub(crate) async fn hand_over(&self) {
+        let leads = |one: &Inspected| {
+            one.status.role == Role::Leader && one.status.members.voters.len() > 1
+        };
+        for mailbox in &self.shared.mailboxes {
+            // A worker that takes no message has its connections cut, and its followers elect.
+            let _ = mailbox.send(Message::HandAllOver);
+        }
+        for _ in 0..HAND_OVER_CHECKS {
+            if !self.inspect().await.iter().any(leads) {
+                return;
+            }
+            tokio::time::sleep(HAND_OVER_CHECK).await;
+        }
+        tracing::warn!(
+            "some partitions found no new leader in time; their followers will elect one"
+        );
+    }
+}
+
+/// How often it is looked whether leadership has been handed over.
+const HAND_OVER_CHECK: std::time::Duration = std::time::Duration::from_millis(10);
+const HAND_OVER_CHECKS: usize = 200;
+
+impl DataPlane for Replicas {
+    fn partitions(&self) -> BoxFuture<'_, Vec<LocalPartition>> {
+        Box::pin(async { self.inspect().await.iter().map(local_partition).collect() })
+    }
+
+    fn transfer(&self, partition: PartitionId, to: NodeId) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            if partition.0 >= self.shared.partitions.count() {
+                return Err(format!("there is no partition {partition}"));
+            }
+            let mailbox = &self.shared.mailboxes[usize::from(self.shared.owner(partition))];
+            let (answer, answered) = oneshot::channel();
+            let message = Message::HandOver { partition, to, answer };
+            if mailbox.send(message).is_err() {
+                return Err("the node is overloaded".to_owned());
+            }
+            answered.await.unwrap_or_else(|_| Err("the node is stopping".to_owned()))
+        })
+    }
+}
+
+fn local_partition(one: &Inspected) -> LocalPartition {
+    let status = &one.status;
+    let ids = |ids: &[u64]| ids.iter().map(|id| ReplicaId::from_u64(*id)).collect();
+    LocalPartition {
+        partition: status.partition.0,
+        replica: ReplicaId::from_u64(status.id),
+        role: match status.role {
+            Role::Leader => PartitionRole::Leader,
+            Role::Follower => PartitionRole::Follower,
+            Role::Learner => PartitionRole::Learner,
+        },
+        term: status.term,
+        leader: (status.leader != 0).then(|| ReplicaId::from_u64(status.leader)),
+        commit: status.commit,
+        applied: status.applied,
+        revision: status.revision,
+        voters: ids(&status.members.voters),
+        outgoing: ids(&status.members.outgoing),
+        learners: ids(&status.members.learners),
+        keys: one.keys,
+        bytes: one.bytes,
+    }
+}
