@@ -37,10 +37,11 @@ pub struct Entry {
     pub expiry: Expiry,
 }
 
+/// What is stored, and what was asked.
 #[derive(Default)]
-struct State {
-    entries: HashMap<Vec<u8>, Entry>,
-    revision: u64,
+pub struct State {
+    pub entries: HashMap<Vec<u8>, Entry>,
+    pub revision: u64,
     requests: usize,
     connections: usize,
     stale: usize,
@@ -239,7 +240,7 @@ impl State {
         (sum, self.set(key, sum.to_string().as_bytes(), Expiry::Never))
     }
 
-    fn carry_out(&mut self, id: u64, request: &Request<'_>, output: &mut Vec<u8>) {
+    pub fn carry_out(&mut self, id: u64, request: &Request<'_>, output: &mut Vec<u8>) {
         let opcode = request.opcode();
         let holds = |entry: Option<&Entry>, condition: Condition| match condition {
             Condition::Always => true,
