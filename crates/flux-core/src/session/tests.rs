@@ -362,7 +362,13 @@ fn sessions_fade_before_they_are_forgotten() {
     check_in_full(&sessions);
 
     // A faded one that is used again keeps answers again, and another fades in its place.
-    remember(&mut sessions, once(2, 101, 0), 7, 0);
+    let mut copy = Sessions::decode(&sessions.encode()).expect("its own bytes");
+    check_in_full(&copy);
+    for sessions in [&mut copy, &mut sessions] {
+        remember(sessions, once(2, 101, 0), 7, 0);
+        remember(sessions, once(3 + count, 1, 0), 7, 0);
+    }
+    assert_eq!(copy.encode(), sessions.encode());
     assert_eq!(sessions.answer(&once(2, 101, 0)), Some(written(7)));
     assert_eq!(sessions.answer(&once(2, 100, 0)), GONE);
     let oldest = count - MAX_SESSIONS as u64 + 2;
