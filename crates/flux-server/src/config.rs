@@ -288,7 +288,8 @@ pub fn markdown_table() -> String {
     for setting in SETTINGS {
         let Setting { name, default, unit, meaning, .. } = setting;
         let allowed = setting.allowed();
-        table += &format!("| `{name}` | `{default}` | {unit} | {meaning} | {allowed} |\n");
+        let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
+        table += &format!("| `{name}` | {default} | {unit} | {meaning} | {allowed} |\n");
     }
     table
 }

@@ -500,4 +500,94 @@ mod tests {
         directory.switch(2, 1).expect("switched");
         assert_eq!(logs(&directory), ["log-2-0"]);
     }
+
+    #[test]
+    fn a_directory_joins_one_cluster_for_good() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let path = parent.path();
+        let mut directory = DataDir::open(path, 0, 1).expect("created");
+        assert_eq!((directory.cluster_id(), directory.description.partitions), (None, 16));
+        assert_ne!(directory.identity(), NodeId(0));
+        directory.join(7, 64).expect("joined");
+        directory.join(7, 64).expect("again");
+        directory.mark_started().expect("written");
+        let node = directory.identity();
+        drop(directory);
+        let mut directory = DataDir::open(path, 0, 1).expect("opened");
+        assert_eq!((directory.cluster_id(), directory.identity()), (Some(7), node));
+        assert_eq!(directory.description.partitions, 64);
+        let other = directory.join(8, 64).expect_err("another cluster");
+        assert!(matches!(other, DataDirError::OtherCluster { own: 7, other: 8, .. }), "{other}");
+        let other = directory.join(7, 32).expect_err("another number");
+        assert!(
+            matches!(other, DataDirError::Partitions { created: 64, asked: 32, .. }),
+            "{other}"
+        );
+    }
+
+    #[test]
+    fn data_of_a_node_alone_joins_no_cluster() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let mut directory = DataDir::open(parent.path(), 0, 1).expect("created");
+        directory.mark_started().expect("written");
+        let refused = directory.join(7, 64);
+        assert!(matches!(refused, Err(DataDirError::Alone(_))), "{refused:?}");
+        assert_eq!(directory.cluster_id(), None);
+    }
+
+    #[test]
+    fn a_directory_without_a_cluster_reads_as_ever() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let text = "format = 1\nnode_id = \"node-0badcafe\"\nhash_seed = \"00000000000000ff\"\n\
+                    partitions = 16\nworkers = 1\ngeneration = 1\nstarted = true\n";
+        fs::write(parent.path().join(DESCRIPTION), text).expect("written");
+        let mut directory = DataDir::open(parent.path(), 0, 1).expect("opened");
+        assert_eq!(directory.identity(), NodeId(0x0bad_cafe));
+        assert_eq!((directory.cluster_id(), directory.replaces()), (None, None));
+        directory.switch(1, 1).expect("written");
+        drop(directory);
+        let written = fs::read_to_string(parent.path().join(DESCRIPTION)).expect("read");
+        assert_eq!(written, text, "what an older version reads too");
+    }
+
+    #[test]
+    fn data_that_is_set_aside_makes_another_node() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let path = parent.path();
+        let mut directory = DataDir::open(path, 0, 2).expect("created");
+        directory.join(7, 64).expect("joined");
+        for worker in 0..2 {
+            directory.log(1, worker).expect("made");
+        }
+        directory.snapshots().expect("made");
+        directory.mark_started().expect("written");
+        fs::write(path.join("log-1-1/1.log"), "damaged").expect("written");
+        let old = directory.identity();
+        let aside = directory.set_aside().expect("moved");
+        assert_eq!(aside, path.join("damaged-1"));
+        assert_eq!(fs::read(aside.join("log-1-1/1.log")).expect("kept"), b"damaged");
+        assert!(aside.join("snapshots").is_dir() && !path.join("snapshots").exists());
+        assert_ne!(directory.identity(), old);
+        assert_eq!((directory.replaces(), directory.cluster_id()), (Some(old), Some(7)));
+        assert_eq!((directory.description.generation, directory.description.started), (2, false));
+        drop(directory);
+
+        // A crash came after the new identity was written, and before anything was moved.
+        let mut directory = DataDir::open(path, 0, 2).expect("opened");
+        let second = directory.identity();
+        directory.log(2, 0).expect("made");
+        let description = Description {
+            node_id: "node-00000009".to_owned(),
+            replaces: Some(second.to_string()),
+            generation: 3,
+            aside: Some(2),
+            ..directory.description.clone()
+        };
+        directory.describe(description).expect("written");
+        drop(directory);
+        let directory = DataDir::open(path, 0, 2).expect("opened");
+        assert!(path.join("damaged-2/log-2-0").is_dir() && !path.join("log-2-0").exists());
+        assert_eq!((directory.identity(), directory.replaces()), (NodeId(9), Some(second)));
+        assert_eq!(directory.description.aside, None);
+    }
 }

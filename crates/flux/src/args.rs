@@ -93,7 +93,8 @@ struct SettingFlags(Vec<(String, String)>);
 impl clap::Args for SettingFlags {
     fn augment_args(mut command: clap::Command) -> clap::Command {
         for setting in SETTINGS {
-            let help = format!("{} [default: {}]", setting.meaning, setting.default);
+            let default = if setting.default.is_empty() { "none" } else { setting.default };
+            let help = format!("{} [default: {default}]", setting.meaning);
             let mut arg = Arg::new(setting.name)
                 .long(setting.flag())
                 .help(help.replace('`', ""))

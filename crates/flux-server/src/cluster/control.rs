@@ -129,10 +129,7 @@ impl Control {
 
     /// Says that the node's data directory now belongs to this cluster, and registers it as a member.
     pub fn joined(&self, cluster_id: u64) {
-        self.core.joined.send_replace(Some(cluster_id));
-        let registration =
-            Registration { cluster_id: Some(cluster_id), ..self.core.setup.registration.clone() };
-        self.core.registry.register(registration);
+        self.core.join(cluster_id);
     }
 
     /// Gives it the node's replicas to report and to hand leadership over from. Once.
@@ -171,6 +168,13 @@ impl Control {
 impl Core {
     pub(super) fn node(&self) -> NodeId {
         self.setup.registration.node
+    }
+
+    pub(super) fn join(&self, cluster_id: u64) {
+        self.joined.send_replace(Some(cluster_id));
+        let registration =
+            Registration { cluster_id: Some(cluster_id), ..self.setup.registration.clone() };
+        self.registry.register(registration);
     }
 
     pub(super) fn data(&self) -> Option<&Arc<dyn DataPlane>> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_core::placement::{
-    self, Limits, NodeId, Nodes, PartitionStatus, Placeable, PlacementMap, Reason, Step,
+    self, Limits, NodeId, Nodes, PartitionStatus, Placeable, PlacementMap, Reason, ReplicaId, Step,
 };
 use flux_core::{PartitionId, Partitions};
 use tokio::sync::watch;
@@ -289,7 +289,7 @@ impl Controller {
 
 /// Whether the replica that should lead could do so at once.
 fn is_ready(answers: &Answers, transfer: placement::Transfer) -> bool {
-    let find = |replica: flux_core::placement::ReplicaId| {
+    let find = |replica: ReplicaId| {
         let mut partitions = answers.get(&replica.node())?.partitions.iter();
         partitions.find(|local| local.replica == replica)
     };
@@ -303,7 +303,7 @@ fn is_ready(answers: &Answers, transfer: placement::Transfer) -> bool {
 
 fn log(step: &Step) {
     let Step { partition, reason, added, removed, .. } = step;
-    let name = |replica: &Option<flux_core::placement::ReplicaId>| {
+    let name = |replica: &Option<ReplicaId>| {
         replica.map_or("-".to_owned(), |replica| replica.node().to_string())
     };
     if *reason == Reason::Leader {

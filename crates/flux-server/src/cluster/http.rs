@@ -212,3 +212,47 @@ impl Client {
         if status.is_success() { Ok(body) } else { Err(refusal(address, path, status, &body)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Json, Router, routing};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn answers_and_refusals_of_a_real_server() {
+        let refuses = async || {
+            let body = ErrorBody { error: "not today".to_owned() };
+            (StatusCode::CONFLICT, Json(body))
+        };
+        let echoes = async |Json(number): Json<u64>| Json(number + 1);
+        let hangs = async || std::future::pending::<()>().await;
+        let router = Router::new()
+            .route("/echo", routing::post(echoes))
+            .route("/refuse", routing::get(refuses))
+            .route("/text", routing::get(async || "words"))
+            .route("/hang", routing::get(hangs));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let server = tokio::spawn(axum::serve(listener, router).into_future());
+
+        let client = Client::default();
+        let answer: u64 = client.post(address, "/echo", &41, TIMEOUT).await.expect("an answer");
+        assert_eq!(answer, 42);
+        let get = async |path: &str, timeout: Duration| {
+            client.get::<u64>(address, path, timeout).await.expect_err("refused").to_string()
+        };
+        assert_eq!(get("/refuse", TIMEOUT).await, "not today");
+        assert!(get("/text", TIMEOUT).await.contains("does not answer as a Flux-KV admin port"));
+        assert!(get("/none", TIMEOUT).await.contains("is not part of a cluster"));
+        let late = get("/hang", Duration::from_millis(50)).await;
+        assert!(late.ends_with("no answer within 50 ms"), "{late}");
+        server.abort();
+        assert!(server.await.expect_err("it was stopped").is_cancelled());
+        let gone = Client::default().get::<u64>(address, "/echo", TIMEOUT).await;
+        assert!(matches!(gone, Err(CallError::Unreachable { .. })), "{gone:?}");
+    }
+}

@@ -18,6 +18,8 @@ mod report;
 mod routes;
 mod saved;
 mod setup;
+#[cfg(test)]
+mod tests;
 mod topology;
 
 use std::net::SocketAddr;
