@@ -4,14 +4,18 @@
 //! 2017), in the form that Porcupine gave it (github.com/anishathalye/porcupine): the calls and
 //! answers of a key are one list by time; a call that can take effect next is taken out together with
 //! its answer, and put back when the search meets an answer whose call it has not taken. A set of taken
-//! operations that led to the same state before is not tried again. An operation without an answer may
-//! be taken at any time, or never. Keys are independent of each other, so each is searched alone.
+//! operations that led to the same state before is not tried again. Keys are independent of each other,
+//! so each is searched alone.
+//!
+//! Two things make it short here. Answers show versions, which only rise: whatever shows one is taken in
+//! that order. And an operation without an answer may be taken at any time, or never; it is tried last,
+//! and a state that was reached with fewer of them makes all those useless that need more.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::history::{History, Key, Operation};
-use super::register::Register;
+use super::history::{Answer, Call, History, Key, Operation};
+use super::register::{Contents, Register};
 use super::{Promise, Violation};
 
 /// How many steps the search of one key may take. A key of a usual run takes some thousand.
@@ -53,43 +57,91 @@ pub fn check(history: &History) -> Vec<Violation> {
 
 /// Searches an order of `operations`, which are sorted by `invoked_us`, from a state.
 pub fn search(initial: Register, operations: &[Operation], steps: u64) -> Verdict {
-    Search::new(operations).run(initial, operations, steps)
+    Search::new(operations).run(initial, steps)
 }
 
-/// A place in the list of calls and answers.
+/// A call or an answer of an operation that has both, in a list by time.
 #[derive(Clone, Copy)]
 struct Event {
+    at_us: u64,
     operation: usize,
     is_call: bool,
-    /// For a call: where its answer is. The list's end for one without.
+    /// For a call: where its answer is.
     answer: usize,
     before: usize,
     next: usize,
 }
 
-/// The list, linked so that taking out and putting back is cheap: as in Porcupine, and Knuth's dancing
-/// links before it. Places 0 and `end` are its two ends.
-struct Search {
-    events: Vec<Event>,
-    end: usize,
-    /// Answers still in the list.
-    unanswered: usize,
-    taken: Vec<u64>,
+/// What is tried next.
+#[derive(Clone, Copy)]
+enum Choice {
+    /// The call at this place of the list, or what follows if an answer is there.
+    Answered(usize),
+    /// The operation of this number among those without an answer.
+    Open(usize),
 }
 
-impl Search {
-    fn new(operations: &[Operation]) -> Search {
+/// The list, linked so that taking out and putting back is cheap: as in Porcupine, and Knuth's dancing
+/// links before it. The first and the last place are its two ends.
+struct Search<'a> {
+    operations: &'a [Operation],
+    events: Vec<Event>,
+    /// Answers still in the list.
+    unanswered: usize,
+    /// By operation, where its version stands among all; 0 for one that shows none. Versions only rise, so
+    /// operations that show one are taken in the order of `ranks`, of which `ranked` are taken.
+    rank: Vec<u64>,
+    ranks: Vec<u64>,
+    ranked: usize,
+    /// Operations without an answer, by their calls.
+    open: Vec<usize>,
+    taken: Taken,
+    seen: Seen,
+}
+
+/// Which operations are taken: those with an answer, and those without.
+#[derive(Clone)]
+struct Taken {
+    answered: Box<[u64]>,
+    open: Box<[u64]>,
+}
+
+/// States reached before, by what is taken. Only asked for what it holds, so its order is of no matter.
+#[derive(Default)]
+struct Seen(HashMap<(Box<[u64]>, Contents), Vec<(u64, Box<[u64]>)>>);
+
+impl Seen {
+    /// Notes a state. False if a better one was seen: of the same contents, at a version that leaves as
+    /// much open, with no operation taken that is still open here.
+    fn insert(&mut self, taken: &Taken, state: Register) -> bool {
+        let (contents, floor) = state.parts();
+        let known = self.0.entry((taken.answered.clone(), contents)).or_default();
+        let within = |few: &[u64], many: &[u64]| few.iter().zip(many).all(|(a, b)| a & !b == 0);
+        if known.iter().any(|(least, open)| *least <= floor && within(open, &taken.open)) {
+            return false;
+        }
+        known.retain(|(least, open)| *least < floor || !within(&taken.open, open));
+        known.push((floor, taken.open.clone()));
+        true
+    }
+}
+
+impl<'a> Search<'a> {
+    fn new(operations: &'a [Operation]) -> Search<'a> {
+        let answered = operations.iter().enumerate().filter_map(|(at, one)| {
+            Some((at, one.invoked_us, one.returned?.0))
+        });
         // At equal times calls come first: operations that touch count as concurrent.
-        let calls = operations.iter().enumerate().map(|(at, one)| (one.invoked_us, 0, at));
-        let answers = operations.iter().enumerate();
-        let answers = answers.filter_map(|(at, one)| one.returned.map(|(time, _)| (time, 1, at)));
-        let mut order: Vec<(u64, u8, usize)> = calls.chain(answers).collect();
+        let both = answered.flat_map(|(at, from, to)| [(from, 0, at), (to, 1, at)]);
+        let mut order: Vec<(u64, u8, usize)> = both.collect();
         order.sort_unstable();
         let end = order.len() + 1;
-        let edge = |before, next| Event { operation: 0, is_call: false, answer: end, before, next };
-        let mut events = vec![edge(0, 1)];
+        let edge = |at_us, before, next| {
+            Event { at_us, operation: 0, is_call: false, answer: end, before, next }
+        };
+        let mut events = vec![edge(0, 0, 1)];
         let mut called = vec![0; operations.len()];
-        for (place, (_, kind, operation)) in order.into_iter().enumerate() {
+        for (place, (at_us, kind, operation)) in order.into_iter().enumerate() {
             let (place, is_call) = (place + 1, kind == 0);
             if is_call {
                 called[operation] = place;
@@ -97,72 +149,129 @@ impl Search {
                 events[called[operation]].answer = place;
             }
             let (before, next) = (place - 1, place + 1);
-            events.push(Event { operation, is_call, answer: end, before, next });
+            events.push(Event { at_us, operation, is_call, answer: end, before, next });
         }
-        events.push(edge(end - 1, end));
-        let unanswered = operations.iter().filter(|one| one.returned.is_some()).count();
-        let taken = vec![0; operations.len().div_ceil(64)];
-        Search { events, end, unanswered, taken }
+        events.push(edge(u64::MAX, end - 1, end));
+        let open = |at: &usize| operations[*at].returned.is_none();
+        let rank: Vec<u64> = operations.iter().map(rank_of).collect();
+        let mut ranks: Vec<u64> = rank.iter().copied().filter(|rank| *rank > 0).collect();
+        ranks.sort_unstable();
+        let words = || vec![0; operations.len().div_ceil(64)].into_boxed_slice();
+        Search {
+            operations,
+            events,
+            unanswered: operations.iter().filter(|one| one.returned.is_some()).count(),
+            rank,
+            ranks,
+            ranked: 0,
+            open: (0..operations.len()).filter(open).collect(),
+            taken: Taken { answered: words(), open: words() },
+            seen: Seen::default(),
+        }
     }
 
-    fn run(mut self, initial: Register, operations: &[Operation], steps: u64) -> Verdict {
+    fn run(mut self, initial: Register, steps: u64) -> Verdict {
         let mut state = initial;
-        let mut path: Vec<(usize, Register)> = Vec::new();
-        // Only asked whether it holds something, so its order is of no matter.
-        let mut seen: HashSet<(Box<[u64]>, Register)> = HashSet::new();
-        let mut at = self.events[0].next;
+        let mut path: Vec<(Choice, Register)> = Vec::new();
+        let mut choice = Choice::Answered(self.events[0].next);
         for _ in 0..steps {
             if self.unanswered == 0 {
                 return Verdict::Linearizable;
             }
-            let event = self.events[at];
-            if event.is_call {
-                let operation = &operations[event.operation];
-                let answer = operation.returned.map(|(_, answer)| answer);
-                if let Some(next) = state.step(operation.call, answer) {
-                    self.flip(event.operation);
-                    if seen.insert((self.taken.clone().into_boxed_slice(), next)) {
-                        path.push((at, state));
-                        state = next;
-                        self.take(at);
-                        at = self.events[0].next;
-                        continue;
-                    }
-                    self.flip(event.operation);
+            let tried = match choice {
+                Choice::Answered(at) if self.events[at].is_call => {
+                    Some((self.events[at].operation, Choice::Answered(self.events[at].next)))
                 }
-                at = event.next;
+                // This answer came, so its call was before: only what has none is left to be tried.
+                Choice::Answered(_) => {
+                    choice = Choice::Open(0);
+                    continue;
+                }
+                Choice::Open(number) => {
+                    self.open_call(number).map(|call| (call, Choice::Open(number + 1)))
+                }
+            };
+            if let Some((operation, otherwise)) = tried {
+                let Operation { call, returned, .. } = self.operations[operation];
+                let next = state.step(call, returned.map(|(_, answer)| answer));
+                // What an open write overwrites that nobody saw need not have been taken.
+                let hides = matches!((choice, path.last()), (Choice::Open(_), Some((Choice::Open(_), _))))
+                    && matches!(call, Call::Set(_) | Call::Delete);
+                let fits = !hides && !self.is_taken(operation) && self.is_due(operation);
+                let next = next.filter(|_| fits);
+                match next.filter(|next| self.take(choice, operation, *next)) {
+                    Some(next) => {
+                        path.push((choice, state));
+                        state = next;
+                        choice = Choice::Answered(self.events[0].next);
+                    }
+                    None => choice = otherwise,
+                }
             } else {
-                // This answer came, so its call must have been taken before: another way.
-                let Some((call, before)) = path.pop() else { return Verdict::NotLinearizable };
+                let Some((last, before)) = path.pop() else { return Verdict::NotLinearizable };
                 state = before;
-                self.put_back(call);
-                self.flip(self.events[call].operation);
-                at = self.events[call].next;
+                choice = self.put_back(last);
             }
         }
         Verdict::Undecided
     }
 
-    fn flip(&mut self, operation: usize) {
-        self.taken[operation / 64] ^= 1 << (operation % 64);
+    /// An operation without an answer that was called before the first answer that is left.
+    fn open_call(&self, number: usize) -> Option<usize> {
+        let operation = *self.open.get(number)?;
+        let mut first = self.events[0].next;
+        while self.events[first].is_call {
+            first = self.events[first].next;
+        }
+        let called = self.operations[operation].invoked_us;
+        (called <= self.events[first].at_us).then_some(operation)
     }
 
-    fn take(&mut self, call: usize) {
-        self.unlink(call);
-        let answer = self.events[call].answer;
-        if answer != self.end {
-            self.unlink(answer);
+    fn words(&mut self, operation: usize) -> &mut u64 {
+        let answered = self.operations[operation].returned.is_some();
+        let words = if answered { &mut self.taken.answered } else { &mut self.taken.open };
+        &mut words[operation / 64]
+    }
+
+    fn is_taken(&mut self, operation: usize) -> bool {
+        *self.words(operation) >> (operation % 64) & 1 == 1
+    }
+
+    fn is_due(&self, operation: usize) -> bool {
+        let rank = self.rank[operation];
+        rank == 0 || self.ranks.get(self.ranked) == Some(&rank)
+    }
+
+    /// Takes an operation, unless nothing new comes of it.
+    fn take(&mut self, choice: Choice, operation: usize, next: Register) -> bool {
+        *self.words(operation) ^= 1 << (operation % 64);
+        if !self.seen.insert(&self.taken, next) {
+            *self.words(operation) ^= 1 << (operation % 64);
+            return false;
+        }
+        self.ranked += usize::from(self.rank[operation] > 0);
+        if let Choice::Answered(call) = choice {
+            self.unlink(call);
+            self.unlink(self.events[call].answer);
             self.unanswered -= 1;
         }
+        true
     }
 
-    fn put_back(&mut self, call: usize) {
-        let answer = self.events[call].answer;
-        if answer != self.end {
-            self.link(answer);
-            self.unanswered += 1;
-        }
-        self.link(call);
+    /// Undoes the last choice, and gives the one to try instead.
+    fn put_back(&mut self, choice: Choice) -> Choice {
+        let (operation, otherwise) = match choice {
+            Choice::Answered(call) => {
+                self.link(self.events[call].answer);
+                self.link(call);
+                self.unanswered += 1;
+                (self.events[call].operation, Choice::Answered(self.events[call].next))
+            }
+            Choice::Open(number) => (self.open[number], Choice::Open(number + 1)),
+        };
+        *self.words(operation) ^= 1 << (operation % 64);
+        self.ranked -= usize::from(self.rank[operation] > 0);
+        otherwise
     }
 
     fn unlink(&mut self, place: usize) {
@@ -175,6 +284,17 @@ impl Search {
         let Event { before, next, .. } = self.events[place];
         self.events[before].next = place;
         self.events[next].before = place;
+    }
+}
+
+/// Orders operations by the version that their answers show: who writes one before who sees it.
+fn rank_of(operation: &Operation) -> u64 {
+    match operation.returned {
+        Some((_, Answer::Written(version) | Answer::Counter(_, version))) => 2 * version,
+        Some((_, Answer::Value(Some((_, version))) | Answer::NotWritten(version))) if version > 0 => {
+            2 * version + 1
+        }
+        _ => 0,
     }
 }
 
@@ -236,7 +356,6 @@ fn report(key: Key, operations: &[Operation]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::history::{Answer, Call};
     use crate::random::Random;
 
     fn operation(invoked_us: u64, call: Call, returned: Option<(u64, Answer)>) -> Operation {
@@ -319,6 +438,17 @@ mod tests {
     }
 
     #[test]
+    fn many_unknown_outcomes_do_not_make_a_search_long() {
+        let mut history: Vec<_> = (0..40).map(|at| operation(at, Call::Set(at as i64), None)).collect();
+        history.extend((0..40).map(|at| set(100 + at, 200, 100 + at as i64, 10 + at)));
+        history.push(get(300, 301, Some((139, 49))));
+        history.push(get(302, 303, Some((20, 60))));
+        assert_eq!(search(Register::ABSENT, &history, 20_000), Verdict::Linearizable);
+        history.push(get(304, 305, Some((139, 49))));
+        assert_eq!(search(Register::ABSENT, &history, 200_000), Verdict::NotLinearizable);
+    }
+
+    #[test]
     fn an_increment_that_takes_effect_twice_is_found() {
         let add = operation(0, Call::Increment(1), Some((9, Answer::Counter(1, 1))));
         let history = vec![add, get(10, 11, Some((2, 2)))];
@@ -328,8 +458,8 @@ mod tests {
     #[test]
     fn a_search_without_end_is_given_up() {
         let mut history: Vec<_> =
-            (0..24).map(|at| operation(at, Call::Set(at as i64), None)).collect();
-        history.push(get(100, 101, Some((77, 3))));
+            (0..24).map(|at| operation(at, Call::Increment(1 << at), None)).collect();
+        history.push(get(100, 101, Some((-1, 30))));
         assert_eq!(search(Register::ABSENT, &history, 10_000), Verdict::Undecided);
     }
 
@@ -363,9 +493,7 @@ mod tests {
             assert_eq!(verdict(history.clone()), Verdict::Linearizable, "seed {seed}");
             let place = random.below(history.len() as u64) as usize;
             match &mut history[place].returned {
-                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => {
-                    *value += 1
-                }
+                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => *value += 1,
                 Some((_, Answer::Written(version))) => *version += 1000,
                 Some((_, Answer::Deleted(there))) => *there = !*there,
                 _ => continue,

@@ -7,12 +7,16 @@ use super::history::{Answer, Call};
 
 /// What is known of a key's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Contents {
+pub enum Contents {
     /// Nothing: before the first operation of a history that begins in the middle.
     Anything,
+    /// There is no such key.
     Absent,
+    /// There is.
     Present {
+        /// Its value, where it is known.
         value: Option<i64>,
+        /// Its version, where it is known.
         version: Option<u64>,
     },
 }
@@ -30,6 +34,12 @@ impl Register {
     pub const ABSENT: Register = Register { contents: Contents::Absent, floor: 0 };
     /// A key of which nothing is known.
     pub const ANYTHING: Register = Register { contents: Contents::Anything, floor: 0 };
+
+    /// What is known of the contents, and above what the versions to come are: the lower that is, the more
+    /// can follow.
+    pub fn parts(self) -> (Contents, u64) {
+        (self.contents, self.floor)
+    }
 
     /// The state after an operation that took effect, or `None` if it cannot with this answer. Without
     /// an answer, `None` means that it has no effect from here.
