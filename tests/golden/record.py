@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the replies of a real Redis 7.0 into the golden scripts.
 
-    tests/golden/record.py [strings.txt …]
+    tests/golden/record.py [strings.txt cluster/commands.txt …]
 
 A reply that already matches, placeholders included, stays as it is; the others are replaced. Files for
 Flux-KV alone are left alone: no Redis can answer them.
@@ -19,9 +19,20 @@ from golden import script
 
 def main():
     names = sys.argv[1:]
-    chosen = [s for s in script.scripts() if not s.flux_only and (not names or s.path.name in names)]
+    chosen = lambda scripts: [
+        s
+        for s in scripts
+        if not s.flux_only and (not names or str(s.path.relative_to(script.FOLDER)) in names)
+    ]
+    record_all(chosen(script.scripts()), lambda directory: servers.Redis(directory).start())
+    record_all(chosen(script.cluster_scripts()), script.start_cluster_redis)
+
+
+def record_all(chosen, start):
+    if not chosen:
+        return
     with tempfile.TemporaryDirectory() as directory:
-        redis = servers.Redis(directory).start()
+        redis = start(directory)
         try:
             for one in chosen:
                 record(one, redis.port)

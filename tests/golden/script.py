@@ -226,3 +226,23 @@ class Runner:
 
 def scripts():
     return [load(path) for path in sorted(FOLDER.glob("*.txt"))]
+
+
+def cluster_scripts():
+    """Those for a node of a cluster that has all slots."""
+    return [load(path) for path in sorted((FOLDER / "cluster").glob("*.txt"))]
+
+
+def start_cluster_redis(directory):
+    """A Redis that is a cluster of one, and serves."""
+    options = ["--cluster-enabled", "yes", "--cluster-port", servers.free_port()]
+    redis = servers.Redis(directory, extra=options).start()
+    try:
+        with redis.connect() as connection:
+            connection.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            is_ok = lambda: b"cluster_state:ok" in connection.call("CLUSTER", "INFO")
+            servers.wait_until(is_ok, "the cluster of one serves")
+    except BaseException:
+        redis.kill()
+        raise
+    return redis

@@ -10,6 +10,7 @@ use flux_proto::resp::{Args, Limits, OwnedArgs, Parsed, RequestParser};
 
 use super::*;
 
+mod cluster;
 mod plans;
 mod rendering;
 
@@ -38,28 +39,36 @@ fn planned_args<R>(
     out: &mut Vec<u8>,
     see: impl FnOnce(Plan<'_>) -> R,
 ) -> R {
+    planned_in(&ClusterView::default(), args, session, out, see)
+}
+
+/// The same on a node of a cluster, which redirects clients.
+fn planned_in<R>(
+    view: &ClusterView,
+    args: Args<'_>,
+    session: &mut Session,
+    out: &mut Vec<u8>,
+    see: impl FnOnce(Plan<'_>) -> R,
+) -> R {
+    let route = |slot| view.route(slot);
     let node = NodeView {
         partitions: Partitions::new(16).expect("a power of two"),
         now_us: Duration::from_millis(NOW_MS).as_micros() as u64 + 17,
         settings: &settings,
-        cluster: &ClusterView::default,
-        redirect: None,
+        cluster: &|| view.clone(),
+        redirect: view.enabled.then_some(&route),
     };
     see(plan(args, session, &node, out))
 }
 
-/// The same for a command line, written as inline commands are.
+/// The same for a command line, on a node alone.
 fn planned<R>(
     line: &str,
     session: &mut Session,
     out: &mut Vec<u8>,
     see: impl FnOnce(Plan<'_>) -> R,
 ) -> R {
-    let mut parser = RequestParser::new(Limits::default());
-    let input = format!("{line}\n");
-    let parsed = parser.parse(input.as_bytes());
-    assert_eq!(parsed, Ok(Parsed::Command { consumed: input.len() }), "{line}");
-    planned_args(parser.args(input.as_bytes()), session, out, see)
+    parsed(line, |args| planned_args(args, session, out, see))
 }
 
 /// What a command is answered with at once.
@@ -70,6 +79,15 @@ fn answered(args: &OwnedArgs, session: &mut Session) -> String {
         other => panic!("the command is not answered at once: {other:?}"),
     });
     out.escape_ascii().to_string()
+}
+
+/// Passes the arguments of a command line on, written as inline commands are.
+fn parsed<R>(line: &str, see: impl FnOnce(Args<'_>) -> R) -> R {
+    let mut parser = RequestParser::new(Limits::default());
+    let input = format!("{line}\n");
+    let parsed = parser.parse(input.as_bytes());
+    assert_eq!(parsed, Ok(Parsed::Command { consumed: input.len() }), "{line}");
+    see(parser.args(input.as_bytes()))
 }
 
 /// What a command line is answered with at once.
