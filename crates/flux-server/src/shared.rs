@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::placement::NodeId;
 use flux_core::replica::{Now, View};
 use flux_core::store::{Memory, Table};
-use flux_core::{Command, Error, PartitionId, Partitions, Reply};
+use flux_core::{Command, Error, PartitionId, Partitions, Reply, Revision};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
@@ -26,6 +26,17 @@ pub(crate) struct PartitionView {
     pub(crate) table: Arc<Table>,
     /// What the replica of this node is in its group.
     pub(crate) standing: Arc<View>,
+    /// The node that last answered for the partition, where this node has no replica that would know who
+    /// leads; 0 for none.
+    pub(crate) answered_by: AtomicU32,
+}
+
+impl PartitionView {
+    /// The node that last answered for the partition.
+    pub(crate) fn hint(&self) -> Option<NodeId> {
+        let node = self.answered_by.load(Ordering::Relaxed);
+        (node != 0).then_some(NodeId(node))
+    }
 }
 
 /// A RESP connection as other workers see it.
@@ -79,19 +90,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The node that leads a partition, as far as this one knows; the one that should, where it knows
-    /// nothing. `None` where this node is alone.
-    pub(crate) fn leader(&self, partition: PartitionId) -> Option<NodeId> {
-        let seat = self.cluster.as_ref()?;
-        let known = self.views[usize::from(partition.0)].standing.leader();
-        if known != 0 {
-            return Some(ReplicaId::from_u64(known).node());
-        }
-        let topology = seat.topology.read();
-        let targets = topology.map.as_ref()?.target(partition);
-        targets.first().map(|replica| replica.node())
-    }
-
     /// Tells all workers what has changed in the cluster. False if one of them must be told again.
     pub(crate) fn follow(&self, topology: &Arc<Topology>) -> bool {
         let Some(seat) = &self.cluster else { return true };
@@ -116,6 +114,23 @@ impl Shared {
         let view = &self.views[usize::from(partition.0)];
         let may_serve = view.standing.may_serve(now.us);
         may_serve.then(|| flux_core::evaluate::read(&view.table, now.ms, command))
+    }
+
+    /// Answers a read from what the replica of this node has applied, if there is one that ever was up to
+    /// date; with its revision and age in microseconds.
+    pub(crate) fn read_stale(
+        &self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        now: Now,
+    ) -> Option<(Reply, Revision, u64)> {
+        let view = &self.views[usize::from(partition.0)];
+        let (revision, age_us) = match view.standing.may_serve(now.us) {
+            true => (view.standing.staleness(now.us).0, Some(0)),
+            false => view.standing.staleness(now.us),
+        };
+        let reply = flux_core::evaluate::read(&view.table, now.ms, command);
+        Some((reply, revision, age_us?))
     }
 
     /// Carries out a command from a task of the asynchronous runtime.

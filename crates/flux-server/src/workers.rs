@@ -4,7 +4,7 @@
 //! runs, is not known here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -116,6 +116,7 @@ impl Workers {
         let view = |_| PartitionView {
             table: Arc::new(Table::new(TableOptions { hash_seed, shards }, Arc::clone(&memory))),
             standing: Arc::default(),
+            answered_by: AtomicU32::new(0),
         };
         let views: Vec<PartitionView> = partitions.iter().map(view).collect();
         let snapshots = Snapshots::find(&directory)?;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use flux_core::placement::{NodeId, ReplicaId};
@@ -224,9 +225,15 @@ impl Dispatch {
     pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
         let Some(cluster) = &mut self.cluster else { return };
-        if let Some(decided) = cluster.forwards.answered(id, reply) {
-            self.replies.push(decided);
+        let from = cluster.forwards.node_of(id);
+        let decided = cluster.forwards.answered(id, reply);
+        let view = self.shared().views.get(usize::from(Forwards::partition_of(id).0));
+        if let Some(view) = view {
+            // Who refuses does not lead, and who answers does.
+            let node = decided.as_ref().and(from).unwrap_or(0);
+            view.answered_by.store(node, Ordering::Relaxed);
         }
+        self.replies.extend(decided);
     }
 
     /// The links to or from a node are down.
@@ -339,8 +346,7 @@ impl Dispatch {
     /// The nodes that may lead a partition, most likely first.
     fn candidates(&self, partition: PartitionId) -> Vec<u32> {
         let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return Vec::new() };
-        let leader = self.shared().views[usize::from(partition.0)].standing.leader();
-        let first = (leader != 0).then(|| node_of(leader));
+        let first = self.shared().leader(partition).map(|node| node.0);
         let targets = cluster.targets(partition).iter().map(|replica| replica.node().0);
         let mut nodes = Vec::new();
         for node in first.into_iter().chain(targets) {

@@ -147,6 +147,17 @@ impl Dispatch {
         Some(reply)
     }
 
+    /// Answers a read from what the replica here has applied, if there is one.
+    pub(super) fn read_stale(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+    ) -> Option<Reply> {
+        let (reply, ..) = self.shared.read_stale(partition, command, self.now)?;
+        self.tally.reads += 1;
+        Some(reply)
+    }
+
     /// Whether a partition is this worker's own: nobody writes to it while this worker reads.
     pub(super) fn owns(&self, partition: PartitionId) -> bool {
         self.replicas[usize::from(partition.0)].is_some()
@@ -195,6 +206,12 @@ impl Dispatch {
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
         if self.cluster.is_some() && (!self.leads(partition) || self.is_fenced(&waiter)) {
+            if ask.stale
+                && !command.is_write()
+                && let Some(reply) = self.read_stale(partition, command)
+            {
+                return Some((waiter, reply));
+            }
             return self.forward(partition, command, ask, waiter);
         }
         let is_write = command.is_write();

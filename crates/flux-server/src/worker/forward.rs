@@ -98,7 +98,7 @@ impl Forwards {
         id >> (ATTEMPT_BITS + COUNTER_BITS)
     }
 
-    fn partition_of(id: u64) -> PartitionId {
+    pub(super) fn partition_of(id: u64) -> PartitionId {
         PartitionId((id >> (ATTEMPT_BITS + COUNTER_BITS)) as u16 & ((1 << PARTITION_BITS) - 1))
     }
 
@@ -135,11 +135,6 @@ impl Forwards {
             !route.stalled && (!route.waiting.is_empty() || !route.returned.is_empty())
         };
         self.routes.iter().filter(pending).map(|(partition, _)| *partition).collect()
-    }
-
-    /// Whether commands of a partition are on their way.
-    pub(super) fn has(&self, partition: PartitionId) -> bool {
-        self.routes.contains_key(&partition)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -199,6 +194,12 @@ impl Forwards {
             }
             route.sent.insert(id, forward);
         }
+    }
+
+    /// The node that a command is with.
+    pub(super) fn node_of(&self, id: u64) -> Option<u32> {
+        let route = self.routes.get(&Forwards::partition_of(id))?;
+        route.node.filter(|_| route.sent.contains_key(&id))
     }
 
     /// Takes the answer to a command. Returns what is decided; nothing if it has to be sent again.

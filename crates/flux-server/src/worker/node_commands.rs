@@ -323,7 +323,7 @@ impl Worker {
             cpu_s: (process.system_s, process.user_s),
             keys: shared.keys() as u64,
             volatile_keys: shared.volatile_keys() as u64,
-            cluster: super::serve::cluster_view(shared),
+            cluster: shared.cluster_view(),
         }
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Request<'w> {
     pub(super) connection: &'w mut Connection,
     pub(super) dispatch: &'w mut Dispatch,
     pub(super) key: usize,
+    /// How it wants to be carried out.
+    pub(super) ask: Ask,
 }
 
 impl Request<'_> {
@@ -134,8 +136,14 @@ impl Request<'_> {
         {
             return Some(reply);
         }
+        if self.ask.stale
+            && readable
+            && let Some(reply) = self.dispatch.read_stale(partition, command)
+        {
+            return Some(reply);
+        }
         self.connection.sent_to(self.dispatch.shared().owner(partition));
-        self.dispatch.submit(partition, command, Ask::default(), origin)
+        self.dispatch.submit(partition, command, self.ask, origin)
     }
 }
 

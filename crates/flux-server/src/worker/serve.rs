@@ -13,10 +13,9 @@ use parking_lot::Mutex;
 use super::request::Request;
 use super::{READ_BYTES, STRETCH, Worker};
 use crate::connection::{Gathering, Protocol, Render, Resp};
+use crate::mailbox::Ask;
 use crate::native;
-use crate::resp::{
-    self, ClusterNode, ClusterPartition, ClusterView, NodeView, Plan, RunningSettings, Session,
-};
+use crate::resp::{self, NodeView, Plan, RunningSettings, Session};
 use crate::shared::{Client, Shared};
 
 /// How far a connection's input was consumed.
@@ -224,13 +223,14 @@ impl Worker {
 
     fn consume_resp(&mut self, key: usize, resp: &mut Resp, input: &[u8]) -> Consumed {
         let shared = &self.shared;
-        let route = |slot| cluster_view(shared).route(slot);
+        let route = |slot| shared.route(slot);
+        let redirects = shared.settings.resp_redirect && shared.cluster.is_some();
         let view = NodeView {
             partitions: shared.partitions,
             now_us: self.dispatch.unix_us,
             settings: &|| running_settings(shared),
-            cluster: &|| cluster_view(shared),
-            redirect: acts_as_cluster("redirect").then_some(&route),
+            cluster: &|| shared.cluster_view(),
+            redirect: redirects.then_some(&route),
         };
         let mut consumed = Consumed { bytes: 0, end: false, lost: false };
         let mut pace = Pace::begin();
@@ -256,7 +256,8 @@ impl Worker {
             let direct = connection.slots.is_empty();
             let out = if direct { &mut connection.output } else { &mut text };
             let plan = resp::plan(args, &mut session, &view, out);
-            let mut request = Request { connection, dispatch: &mut self.dispatch, key };
+            let ask = Ask { stale: session.reads_stale(), ..Ask::default() };
+            let mut request = Request { connection, dispatch: &mut self.dispatch, key, ask };
             if request.must_wait(&plan) {
                 // It stays in the input until the earlier requests are answered.
                 connection.barrier = true;
@@ -308,7 +309,8 @@ impl Worker {
             let direct = connection.slots.is_empty();
             let out = if direct { &mut connection.output } else { &mut text };
             let plan = native::plan(&frame, &self.shared, out);
-            let mut request = Request { connection, dispatch: &mut self.dispatch, key };
+            let ask = Ask::default();
+            let mut request = Request { connection, dispatch: &mut self.dispatch, key, ask };
             let waits = match &plan {
                 native::Plan::Done => false,
                 native::Plan::One { partition, command, .. } => {
@@ -394,35 +396,8 @@ fn running_settings(shared: &Shared) -> Vec<(&'static str, String)> {
         max_memory: shared.memory.limit(),
         max_clients: shared.max_connections.load(Ordering::Relaxed),
         timeout_s: shared.idle_timeout_s.load(Ordering::Relaxed),
-        cluster_enabled: cluster_view(shared).enabled,
+        cluster_enabled: shared.cluster.is_some(),
     })
-}
-
-/// The node alone, which leads everything.
-pub(super) fn cluster_view(shared: &Shared) -> ClusterView {
-    let number = shared.node_id.strip_prefix("node-").unwrap_or_default();
-    let node = ClusterNode {
-        id: ClusterNode::id(u32::from_str_radix(number, 16).unwrap_or(0)),
-        host: shared.data_addr.ip().to_string(),
-        port: shared.data_addr.port(),
-        peer_port: shared.settings.peer_addr.port(),
-        alive: true,
-        zone: String::new(),
-    };
-    let partition = ClusterPartition { leader: Some(0), replicas: vec![0] };
-    ClusterView {
-        enabled: acts_as_cluster("enabled"),
-        epoch: 0,
-        me: 0,
-        nodes: vec![node],
-        partitions: vec![partition; usize::from(shared.partitions.count())],
-    }
-}
-
-/// Debug builds can be told to act as a cluster of one node, so that clients of clusters can be tried.
-fn acts_as_cluster(how: &str) -> bool {
-    cfg!(debug_assertions)
-        && std::env::var("TEST_AS_CLUSTER").is_ok_and(|words| words.contains(how))
 }
 
 fn error_text(error: &ProtocolError) -> Vec<u8> {

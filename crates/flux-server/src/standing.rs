@@ -1,0 +1,109 @@
+//! Where the partitions of a cluster are, as clients are told: who leads each, and who holds it.
+
+use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::{PartitionId, Slot};
+
+use crate::cluster::{Member, Topology};
+use crate::resp::{ClusterNode, ClusterPartition, ClusterView, Route};
+use crate::shared::{ClusterSeat, Shared};
+
+impl Shared {
+    /// The node that leads a partition, as far as this one knows. `None` where this node is alone, or
+    /// knows of no leader.
+    pub(crate) fn leader(&self, partition: PartitionId) -> Option<NodeId> {
+        self.cluster.as_ref()?;
+        let view = &self.views[usize::from(partition.0)];
+        match view.standing.leader() {
+            0 => view.hint(),
+            known => Some(ReplicaId::from_u64(known).node()),
+        }
+    }
+
+    /// Whether this node has a replica of a partition that has something in it.
+    pub(crate) fn holds(&self, partition: PartitionId) -> bool {
+        let Some(seat) = &self.cluster else { return true };
+        let topology = seat.topology.read();
+        let map = topology.map.as_ref();
+        map.is_some_and(|map| map.target(partition).iter().any(|one| one.node() == seat.me))
+    }
+
+    /// Where commands on a slot belong.
+    pub(crate) fn route(&self, slot: Slot) -> Route {
+        let partition = self.partitions.owner(slot);
+        let (Some(seat), leader) = (&self.cluster, self.leader(partition)) else {
+            return Route::Here;
+        };
+        if leader == Some(seat.me) {
+            return Route::Here;
+        }
+        let topology = seat.topology.read();
+        let targets = topology.map.as_ref().map_or(&[][..], |map| map.target(partition));
+        let holds = targets.iter().any(|replica| replica.node() == seat.me);
+        if leader.is_none() && holds {
+            return Route::Here;
+        }
+        let alive = |node: &NodeId| topology.members.get(node).is_some_and(|one| one.alive);
+        let to = leader.or_else(|| targets.iter().map(|one| one.node()).find(|one| alive(one)));
+        match to.and_then(|node| topology.members.get(&node)).map(Member::data_addr) {
+            Some(to) if holds => Route::Replica { host: to.ip().to_string(), port: to.port() },
+            Some(to) => Route::Elsewhere { host: to.ip().to_string(), port: to.port() },
+            None => Route::Unserved,
+        }
+    }
+
+    /// The cluster in the terms of Redis.
+    pub(crate) fn cluster_view(&self) -> ClusterView {
+        match &self.cluster {
+            Some(seat) => self.view_of(seat, &seat.topology.read()),
+            None => self.view_alone(),
+        }
+    }
+
+    fn view_of(&self, seat: &ClusterSeat, topology: &Topology) -> ClusterView {
+        let members: Vec<(&NodeId, &Member)> = topology.members.iter().collect();
+        let place = |node: NodeId| members.iter().position(|(id, _)| **id == node);
+        let nodes = members.iter().map(|(id, member)| ClusterNode {
+            id: ClusterNode::id(id.0),
+            host: member.data_addr().ip().to_string(),
+            port: member.data_addr().port(),
+            peer_port: member.peer_addr().port(),
+            alive: member.alive,
+            zone: member.registration.zone.clone(),
+        });
+        let partition = |partition: PartitionId| {
+            let targets = topology.map.as_ref().map_or(&[][..], |map| map.target(partition));
+            ClusterPartition {
+                leader: self.leader(partition).and_then(place),
+                replicas: targets.iter().filter_map(|replica| place(replica.node())).collect(),
+            }
+        };
+        ClusterView {
+            enabled: true,
+            epoch: topology.epoch,
+            me: place(seat.me).unwrap_or_default(),
+            nodes: nodes.collect(),
+            partitions: self.partitions.iter().map(partition).collect(),
+        }
+    }
+
+    /// A node alone leads everything.
+    fn view_alone(&self) -> ClusterView {
+        let number = self.node_id.strip_prefix("node-").unwrap_or_default();
+        let node = ClusterNode {
+            id: ClusterNode::id(u32::from_str_radix(number, 16).unwrap_or(0)),
+            host: self.data_addr.ip().to_string(),
+            port: self.data_addr.port(),
+            peer_port: self.settings.peer_addr.port(),
+            alive: true,
+            zone: String::new(),
+        };
+        let partition = ClusterPartition { leader: Some(0), replicas: vec![0] };
+        ClusterView {
+            enabled: false,
+            epoch: 0,
+            me: 0,
+            nodes: vec![node],
+            partitions: vec![partition; usize::from(self.partitions.count())],
+        }
+    }
+}
