@@ -30,6 +30,8 @@ mod standing;
 mod stats;
 #[cfg(test)]
 mod tests;
+#[cfg_attr(not(test), expect(dead_code, reason = "no node transfers snapshots yet"))]
+mod transfer;
 mod worker;
 mod workers;
 

@@ -124,7 +124,7 @@ pub enum Frame<'a> {
         /// Whole entries of the table.
         bytes: &'a [u8],
     },
-    /// Bulk: from the sender, that was the last chunk; from the receiver, all of it is durable.
+    /// Bulk: from the sender, that was the last chunk; from the receiver, the replica has it.
     Done {
         /// The number of chunks.
         chunks: u64,
@@ -211,7 +211,7 @@ impl Refusal {
 pub enum Failure {
     /// The receiver has no use for it. Offering it again is of no use either.
     Unwanted = 1,
-    /// The receiver has too many of them under way: offer it again later.
+    /// The receiver has too many of them under way, or its replica takes too long: offer it later.
     Busy = 2,
     /// What arrived is not what was sent, or not a snapshot.
     Damaged = 3,

@@ -18,11 +18,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use flux_proto::peer::{Frame, Hello, LinkKind, Refusal, WRONG_PROTOCOL, encode};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt;
 use slab::Slab;
 
 use incoming::{Incoming, Lost, Step};
@@ -291,7 +293,7 @@ impl Peers {
         }
         let key = self.places.vacant_key();
         let token = Token(self.tokens.start + key);
-        let watched = configure(&stream, &self.limits)
+        let watched = configure(&stream, self.limits.blocked_timeout)
             .and_then(|()| self.registry.register(&mut stream, token, Interest::READABLE));
         if let Err(error) = watched {
             tracing::warn!(%error, "cannot watch a connection of a peer");
@@ -476,20 +478,19 @@ fn note(events: &mut VecDeque<Event>, node: u32, change: Change) {
 }
 
 /// Sets what the kernel should do for a connection between nodes: send at once, and give up a peer
-/// that acknowledges nothing, which neither a read nor a write would notice for a long time.
-fn configure(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+/// that for so long acknowledges or takes nothing, which a read would never notice and a write late.
+pub(crate) fn configure(stream: &impl AsFd, timeout: Duration) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(stream, true)?;
     #[cfg(target_os = "linux")]
     {
-        use rustix::net::sockopt;
-        let timeout_ms = u32::try_from(limits.blocked_timeout.as_millis()).unwrap_or(u32::MAX);
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(stream, timeout_ms)?;
         let second = Duration::from_secs(1);
-        sockopt::set_tcp_keepidle(stream, limits.blocked_timeout.max(second))?;
+        sockopt::set_tcp_keepidle(stream, timeout.max(second))?;
         sockopt::set_tcp_keepintvl(stream, second)?;
         sockopt::set_socket_keepalive(stream, true)?;
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = limits;
+    let _ = timeout;
     Ok(())
 }

@@ -213,7 +213,7 @@ impl Outgoing {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(Change::None),
             Err(error) => return Err(Cause::Connect(error)),
         }
-        configure(stream, limits).map_err(Cause::Connect)?;
+        configure(stream, limits.blocked_timeout).map_err(Cause::Connect)?;
         // The socket's buffer is empty, so a hello is taken whole.
         let count = stream.write(&self.hello).map_err(Cause::Connect)?;
         if count < self.hello.len() {
