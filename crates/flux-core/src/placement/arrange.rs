@@ -2,7 +2,11 @@
 //!
 //! Who leads, in what steps replicas get there, and whether a step is safe are not decided here.
 
+mod chain;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+use chain::{Few, Start};
 
 use super::id::NodeId;
 use super::quota::quotas;
@@ -107,9 +111,6 @@ pub(super) fn arrange(
     board.lists.iter().map(|list| list.iter().map(name).collect()).collect()
 }
 
-/// What a move costs more than a leg of a chain that moves nothing anew.
-const LEG_OF_MOVE: usize = 1 << 16;
-
 /// One replica's way from a node to another; from none when it is a new one.
 #[derive(Clone, Copy)]
 struct Leg {
@@ -207,14 +208,13 @@ impl<'a> Board<'a> {
             if self.excess(from) == 0 {
                 continue;
             }
-            let steps = |&partition: &usize| {
+            let steps = |partition: usize| {
                 let mut walk = self.ring.walk(number(partition));
                 let step = walk
                     .position(|to| self.below_quota(to) && self.accepts(partition, Some(from), to));
                 step.map(|step| (step, partition))
             };
-            let movable = self.held[from].iter().filter(|&&partition| !self.pinned[partition]);
-            let mut offers: Vec<(usize, usize)> = movable.filter_map(steps).collect();
+            let mut offers: Vec<(usize, usize)> = self.movable(from).filter_map(steps).collect();
             offers.sort_unstable();
             for (_, partition) in offers {
                 if self.excess(from) == 0 {
@@ -232,16 +232,12 @@ impl<'a> Board<'a> {
     fn place_by_chains(&mut self) {
         for partition in 0..self.lists.len() {
             while self.lacks(partition) {
-                let accepting = |&to: &usize| self.accepts(partition, None, to);
-                let ways: Vec<usize> = (0..self.candidates.len()).filter(accepting).collect();
-                let first: Vec<Leg> =
-                    ways.iter().map(|&to| Leg { partition, from: None, to }).collect();
-                if self.apply_chain(None, &first) {
+                if self.apply_chain(Start::Partition(partition)) {
                     continue;
                 }
-                let Some(to) = ways.into_iter().min_by_key(|&to| self.held[to].len()) else {
-                    break;
-                };
+                let accepting = |&to: &usize| self.accepts(partition, None, to);
+                let ways = (0..self.candidates.len()).filter(accepting);
+                let Some(to) = ways.min_by_key(|&to| self.held[to].len()) else { break };
                 self.apply(Leg { partition, from: None, to });
             }
         }
@@ -251,77 +247,34 @@ impl<'a> Board<'a> {
     fn shed_by_chains(&mut self) {
         for from in 0..self.candidates.len() {
             while self.excess(from) > 0 && !self.hopeless[from] {
-                if !self.apply_chain(Some(from), &self.legs(from)) {
+                if !self.apply_chain(Start::Node(from)) {
                     self.hopeless[from] = true;
                 }
             }
         }
     }
 
-    /// Moves a chain of replicas: it begins at `start` with one of the `first` legs and ends at a node
-    /// below its quota, and each later leg takes away from the node that the one before it gives to.
-    fn apply_chain(&mut self, start: Option<usize>, first: &[Leg]) -> bool {
-        // The cheapest chain may have two legs of one partition that are possible alone only. A
-        // shortest one has not: the first could have gone where the second goes.
-        let cheapest =
-            self.chain(start, first, |board, leg| 1 + LEG_OF_MOVE * usize::from(board.moves(leg)));
-        if cheapest.is_some_and(|chain| self.apply_all(&chain)) {
-            return true;
-        }
-        let shortest = self.chain(start, first, |_, _| 1);
-        shortest.is_some_and(|chain| self.apply_all(&chain))
-    }
-
-    /// The chain whose legs cost least (Dijkstra's algorithm).
-    fn chain(
-        &mut self,
-        start: Option<usize>,
-        first: &[Leg],
-        cost: impl Fn(&Self, Leg) -> usize,
-    ) -> Option<Vec<Leg>> {
-        let mut reached: Vec<Option<(usize, Leg)>> = vec![None; self.candidates.len()];
-        let mut queue = BTreeSet::new();
-        let mut legs = first.to_vec();
-        let mut so_far = 0;
-        loop {
-            for leg in legs {
-                let total = so_far + cost(self, leg);
-                let old = reached[leg.to];
-                if !self.hopeless[leg.to] && old.is_none_or(|(old, _)| total < old) {
-                    queue.remove(&(old.map_or(0, |(old, _)| old), leg.to));
-                    queue.insert((total, leg.to));
-                    reached[leg.to] = Some((total, leg));
+    fn apply_chain(&mut self, start: Start) -> bool {
+        // The chain with the fewest moves may have two legs of one partition that are possible alone
+        // only. The shortest one has not: the first could have gone where the second goes.
+        for few in [Few::Moves, Few::Legs] {
+            match chain::find(self, start, few) {
+                Ok(legs) if self.apply_all(&legs) => return true,
+                Ok(_) => {}
+                Err(reached) => {
+                    for node in reached {
+                        self.hopeless[node] = true;
+                    }
+                    return false;
                 }
             }
-            let Some((total, node)) = queue.pop_first() else { break };
-            if self.below_quota(node) {
-                return Some(trace(&reached, start, node));
-            }
-            (so_far, legs) = (total, self.legs(node));
         }
-        for (hopeless, reached) in self.hopeless.iter_mut().zip(reached) {
-            *hopeless |= reached.is_some();
-        }
-        None
+        false
     }
 
-    /// For each node that could take one of a node's partitions, the move of one; if possible one that
-    /// has moved already.
-    fn legs(&self, from: usize) -> Vec<Leg> {
-        let leg = |to: usize| {
-            let held = self.held[from].iter().filter(|&&partition| !self.pinned[partition]);
-            let legs = held.map(|&partition| Leg { partition, from: Some(from), to });
-            let mut fit = legs.filter(|leg| self.accepts(leg.partition, leg.from, to)).peekable();
-            let any = fit.peek().copied();
-            fit.find(|&leg| !self.moves(leg)).or(any)
-        };
-        (0..self.candidates.len()).filter_map(leg).collect()
-    }
-
-    /// Whether a leg moves a replica that would else have stayed where it was.
-    fn moves(&self, leg: Leg) -> bool {
-        let home = &self.home[leg.partition];
-        leg.from.is_none_or(|from| home.contains(&from)) && !home.contains(&leg.to)
+    /// The partitions that a node may lose.
+    fn movable(&self, node: usize) -> impl Iterator<Item = usize> {
+        self.held[node].iter().copied().filter(|&partition| !self.pinned[partition])
     }
 
     /// The first node on the ring that is below its quota and may have the partition.
@@ -332,10 +285,14 @@ impl<'a> Board<'a> {
 
     /// Whether a node may have a partition by every rule but the quota, once it is gone from another.
     fn accepts(&self, partition: usize, from: Option<usize>, to: usize) -> bool {
-        let list = &self.lists[partition];
-        let mates =
-            list.iter().filter(|&&node| Some(node) != from && self.same_zone(node, to)).count();
-        self.candidates[to].open && mates < self.rules.zone_cap && !list.contains(&to)
+        let has = self.lists[partition].contains(&to);
+        self.candidates[to].open && !has && !self.is_crowded(partition, from, to)
+    }
+
+    /// Whether a node's zone has all it may of a partition, apart from what is on another node.
+    fn is_crowded(&self, partition: usize, from: Option<usize>, to: usize) -> bool {
+        let others = self.lists[partition].iter().filter(|&&node| Some(node) != from);
+        others.filter(|&&node| self.same_zone(node, to)).count() >= self.rules.zone_cap
     }
 
     fn same_zone(&self, one: usize, other: usize) -> bool {
@@ -381,15 +338,6 @@ impl<'a> Board<'a> {
         }
         true
     }
-}
-
-/// The legs from `start` to a node that a search reached, in order.
-fn trace(reached: &[Option<(usize, Leg)>], start: Option<usize>, end: usize) -> Vec<Leg> {
-    let leg_to = |node: usize| reached[node].map(|(_, leg)| leg);
-    let before = |leg: &Leg| leg.from.filter(|_| leg.from != start).and_then(leg_to);
-    let mut chain: Vec<Leg> = std::iter::successors(leg_to(end), before).collect();
-    chain.reverse();
-    chain
 }
 
 fn number(partition: usize) -> PartitionId {

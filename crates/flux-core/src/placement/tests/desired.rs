@@ -193,7 +193,7 @@ proptest! {
         r in 1..6_usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), 0..7_usize), 1..8),
     ) {
-        let p = partitions(64);
+        let p = partitions(32);
         let mut nodes = nodes(&zones);
         let mut layout = desired(&nodes, p, r as u8, None);
         for (&(change, zone), n) in changes.iter().zip(1000..) {
