@@ -192,6 +192,15 @@ async fn a_second_process_of_a_node_is_told_and_the_first_goes_on() {
     assert_eq!(told.conflict.as_deref(), Some(&registration(1, 1)));
     assert!(state.borrow().registered && state.borrow().conflict.is_none());
 
+    // One that has the same addresses, in a network of its own, finds out as well.
+    let twin = registry(server.endpoint());
+    let mut twin_state = twin.state();
+    twin.register(Registration { instance: 5, started_ms: 5, ..registration(1, 1) });
+    until(&mut twin_state, "the conflict", |state| state.conflict.is_some()).await;
+    until(&mut state, "its place again", |state| state.registered).await;
+    assert_eq!(state.borrow().conflict, None);
+    drop(twin);
+
     // The same place after a crash: no wait for the lease of the one that is gone.
     drop(first);
     let again = registry(server.endpoint());

@@ -23,7 +23,7 @@ use super::{ClusterError, controller};
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(3);
 /// How often lasting trouble is told.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the registry may be out of touch before it is told: it may only have been restarted.
+/// How long trouble lasts before it is told: servers are restarted, and news may come out of order.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often a start that waits says for what.
 const WAITING_INTERVAL: Duration = Duration::from_secs(10);
@@ -253,12 +253,12 @@ async fn follow(core: Arc<Core>, mut stopping: watch::Receiver<bool>) {
     let mut state = core.registry.state();
     let mut joined = core.joined.subscribe();
     let mut saved: Option<Saved> = None;
-    let mut told: Option<(Trouble, Instant)> = None;
+    let mut lasting: Option<Lasting> = None;
     loop {
         let mut topology = Topology::clone(&core.topology.borrow());
         topology.cluster_id = *joined.borrow_and_update();
         let trouble = topology.observe(&state.borrow_and_update(), Instant::now());
-        tell(&core, trouble.as_ref(), &mut told);
+        tell(&core, trouble.as_ref(), &mut lasting);
         core.trouble.send_if_modified(|known| {
             let changed = *known != trouble;
             *known = trouble;
@@ -301,22 +301,35 @@ async fn save(core: &Arc<Core>, saved: &mut Option<Saved>) {
     }
 }
 
-/// Logs trouble when it begins and now and then while it lasts, and its end.
-fn tell(core: &Core, trouble: Option<&Trouble>, told: &mut Option<(Trouble, Instant)>) {
+/// Trouble that lasts.
+#[derive(Debug)]
+struct Lasting {
+    trouble: Trouble,
+    since: Instant,
+    told: Option<Instant>,
+}
+
+/// Logs trouble once it has lasted, now and then while it goes on, and its end.
+fn tell(core: &Core, trouble: Option<&Trouble>, lasting: &mut Option<Lasting>) {
     let Some(trouble) = trouble else {
-        if told.take().is_some() {
+        if lasting.take().is_some_and(|lasting| lasting.told.is_some()) {
             tracing::info!("the registry is well again");
         }
         return;
     };
-    if matches!(trouble, Trouble::Away(since) if *since < GRACE) {
+    let same =
+        |of: &Lasting| std::mem::discriminant(&of.trouble) == std::mem::discriminant(trouble);
+    if !lasting.as_ref().is_some_and(same) {
+        *lasting = Some(Lasting { trouble: trouble.clone(), since: Instant::now(), told: None });
+    }
+    let Some(lasting) = lasting else {
+        return;
+    };
+    let due = lasting.told.is_none_or(|told| told.elapsed() >= WARNING_INTERVAL);
+    if lasting.since.elapsed() < GRACE || !due {
         return;
     }
-    let same = |known: &Trouble| std::mem::discriminant(known) == std::mem::discriminant(trouble);
-    if told.as_ref().is_some_and(|(known, at)| same(known) && at.elapsed() < WARNING_INTERVAL) {
-        return;
-    }
-    *told = Some((trouble.clone(), Instant::now()));
+    lasting.told = Some(Instant::now());
     match trouble {
         Trouble::Away(since) => tracing::warn!(
             for_s = since.as_secs(),

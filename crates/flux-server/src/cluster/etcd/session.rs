@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, GetOptions, LeaseKeepAliveStream, LeaseKeeper,
-    PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -275,7 +275,7 @@ async fn read(client: &mut Client, options: &Options) -> Result<(Contents, i64),
             }
         }
     }
-    let revision = found.header().map_or(0, |header| header.revision());
+    let revision = found.header().map_or(0, ResponseHeader::revision);
     Ok((contents, revision))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use flux_core::placement::NodeId;
 
 use super::world::World;
-use crate::cluster::{ClusterError, InProcess, Placement, RegistryError};
+use crate::cluster::{ClusterError, InProcess, Member, Placement, RegistryError, Topology};
 
 async fn seconds(count: u64) {
     tokio::time::sleep(Duration::from_secs(count)).await;
@@ -65,9 +65,7 @@ async fn a_node_starts_without_it_from_what_it_knew() {
     assert_eq!((&after.map, after.epoch), (&before.map, before.epoch));
     assert_eq!(after.members.len(), 3);
     assert!(after.members.values().all(|member| member.alive));
-    let addresses = |of: &super::super::Topology| {
-        of.members.values().map(|member| member.peer_addr()).collect::<Vec<_>>()
-    };
+    let addresses = |of: &Topology| of.members.values().map(Member::peer_addr).collect::<Vec<_>>();
     assert_eq!(addresses(&after), addresses(&before));
 }
 

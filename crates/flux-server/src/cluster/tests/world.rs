@@ -308,7 +308,7 @@ impl DataPlane for Fake {
         Box::pin(async move {
             let mut groups = self.hall.groups.lock();
             let group = groups.get_mut(&partition.0).ok_or("no such partition")?;
-            if !group.leader.is_some_and(|leader| leader.node() == self.node) {
+            if group.leader.is_none_or(|leader| leader.node() != self.node) {
                 return Err(format!("{} does not lead partition {partition}", self.node));
             }
             let to = group.voters.iter().copied().find(|voter| voter.node() == to);
