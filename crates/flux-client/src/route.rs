@@ -138,7 +138,8 @@ impl Client {
             Reach::Down(reason, since) => {
                 node.want();
                 let lasts = since.elapsed() >= PASS_ON_AFTER;
-                match self.choose(topology, topology.seats()) {
+                let seats: Vec<_> = topology.seats().iter().collect();
+                match self.choose(topology, &seats) {
                     Choice::Ready(place) if lasts => {
                         self.shared.directory.want();
                         Leader::Ready(place)
@@ -184,7 +185,7 @@ impl Client {
                 let error = Error::Unavailable(reason);
                 Err(Setback { error, kind: Kind::Unsent })
             };
-            match self.choose(topology, seats.iter().copied()) {
+            match self.choose(topology, &seats) {
                 Choice::Ready(place) => return Ok(place),
                 Choice::Connecting(node, link) => {
                     if timeout_at(deadline, node.link(link).settled()).await.is_err() {
@@ -199,12 +200,7 @@ impl Client {
 
     /// The best of these nodes now: the first from a place in turn that answers, else one that is
     /// connected, else one that may be soon.
-    fn choose<'s>(
-        &self,
-        topology: &Topology,
-        seats: impl IntoIterator<Item = &'s Arc<Seat>>,
-    ) -> Choice {
-        let seats: Vec<_> = seats.into_iter().collect();
+    fn choose(&self, topology: &Topology, seats: &[&Arc<Seat>]) -> Choice {
         let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed);
         let has_others = topology.is_clustered() && topology.seats().len() > 1;
         let (mut silent, mut connecting, mut away) = (None, None, String::new());

@@ -7,11 +7,11 @@ mod world;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use flux_client::{Code, Config, Error, Retry, SetOptions};
-use flux_proto::native::{Opcode, Session, feature};
+use flux_client::{Code, Config, Error, Retry, ScanOptions, SetOptions};
+use flux_proto::native::{Opcode, Response, Session, encode_response};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use world::{Cluster, Mood};
+use world::{Cluster, Mood, Tale};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -228,7 +228,40 @@ async fn a_node_without_a_cluster_is_repeated_to_as_well() {
     assert_eq!(client.increment(b"n", 1).await.unwrap().value, 1);
     assert_eq!(cluster.world().table.revision, 1);
     assert!(cluster.world().seen.iter().all(|seen| !seen.redirect), "there is no other node");
-    cluster.world().nodes.get_mut("a:1").unwrap().features &= !feature::SESSIONS;
+}
+
+/// A node of the first servers: it grants nothing and its INFO ends with the leaders.
+#[tokio::test(start_paused = true)]
+async fn a_node_of_the_first_servers_is_served_as_ever() {
+    let cluster = Cluster::new(&["a"]);
+    let old = {
+        let mut world = cluster.world();
+        world.nodes.get_mut("a:1").unwrap().features = 0;
+        let mut out = Vec::new();
+        let view = world.view.clone();
+        // Its own address is of no use to clients.
+        let mut info = view.info();
+        info.members[0].data_addr = "0.0.0.0:1";
+        info.replicas.clear();
+        encode_response(&mut out, 1, Opcode::Info, &Response::Info(info)).unwrap();
+        // An epoch, one empty zone of one byte, and no replicas.
+        let appended = 8 + (4 + 4 + 1) + 4;
+        out[16..out.len() - appended].to_vec()
+    };
+    cluster.tale("a:1", Tale::Bytes(old));
+    let client = cluster.client(cluster.config()).await;
+    assert_eq!(client.info().await.unwrap().epoch, 0);
+    assert_eq!(client.increment(b"n", 1).await.unwrap().value, 1);
+    let read = client.stale_get(b"n").await.unwrap();
+    assert!(read.value.is_some() && read.position.is_none());
+    assert_eq!(client.batch_get(&[b"n", b"m"]).await.unwrap().len(), 2);
+    let page =
+        client.scan(&ScanOptions { limit: 9, ..ScanOptions::default() }, None).await.unwrap();
+    assert_eq!((page.items.len(), page.cursor), (1, None));
+    assert_eq!(cluster.asked(), vec!["a:1"; 4]);
+    cluster.mood("a:1", Mood::LoseAnswers(1));
+    let error = client.increment(b"n", 1).await.unwrap_err();
+    assert_eq!((error.code(), sessions(&cluster)), (Code::OutcomeUnknown, vec![None]));
 }
 
 /// Counters under a cluster whose leaders are moved, killed and silenced all the time, and lose

@@ -293,46 +293,20 @@ impl World {
             redirect: header.wants_redirect(),
             keys: keys.iter().map(|key| key.to_vec()).collect(),
         });
-        let refuse = |code, output: &mut Vec<u8>| {
-            encode_error(output, header.id, header.opcode, code, "refused");
-            true
-        };
         match self.nodes[addr].mood {
             Mood::Hang => return true,
-            Mood::Refuse(code) => return refuse(code, output),
+            Mood::Refuse(code) => {
+                encode_error(output, header.id, header.opcode, code, "refused");
+                return true;
+            }
             Mood::Serve | Mood::LoseAnswers(_) => {}
         }
         let mut partitions: Vec<u16> = keys.iter().map(|key| partition_of(key)).collect();
         if let Request::Scan { partition: Some(partition), .. } = request {
             partitions.push(partition);
         }
-        if header.is_stale() {
-            for &partition in &partitions {
-                let replicas = &self.view.replicas[usize::from(partition)];
-                assert!(replicas.iter().any(|replica| replica == addr), "a replica is asked");
-            }
-        } else {
-            let leader = |partition: u16| self.view.leaders[usize::from(partition)].clone();
-            let other =
-                partitions.iter().find(|&&partition| leader(partition).as_deref() != Some(addr));
-            if let Some(&partition) = other {
-                let leader = leader(partition);
-                if header.wants_redirect() {
-                    self.not_leader += 1;
-                    let leader_addr = leader.as_deref().unwrap_or_default();
-                    if self.hints {
-                        let hint = LeaderHint { partition, leader_addr };
-                        encode_not_leader(output, header.id, header.opcode, "not here", &hint);
-                        return true;
-                    }
-                    return refuse(Code::NotLeader, output);
-                }
-                self.passed_on += 1;
-                let is_up = |leader: &String| self.nodes[leader].is_up;
-                if !leader.as_ref().is_some_and(is_up) {
-                    return refuse(Code::Unavailable, output);
-                }
-            }
+        if !self.is_served_here(addr, &header, &partitions, output) {
+            return true;
         }
         let answer = self.carry_out(frame, &request, partitions.first().copied(), addr);
         if let Mood::LoseAnswers(count @ 1..) = self.nodes[addr].mood {
@@ -342,6 +316,47 @@ impl World {
         }
         output.extend_from_slice(&answer);
         true
+    }
+
+    /// Whether the node is the one to answer; if not, it has said so.
+    fn is_served_here(
+        &mut self,
+        addr: &str,
+        header: &RequestHeader,
+        partitions: &[u16],
+        output: &mut Vec<u8>,
+    ) -> bool {
+        if header.is_stale() {
+            for &partition in partitions {
+                let replicas = &self.view.replicas[usize::from(partition)];
+                assert!(replicas.iter().any(|replica| replica == addr), "a replica is asked");
+            }
+            return true;
+        }
+        let leader = |partition: u16| self.view.leaders[usize::from(partition)].clone();
+        let other = partitions.iter().find(|&&part| leader(part).as_deref() != Some(addr));
+        let Some(&partition) = other else {
+            return true;
+        };
+        let leader = leader(partition);
+        let (id, opcode) = (header.id, header.opcode);
+        if !header.wants_redirect() {
+            self.passed_on += 1;
+            let is_up = leader.is_some_and(|leader| self.nodes[&leader].is_up);
+            if !is_up {
+                encode_error(output, id, opcode, Code::Unavailable, "its leader is away");
+            }
+            return is_up;
+        }
+        self.not_leader += 1;
+        if self.hints {
+            let leader_addr = leader.as_deref().unwrap_or_default();
+            let hint = LeaderHint { partition, leader_addr };
+            encode_not_leader(output, id, opcode, "not here", &hint);
+        } else {
+            encode_error(output, id, opcode, Code::NotLeader, "not here");
+        }
+        false
     }
 
     fn carry_out(
