@@ -2,6 +2,8 @@
 //!
 //! Where an attempt goes stands in `route`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use flux_proto::Code;
 use flux_proto::native::{
@@ -16,12 +18,17 @@ use crate::session::Ticket;
 use crate::{Client, Error, backoff};
 
 /// The longest pause before a retry.
-const PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How long after its start a call may repeat a write: nodes remember a session's answers for longer.
+/// See docs/protocol.md, "Sessions".
+const REPEAT_WITHIN: Duration = Duration::from_secs(60);
 
 /// What was tried for one call so far.
 #[derive(Debug)]
 pub(crate) struct Effort<'a> {
     pub(crate) deadline: Instant,
+    started: Instant,
     is_write: bool,
     ticket: Option<Ticket<'a>>,
     attempts: u32,
@@ -84,7 +91,8 @@ impl Client {
         target: &Target<'_>,
         request: &Request<'_>,
     ) -> Result<Effort<'_>, Error> {
-        let deadline = Instant::now() + self.timeout;
+        let started = Instant::now();
+        let deadline = started + self.timeout;
         let is_write = request.opcode().is_write();
         let ticket = match &self.shared.ledger {
             Some(ledger) if is_write => {
@@ -95,7 +103,7 @@ impl Client {
         };
         self.shared.budget.deposit();
         let (attempts, setbacks, was_sent_on, unknown) = (1, 0, false, None);
-        Ok(Effort { deadline, is_write, ticket, attempts, setbacks, was_sent_on, unknown })
+        Ok(Effort { deadline, started, is_write, ticket, attempts, setbacks, was_sent_on, unknown })
     }
 
     /// Decides what follows a setback: another attempt, after a pause, or the end.
@@ -107,6 +115,7 @@ impl Client {
         let Setback { error, kind } = setback;
         if kind == Kind::Lost && effort.is_write && effort.unknown.is_none() {
             effort.unknown = Some(error.to_string());
+            effort.deadline = effort.deadline.min(effort.started + REPEAT_WITHIN);
         }
         match kind {
             Kind::Final => return Err(effort.end(error)),

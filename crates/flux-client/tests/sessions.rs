@@ -191,6 +191,25 @@ async fn when_time_is_over_the_error_says_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_is_not_repeated_when_its_answer_may_be_forgotten() {
+    let cluster = Cluster::new(&["a", "b", "c"]);
+    let client = cluster.client(cluster.config()).await.with_timeout(Duration::from_secs(600));
+    let key = cluster.key_of("b:1");
+    client.get(&key).await.unwrap();
+    cluster.mood("b:1", Mood::LoseAnswers(1));
+    let vacancy = async {
+        while cluster.world().table.revision == 0 {
+            tokio::task::yield_now().await;
+        }
+        cluster.lead(&key, None);
+    };
+    let started = Instant::now();
+    let (error, ()) = tokio::join!(client.increment(&key, 1), vacancy);
+    assert!(matches!(error, Err(Error::OutcomeUnknown(_))), "{error:?}");
+    assert_eq!(started.elapsed(), Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_acknowledged_is_below_all_that_is_under_way() {
     let cluster = Cluster::new(&["a", "b", "c"]);
     let client = cluster.client(Config { max_in_flight: 64, ..cluster.config() }).await;

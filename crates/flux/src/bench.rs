@@ -58,9 +58,15 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Protocol::Resp)]
     protocol: Protocol,
 
-    /// The server [default: 127.0.0.1:7379, with grpc 127.0.0.1:50052]
-    #[arg(long, value_name = "HOST:PORT", value_parser = crate::args::host_and_port)]
-    addr: Option<String>,
+    /// The server, or with commas several that take the connections in turn [default:
+    /// 127.0.0.1:7379, with grpc 127.0.0.1:50052]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        value_parser = crate::args::host_and_port
+    )]
+    addr: Vec<String>,
 
     /// Connections
     #[arg(
@@ -227,7 +233,11 @@ fn phases(args: &Args) -> anyhow::Result<(Option<Phase>, Phase)> {
     let timed = args.requests.is_none();
     let main = Phase {
         protocol: args.protocol,
-        address: args.addr.clone().unwrap_or_else(|| default_addr.to_owned()),
+        addresses: if args.addr.is_empty() {
+            vec![default_addr.to_owned()]
+        } else {
+            args.addr.clone()
+        },
         clients: args.clients,
         pipeline: args.pipeline,
         threads: args.threads,

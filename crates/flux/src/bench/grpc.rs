@@ -33,7 +33,7 @@ pub async fn run_calls(
     let mut channels = Vec::new();
     let mut connected = Ok(());
     for client in (number..phase.clients).step_by(phase.threads as usize) {
-        match connect(&phase.address).await {
+        match connect(phase.address(client)).await {
             Ok(channel) => channels.push((client, channel)),
             Err(error) => {
                 connected = Err(error);

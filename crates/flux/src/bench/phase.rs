@@ -52,8 +52,8 @@ pub enum Protocol {
 pub struct Phase {
     /// What to speak.
     pub protocol: Protocol,
-    /// With whom.
-    pub address: String,
+    /// With whom; at least one. Connections take turns.
+    pub addresses: Vec<String>,
     /// Connections.
     pub clients: u64,
     /// Requests in flight on each.
@@ -153,7 +153,7 @@ impl Phase {
         let mut streams = Vec::new();
         let mut connected = Ok(());
         for lane in mine {
-            match connect(&self.address).await {
+            match connect(self.address(lane)).await {
                 Ok(stream) => streams.push((lane, stream)),
                 Err(error) => connected = Err(error),
             }
@@ -169,6 +169,7 @@ impl Phase {
         let mut tasks = Vec::new();
         for (lane, stream) in streams {
             let share = Share { lane, lanes: self.clients };
+            let addresses = self.addresses_of(lane);
             let lane = Lane {
                 wire: wire(),
                 workload: Workload::new(self.shape.clone(), lane, self.clients),
@@ -181,13 +182,24 @@ impl Phase {
                 shared: shared.clone(),
                 traffic: Traffic::default(),
             };
-            let task = run_lane(lane, stream, self.address.clone());
+            let task = run_lane(lane, stream, addresses);
             tasks.push(tokio::task::spawn_local(task));
         }
         for task in tasks {
             task.await?;
         }
         Ok(Some(finished(measurements.take(), window)))
+    }
+
+    /// Where a connection goes.
+    pub fn address(&self, client: u64) -> &str {
+        &self.addresses[(client % self.addresses.len() as u64) as usize]
+    }
+
+    /// Where a connection goes, and where it goes next each time that it breaks.
+    fn addresses_of(&self, client: u64) -> Vec<String> {
+        let count = self.addresses.len() as u64;
+        (client..client + count).map(|turn| self.address(turn).to_owned()).collect()
     }
 
     /// When the phase measures, having begun at `start`.
@@ -243,10 +255,10 @@ impl StartLine {
     }
 }
 
-/// Runs a lane, over as many connections as it needs.
-async fn run_lane<W: Wire>(mut lane: Lane<W>, stream: TcpStream, address: String) {
+/// Runs a lane, over as many connections as it needs: the first was to the first address.
+async fn run_lane<W: Wire>(mut lane: Lane<W>, stream: TcpStream, addresses: Vec<String>) {
     let mut stream = Some(stream);
-    loop {
+    for address in addresses.iter().cycle().skip(1) {
         let outcome = match stream.take() {
             Some(stream) => lane.run(stream).await,
             None => Ok(()),
@@ -258,7 +270,7 @@ async fn run_lane<W: Wire>(mut lane: Lane<W>, stream: TcpStream, address: String
             lane.count_unsent();
             return;
         }
-        match connect(&address).await {
+        match connect(address).await {
             Ok(next) => stream = Some(next),
             Err(_) => sleep(RECONNECT_AFTER).await,
         }

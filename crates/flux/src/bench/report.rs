@@ -52,7 +52,7 @@ impl Settings {
         let shape = &phase.shape;
         Settings {
             protocol: format!("{:?}", phase.protocol).to_lowercase(),
-            addr: phase.address.clone(),
+            addr: phase.addresses.join(","),
             clients: phase.clients,
             pipeline: phase.pipeline,
             threads: phase.threads,

@@ -22,7 +22,7 @@ fn defaults_are_a_closed_loop_of_ten_seconds() {
     let (load, main) = parsed("").unwrap();
     assert!(load.is_none());
     assert_eq!(main.protocol, Protocol::Resp);
-    assert_eq!(main.address, "127.0.0.1:7379");
+    assert_eq!(main.addresses, ["127.0.0.1:7379"]);
     assert_eq!((main.clients, main.pipeline, main.threads), (50, 1, 1));
     assert_eq!((main.rate, main.requests, main.duration), (None, None, Some(DEFAULT_DURATION)));
     assert_eq!(main.shape.mix.to_string(), "set=50,get=50");
@@ -37,13 +37,21 @@ fn arguments_reach_the_phase() {
          --ttl-ms 5000 --seed 9",
     )
     .unwrap();
-    assert_eq!(main.address, "127.0.0.1:50052");
+    assert_eq!(main.addresses, ["127.0.0.1:50052"]);
     assert_eq!((main.clients, main.pipeline, main.threads), (8, 16, 2));
     assert_eq!(main.duration, Some(Duration::from_millis(2500)));
     assert_eq!((main.rate, main.warmup), (Some(1e4), Duration::from_secs(1)));
     assert_eq!(main.shape.mix.to_string(), "set=1,get=2,incr=3,del=4");
     assert_eq!(main.shape.distribution, Some(Distribution::Zipf(1.1)));
     assert_eq!((main.shape.ttl_ms, main.shape.seed), (Some(5000), 9));
+}
+
+#[test]
+fn connections_take_turns_among_several_servers() {
+    let (_, main) = parsed("--addr a:1,b:2,c:3").unwrap();
+    let addresses: Vec<_> = (0..4).map(|client| main.address(client)).collect();
+    assert_eq!(addresses, ["a:1", "b:2", "c:3", "a:1"]);
+    assert!(parsed("--addr a:1,b").unwrap_err().contains("host and a port"));
 }
 
 #[test]
