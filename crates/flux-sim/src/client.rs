@@ -1,10 +1,13 @@
 //! Virtual clients: what they ask, whom they ask, and what they do with the answer.
 //!
 //! A client has one operation under way at a time. It asks the node that it believes to lead, follows
-//! hints, and asks again what was surely not carried out. An operation that may have been carried out is
-//! left alone, with an unknown outcome.
+//! hints, and asks again what was surely not carried out. A write that may have been carried out it
+//! leaves alone, with an unknown outcome; or, if the client has a session, it repeats it, since that
+//! takes effect once.
 
-use crate::check::history::{Answer, Call, History, Key, Operation};
+use flux_core::session::Once;
+
+use crate::check::history::{Answer, Call, History, Key, Operation, VALUE_STEP};
 use crate::plan::Plan;
 use crate::random::Random;
 
@@ -24,6 +27,8 @@ pub struct Request {
     pub key: Key,
     /// What is asked.
     pub ask: Ask,
+    /// Which write of which session it is.
+    pub once: Option<Once>,
 }
 
 /// What a request asks for.
@@ -46,8 +51,8 @@ pub enum Response {
     Refused,
     /// Nobody knows.
     Unknown,
-    /// It was carried out, and is in no history.
-    Done,
+    /// It was carried out before, and the answer is forgotten.
+    Gone,
 }
 
 /// What a client does next.
@@ -68,6 +73,10 @@ pub struct Client {
     random: Random,
     /// How many of a thousand operations are reads.
     reads_per_mille: u32,
+    /// Its session, if it repeats writes.
+    session: Option<u64>,
+    /// Writes of the session so far.
+    sequence: u64,
     /// The host that it believes to lead each partition.
     believed: Vec<usize>,
     current: Option<Current>,
@@ -85,6 +94,7 @@ struct Current {
     tries: u32,
     /// The attempt that is waited for, and the host it was sent to.
     attempt: u64,
+    once: Option<Once>,
     /// An earlier attempt may have been carried out or be on its way still.
     doubtful: bool,
     waiting: bool,
@@ -94,6 +104,7 @@ impl Client {
     /// A client that has not asked anything.
     pub fn new(id: u32, plan: &Plan, mut random: Random) -> Client {
         let reads_per_mille = [50, 300, 600, 950][random.below(4) as usize];
+        let session = random.per_mille(600).then(|| random.next());
         let hosts = plan.hosts as u64;
         let believed = (0..plan.partitions).map(|_| random.below(hosts) as usize).collect();
         let places = usize::from(plan.partitions) * usize::from(plan.keys);
@@ -101,6 +112,8 @@ impl Client {
             id,
             random,
             reads_per_mille,
+            session,
+            sequence: 0,
             believed,
             current: None,
             attempts: 0,
@@ -121,9 +134,11 @@ impl Client {
         }
         if self.current.is_none() {
             let (key, ask) = self.choose(plan);
+            let once = self.once(ask);
             self.current = Some(Current {
                 key,
                 ask,
+                once,
                 invoked_us: now_us,
                 tries: 0,
                 attempt: 0,
@@ -134,6 +149,13 @@ impl Client {
         self.send()
     }
 
+    /// The number of a write in the session.
+    fn once(&mut self, ask: Ask) -> Option<Once> {
+        let session = self.session.filter(|_| ask != Ask::Call(Call::Get))?;
+        self.sequence += 1;
+        Some(Once { session, sequence: self.sequence, acked_below: self.sequence })
+    }
+
     fn send(&mut self) -> Next {
         let Some(current) = &mut self.current else { return Next::Nothing };
         self.attempts += 1;
@@ -141,8 +163,8 @@ impl Client {
         current.attempt = self.attempts;
         current.waiting = true;
         let host = self.believed[usize::from(current.key.partition)];
-        let Current { key, ask, attempt, .. } = *current;
-        Next::Send(host, Request { client: self.id, attempt, key, ask })
+        let Current { key, ask, attempt, once, .. } = *current;
+        Next::Send(host, Request { client: self.id, attempt, key, ask, once })
     }
 
     fn choose(&mut self, plan: &Plan) -> (Key, Ask) {
@@ -154,7 +176,7 @@ impl Client {
         let place = usize::from(partition) * usize::from(plan.keys) + usize::from(number);
         let key = Key { partition, number };
         // Unique, so that a value says who wrote it.
-        let value = i64::from(self.id) * 1_000_000 + self.next_value;
+        let value = (i64::from(self.id + 1) * 1_000_000 + self.next_value) * VALUE_STEP;
         if random.per_mille(self.reads_per_mille) {
             return (key, Ask::Call(Call::Get));
         }
@@ -195,9 +217,9 @@ impl Client {
                 self.believed[partition] = from;
                 self.finish(Some((now_us, answer)), plan, history)
             }
-            Some(Response::Done) => {
-                self.current = None;
-                self.pause(plan)
+            Some(Response::Gone) => {
+                current.doubtful = true;
+                self.finish(None, plan, history)
             }
             Some(Response::NotLeader(hint)) => {
                 let hint = hint.filter(|host| *host != from);
@@ -212,12 +234,16 @@ impl Client {
                 }
                 let reads = current.ask == Ask::Call(Call::Get);
                 current.doubtful |= !reads;
-                if reads { self.again(plan, history) } else { self.finish(None, plan, history) }
+                if reads || current.once.is_some() {
+                    self.again(plan, history)
+                } else {
+                    self.finish(None, plan, history)
+                }
             }
         }
     }
 
-    /// The operation was not carried out by its last attempt.
+    /// The operation was not carried out by its last attempt, or may be repeated.
     fn again(&mut self, plan: &Plan, history: &mut History) -> Next {
         match &self.current {
             Some(current) if current.tries < TRIES => {

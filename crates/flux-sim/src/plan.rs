@@ -29,6 +29,8 @@ pub enum Profile {
     Disks,
     /// Replicas that move, and snapshots.
     Members,
+    /// Elections all the time, and nodes that lose power in them.
+    Elections,
     /// Clocks that run more differently than they may: reads are not checked.
     Beyond,
 }
@@ -44,6 +46,7 @@ impl Profile {
             Profile::Clocks => "clocks",
             Profile::Disks => "disks",
             Profile::Members => "members",
+            Profile::Elections => "elections",
             Profile::Beyond => "beyond",
         }
     }
@@ -186,6 +189,13 @@ impl Plan {
                 plan.fault_lasts_us = (50 * MS, 1500 * MS);
             }
             Profile::Disks => plan.sync_us = (MS, 20 * MS),
+            Profile::Elections => {
+                plan.tick_us = 10 * MS;
+                plan.links.slow_per_mille = 200;
+                plan.links.drop_per_mille = 100;
+                plan.fault_every_us = (20 * MS, 250 * MS);
+                plan.fault_lasts_us = (5 * MS, 300 * MS);
+            }
             Profile::Clocks | Profile::Beyond => {
                 plan.election_ticks = random.between(12, 40) as usize;
                 plan.tick_us = 10 * MS;
@@ -204,12 +214,7 @@ impl Plan {
 
     /// The links as they are when all is well.
     pub fn calm_links(&self) -> LinkQuality {
-        LinkQuality {
-            slow_per_mille: 0,
-            drop_per_mille: 0,
-            duplicate_per_mille: 0,
-            ..self.links.clone()
-        }
+        LinkQuality { slow_per_mille: 0, drop_per_mille: 0, duplicate_per_mille: 0, ..self.links.clone() }
     }
 
     fn basic(seed: u64, profile: Profile, plant: Option<Plant>, random: &mut Random) -> Plan {
@@ -255,12 +260,13 @@ impl Plan {
 }
 
 fn mixed(random: &mut Random) -> Profile {
-    match random.below(10) {
+    match random.below(20) {
         0 => Profile::Calm,
-        1..4 => Profile::Weather,
-        4..6 => Profile::Storm,
-        6 | 7 => Profile::Members,
-        8 => Profile::Clocks,
+        1..7 => Profile::Weather,
+        7..11 => Profile::Storm,
+        11..14 => Profile::Members,
+        14 | 15 => Profile::Clocks,
+        16 | 17 => Profile::Elections,
         _ => Profile::Disks,
     }
 }
@@ -274,13 +280,12 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
         Profile::Clocks | Profile::Beyond => {
             &[Fault::IsolateLeader, Fault::WallClock, Fault::ClockRate, Fault::Freeze, Fault::Kill]
         }
-        Profile::Disks => &[
-            Fault::PowerCut,
-            Fault::Blackout,
-            Fault::FailedSync,
-            Fault::FailedWrite,
-            Fault::BitRot,
-        ],
+        Profile::Disks => {
+            &[Fault::PowerCut, Fault::Blackout, Fault::FailedSync, Fault::FailedWrite, Fault::BitRot]
+        }
+        Profile::Elections => {
+            &[Fault::PowerCut, Fault::Blackout, Fault::Split, Fault::IsolateLeader, Fault::OneWay]
+        }
         Profile::Members => &[Fault::Move, Fault::Transfer, Fault::PowerCut, Fault::Kill],
     };
     let mut faults: Vec<Fault> = favoured.iter().flat_map(|fault| [*fault; 3]).collect();

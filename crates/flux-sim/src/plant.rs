@@ -4,6 +4,8 @@
 
 use clap::ValueEnum;
 
+use crate::plan::Profile;
+
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Plant {
@@ -11,7 +13,7 @@ pub enum Plant {
     SkippedSync,
     /// A term and vote are reported persisted when they are written, and not synced for themselves.
     VotesNotSynced,
-    /// A leader counts itself all voters: a write is committed, and acknowledged, when it is proposed.
+    /// A write is acknowledged when it is proposed.
     AcknowledgeBeforeCommit,
     /// Leases are judged by the wall clock.
     WallClockLease,
@@ -29,10 +31,32 @@ pub enum Plant {
     SnapshotAtWrongIndex,
     /// The contents of a received snapshot lack a chunk.
     SnapshotIncomplete,
+    /// The sessions of a received snapshot are dropped.
+    SnapshotWithoutSessions,
+    /// What a session was answered is known to the node that answered it, and to no other.
+    AnswersNotReplicated,
     /// A follower drops expired keys by itself.
     FollowerExpires,
     /// A replica that was lost comes back under its old id, without its votes and log.
     SameIdAfterLoss,
     /// The log is trimmed though no snapshot holds what is in it.
     TrimmedTooFar,
+}
+
+impl Plant {
+    /// The weather in which the bug shows soonest.
+    pub fn profile(self) -> Profile {
+        match self {
+            Plant::WallClockLease | Plant::LeaseIgnoresDrift | Plant::StaleClock => Profile::Clocks,
+            Plant::TicksInBursts | Plant::VoteAfterRestart | Plant::ServeBeforeOwnTerm => {
+                Profile::Clocks
+            }
+            Plant::VotesNotSynced => Profile::Elections,
+            Plant::SnapshotAtWrongIndex
+            | Plant::SnapshotIncomplete
+            | Plant::SnapshotWithoutSessions => Profile::Members,
+            Plant::SameIdAfterLoss => Profile::Disks,
+            _ => Profile::Mixed,
+        }
+    }
 }

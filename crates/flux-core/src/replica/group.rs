@@ -201,6 +201,7 @@ impl<W> Replica<W> {
         raft.prs().get(id).is_some_and(|one| {
             // A quiet group leaves one that had a snapshot, and lacks nothing, in `Probe`.
             one.state != ProgressState::Snapshot
+                && one.matched > 0
                 && one.recent_active
                 && one.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.last_index()
         })

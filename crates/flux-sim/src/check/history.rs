@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// Values that clients write are multiples of this: so that no sum of increments is one of them, and a value
+/// says which write it came from.
+pub const VALUE_STEP: i64 = 1000;
+
 /// A key of the workload: a partition and a number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -72,6 +76,14 @@ pub struct Operation {
 }
 
 impl Operation {
+    /// The value that it writes, if that is no other operation's.
+    pub fn own_value(&self) -> Option<i64> {
+        match self.call {
+            Call::Set(value) | Call::SetIfAbsent(value) | Call::SetIfVersion(_, value) => Some(value),
+            Call::Get | Call::Delete | Call::Increment(_) => None,
+        }
+    }
+
     /// The version that the operation is known to have given its key.
     pub fn written_version(&self) -> Option<u64> {
         match self.returned? {

@@ -21,6 +21,15 @@ use super::{Promise, Violation};
 /// How many steps the search of one key may take. A key of a usual run takes some thousand.
 pub const SEARCH_STEPS: u64 = 4_000_000;
 
+/// How many it may take before the outcomes that clients do not know are looked up.
+const UNAIDED_STEPS: u64 = 200_000;
+
+/// As many for a part of a key's operations, to see where a search that was given up gets long.
+const UNDECIDED_STEPS: u64 = 100_000;
+
+/// When answers come that nobody gets.
+const NEVER_US: u64 = u64::MAX - 1;
+
 /// Operations of a failing window that are shown at the most.
 const SHOWN: usize = 40;
 
@@ -36,23 +45,52 @@ pub enum Verdict {
 }
 
 /// Searches every key; the violations found, with the shortest window that shows each.
-pub fn check(history: &History) -> Vec<Violation> {
+///
+/// What a client does not know, `outcome` may: where the search gets long, it is asked for the versions of
+/// writes without an answer, as [`Reference::outcome`](super::reference::Reference::outcome) gives them.
+pub fn check(
+    history: &History,
+    outcome: &dyn Fn(Key, &Operation) -> Option<Option<u64>>,
+) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (key, operations) in history.keys() {
         let mut operations = operations.to_vec();
         operations.sort_by_key(|operation| operation.invoked_us);
+        if search(Register::ABSENT, &operations, UNAIDED_STEPS) == Verdict::Undecided {
+            operations.retain_mut(|one| resolve(one, |one| outcome(key, one)));
+        }
         match search(Register::ABSENT, &operations, SEARCH_STEPS) {
             Verdict::Linearizable => {}
             Verdict::NotLinearizable => {
-                violations.push(Violation::new(Promise::Linearizable, report(key, &operations)));
+                let evidence = report(key, &operations, SEARCH_STEPS);
+                violations.push(Violation::new(Promise::Linearizable, evidence));
             }
             Verdict::Undecided => {
-                let evidence = format!("key {key}: no order of {} found", operations.len());
+                let evidence = report(key, &operations, UNDECIDED_STEPS);
                 violations.push(Violation::new(Promise::Undecided, evidence));
             }
         }
     }
     violations
+}
+
+/// Gives an operation the answer that its client never had, at a time when nobody waits any more. False
+/// if it never took effect.
+fn resolve(
+    operation: &mut Operation,
+    outcome: impl Fn(&Operation) -> Option<Option<u64>>,
+) -> bool {
+    if operation.returned.is_some() {
+        return true;
+    }
+    match outcome(operation) {
+        Some(Some(version)) => {
+            operation.returned = Some((NEVER_US, Answer::Written(version)));
+            true
+        }
+        Some(None) => false,
+        None => true,
+    }
 }
 
 /// Searches an order of `operations`, which are sorted by `invoked_us`, from a state.
@@ -300,9 +338,9 @@ fn rank_of(operation: &Operation) -> u64 {
 
 /// The shortest window of a key's operations that has no order: up to the first answer that is one too
 /// many, from the last quiet moment that still shows it.
-pub fn shortest_window(operations: &[Operation]) -> Vec<Operation> {
+pub fn shortest_window(operations: &[Operation], steps: u64) -> Vec<Operation> {
     let fails = |initial, operations: &[Operation]| {
-        search(initial, operations, SEARCH_STEPS) == Verdict::NotLinearizable
+        search(initial, operations, steps) != Verdict::Linearizable
     };
     let mut ends: Vec<u64> = operations.iter().filter_map(|one| Some(one.returned?.0)).collect();
     ends.sort_unstable();
@@ -335,10 +373,10 @@ fn until(operations: &[Operation], end_us: u64) -> Vec<Operation> {
         .collect()
 }
 
-fn report(key: Key, operations: &[Operation]) -> String {
-    let window = shortest_window(operations);
+fn report(key: Key, operations: &[Operation], steps: u64) -> String {
+    let window = shortest_window(operations, steps);
     let mut text = format!(
-        "key {key}: {} of its {} operations have no order:",
+        "key {key}: no order of {} of its {} operations was found:",
         window.len(),
         operations.len()
     );
@@ -469,7 +507,7 @@ mod tests {
             (0..200).map(|at| set(at * 10, at * 10 + 5, at as i64, at + 1)).collect();
         history.push(get(1006, 1008, Some((98, 99))));
         history.sort_by_key(|one| one.invoked_us);
-        let window = shortest_window(&history);
+        let window = shortest_window(&history, SEARCH_STEPS);
         assert_eq!(window, vec![set(1000, 1005, 100, 101), get(1006, 1008, Some((98, 99)))]);
         let violations = check(&{
             let mut all = History::default();
@@ -477,9 +515,31 @@ mod tests {
                 all.add(Key { partition: 1, number: 2 }, *one);
             }
             all
-        });
+        }, &|_, _| None);
         assert_eq!(violations.len(), 1);
-        assert!(violations[0].evidence.contains("p1/k2: 2 of its 201"), "{}", violations[0]);
+        assert!(violations[0].evidence.contains("p1/k2: no order of 2 of its 201"), "{}", violations[0]);
+    }
+
+    #[test]
+    fn looked_up_outcomes_decide_what_would_take_too_long() {
+        let key = Key { partition: 0, number: 0 };
+        let mut history = History::default();
+        (0..24).for_each(|at| history.add(key, operation(at, Call::Increment(1 << at), None)));
+        history.add(key, operation(30, Call::Set(7), None));
+        history.add(key, operation(31, Call::Set(8), None));
+        history.add(key, get(100, 101, Some((8, 30))));
+        history.add(key, get(102, 103, Some((7, 40))));
+        let outcome = |version| {
+            move |_: Key, one: &Operation| match one.call {
+                Call::Set(7) => Some(version),
+                Call::Set(_) => Some(Some(30)),
+                _ => Some(None),
+            }
+        };
+        assert!(check(&history, &outcome(Some(40))).is_empty());
+        history.add(key, get(104, 105, Some((-1, 40))));
+        let violations = check(&history, &outcome(Some(40)));
+        assert_eq!(violations[0].promise, Promise::Linearizable);
     }
 
     /// Runs a real register under random concurrent clients: its histories have an order, and one

@@ -30,6 +30,8 @@ pub enum Promise {
     Undecided,
     /// An acknowledged write is in the committed history, where its version says.
     Durable,
+    /// A write takes effect once at the most.
+    Once,
     /// Versions of a partition are unique, and rise with time.
     Versions,
     /// A term has at most one leader.
@@ -65,6 +67,7 @@ impl fmt::Display for Promise {
             Promise::Linearizable => "not linearizable",
             Promise::Undecided => "linearizability undecided",
             Promise::Durable => "acknowledged write lost",
+            Promise::Once => "a write took effect twice",
             Promise::Versions => "versions out of order",
             Promise::OneLeader => "two leaders in one term",
             Promise::OneVote => "two votes in one term",

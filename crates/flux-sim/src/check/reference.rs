@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use flux_core::effect::{Effect, Effects};
+use flux_core::effect::{Effect, Part, Parts};
 use flux_core::store::{Position, Table};
 
 use super::consensus::Contents;
-use super::history::{Answer, Call, History, Key};
+use super::history::{Answer, Call, History, Key, Operation, VALUE_STEP};
 use super::{Promise, Violation};
 
 /// Entries of the kind that carries effects, in Raft's numbering.
@@ -32,6 +32,10 @@ struct Committed {
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Stored>)>>,
     /// Which key a revision wrote, and with which value; `None` for a removal.
     writes: BTreeMap<u64, (Vec<u8>, Option<Vec<u8>>)>,
+    /// The revisions that gave a key a value which only one operation writes.
+    by_value: BTreeMap<(Vec<u8>, i64), Vec<u64>>,
+    /// The entries with the answer to a write of a session.
+    answers: BTreeMap<(u64, u64), Vec<u64>>,
 }
 
 /// What a table must have for a key.
@@ -165,6 +169,34 @@ impl Reference {
         violations
     }
 
+    /// No write is in the history twice.
+    pub fn repeats_nothing(&self) -> Option<Violation> {
+        let violation = |text| Some(Violation::new(Promise::Once, text));
+        for (partition, committed) in &self.partitions {
+            let twice = committed.by_value.iter().find(|(_, revisions)| revisions.len() > 1);
+            if let Some(((key, value), revisions)) = twice {
+                let key = String::from_utf8_lossy(key);
+                return violation(format!("{key} = {value} has revisions {revisions:?}"));
+            }
+            let twice = committed.answers.iter().find(|(_, indexes)| indexes.len() > 1);
+            if let Some(((session, sequence), indexes)) = twice {
+                return violation(format!(
+                    "partition {partition}: write {sequence} of session {session:x} is in entries {indexes:?}"
+                ));
+            }
+        }
+        None
+    }
+
+    /// What became of an operation whose outcome its client does not know: `Some(None)` if it never took
+    /// effect, `None` if the history does not tell.
+    pub fn outcome(&self, key: Key, operation: &Operation) -> Option<Option<u64>> {
+        let value = operation.own_value()?;
+        let committed = self.partitions.get(&key.partition)?;
+        let revisions = committed.by_value.get(&(key.bytes(), value));
+        Some(revisions.and_then(|revisions| revisions.first().copied()))
+    }
+
     fn missing(&self, key: Key, (version, value): (u64, i64)) -> Option<String> {
         let writes = self.partitions.get(&key.partition).map(|committed| &committed.writes);
         let Some((found, bytes)) = writes.and_then(|writes| writes.get(&version)) else {
@@ -191,9 +223,15 @@ impl Committed {
         let index = self.entries.len() as u64 + 1;
         let mut revision = self.revisions.last().copied().unwrap_or(0);
         if contents.entry_type == NORMAL && !contents.payload.is_empty() {
-            let effects = Effects::new(&contents.payload).map_err(|error| error.to_string())?;
-            for effect in effects {
-                let (found, effect) = effect.map_err(|error| error.to_string())?;
+            let parts = Parts::new(&contents.payload).map_err(|error| error.to_string())?;
+            for part in parts {
+                let (found, effect) = match part.map_err(|error| error.to_string())? {
+                    Part::Effect(found, effect) => (found, effect),
+                    Part::Answer { once, .. } => {
+                        self.answers.entry((once.session, once.sequence)).or_default().push(index);
+                        continue;
+                    }
+                };
                 if found != revision + 1 {
                     return Err(format!("revision {found} follows on {revision}"));
                 }
@@ -215,6 +253,10 @@ impl Committed {
         };
         let key = effect.key().to_vec();
         let value = stored.as_ref().map(|stored| stored.value.clone());
+        let number = value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        if let Some(number) = number.filter(|number| *number != 0 && number % VALUE_STEP == 0) {
+            self.by_value.entry((key.clone(), number)).or_default().push(revision);
+        }
         self.writes.insert(revision, (key.clone(), value));
         self.keys.entry(key).or_default().push((index, stored));
     }

@@ -10,6 +10,7 @@ use flux_core::store::{Memory, Table, TableOptions};
 use flux_log::{Disk, SnapshotWriter};
 use flux_log::{Entry, Log, LogError, LogOptions, Record, SimDisk, Snapshot, SnapshotId, State};
 
+use super::planted::Planted;
 use super::{Hosted, Options, Process};
 use crate::check::consensus::Contents;
 use crate::plant::Plant;
@@ -103,6 +104,7 @@ impl Process {
             syncing: None,
             snapshot_indexes: BTreeMap::new(),
             walk: None,
+            planted: Planted::new(options.plant),
         };
         for (partition, one) in recovering {
             if one.recovery.replica() == 0 {

@@ -6,6 +6,7 @@
 //! write is proposed only while no sync is under way.
 
 mod boot;
+mod planted;
 mod snapshots;
 mod turn;
 
@@ -118,6 +119,7 @@ pub struct Process {
     syncing: Option<Syncing>,
     snapshot_indexes: BTreeMap<u16, u64>,
     walk: Option<snapshots::Walk>,
+    planted: planted::Planted,
 }
 
 /// What a process is started with.
@@ -143,6 +145,8 @@ struct Written {
     partition: u16,
     number: u64,
     messages: Vec<Message>,
+    /// It was a term and vote, and no entries.
+    is_vote: bool,
 }
 
 struct Syncing {

@@ -130,9 +130,12 @@ impl Process {
         if self.options.has(Plant::SnapshotIncomplete) {
             parcel.chunks.pop();
         }
+        if self.options.has(Plant::SnapshotWithoutSessions) {
+            parcel.meta.sessions.clear();
+        }
         let index = parcel.meta.position.index;
         let disk = Arc::new(self.snapshot_disk.clone());
-        let mut writer = SnapshotWriter::create(disk, partition, index, &parcel.meta.encode())?;
+        let mut writer = SnapshotWriter::receive(disk, partition, index, &parcel.meta.encode())?;
         let table = self.options.table();
         for chunk in &parcel.chunks {
             writer.chunk(chunk)?;

@@ -18,13 +18,7 @@ const EXPIRE_LIMIT: usize = 16;
 impl Process {
     /// Takes a turn. `targets` are the voters that each partition should have, as this node knows them,
     /// and `read_now` is what reads are judged by: the same moment, unless a bug is planted.
-    pub fn turn(
-        &mut self,
-        now: Now,
-        read_now: Now,
-        targets: &[Vec<u64>],
-        sync_early: bool,
-    ) -> Output {
+    pub fn turn(&mut self, now: Now, read_now: Now, targets: &[Vec<u64>], sync_early: bool) -> Output {
         let mut out = Output::default();
         let result = self.try_turn(now, read_now, targets, sync_early, &mut out);
         self.end(result, &mut out);
@@ -32,7 +26,7 @@ impl Process {
     }
 
     /// The disk has done the sync under way.
-    pub fn synced(&mut self, now: Now) -> Output {
+    pub fn synced(&mut self) -> Output {
         let mut out = Output::default();
         let Some(mut syncing) = self.syncing.take() else { return out };
         let skipped = self.options.has(Plant::SkippedSync);
@@ -42,7 +36,7 @@ impl Process {
             None => self.log.synced(syncing.target.sync()).map(drop),
         };
         if result.is_ok() {
-            self.persisted(syncing.covers, now, &mut out);
+            self.persisted(syncing.covers, &mut out);
         }
         self.end(result, &mut out);
         out.again = true;
@@ -54,8 +48,7 @@ impl Process {
         for (partition, hosted) in &mut self.hosted {
             let mut replies = Vec::new();
             hosted.replica.abandon(&mut replies);
-            out.replies
-                .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
+            out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
         }
         out.failed = Some(error.to_string());
     }
@@ -68,7 +61,10 @@ impl Process {
         sync_early: bool,
         out: &mut Output,
     ) -> Result<(), LogError> {
-        for work in std::mem::take(&mut self.inbox) {
+        // Reads are answered by whatever thread they come to, and do not wait behind messages.
+        let (reads, others): (Vec<Work>, Vec<Work>) =
+            std::mem::take(&mut self.inbox).into_iter().partition(is_read);
+        for work in reads.into_iter().chain(others) {
             match work {
                 Work::Message(partition, message) => {
                     if let Some(hosted) = self.hosted.get_mut(&partition) {
@@ -106,7 +102,7 @@ impl Process {
                     .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
             }
         }
-        self.write(now, out)?;
+        self.write(out)?;
         self.step_snapshot(out)?;
         self.begin_sync(sync_early, out);
         Ok(())
@@ -149,13 +145,21 @@ impl Process {
             out.replies.push((waiter, partition, reply));
             return;
         }
-        if let Some((waiter, reply)) = hosted.replica.execute(now, &command, None, waiter) {
+        let mut once = request.once.as_ref();
+        if self.planted.is_active() {
+            once = once.filter(|_| !self.options.has(Plant::AnswersNotReplicated));
+            if let Some(reply) = self.planted.asks(&request) {
+                out.replies.push((waiter, partition, reply));
+                return;
+            }
+        }
+        if let Some((waiter, reply)) = hosted.replica.execute(now, &command, once, waiter) {
             out.replies.push((waiter, partition, reply));
         }
     }
 
     /// Writes what the replicas ask for until they ask for nothing more.
-    fn write(&mut self, now: Now, out: &mut Output) -> Result<(), LogError> {
+    fn write(&mut self, out: &mut Output) -> Result<(), LogError> {
         loop {
             let first = self.written.len();
             let mut sends = Vec::new();
@@ -170,9 +174,6 @@ impl Process {
             self.log.write()?;
             for (partition, message) in sends {
                 self.send(partition, message, out);
-            }
-            if self.options.has(Plant::AcknowledgeBeforeCommit) {
-                self.forge_acknowledgements(now);
             }
         }
     }
@@ -196,15 +197,17 @@ impl Process {
             panic!("partition {partition} is broken: {error:?}");
         }
         out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, partition, reply)));
+        if self.planted.is_active() {
+            self.planted.answers(&out.replies);
+            let own = batches.iter().flat_map(|ready: &Ready| &ready.entries);
+            out.replies.extend(self.planted.acknowledges(partition, own));
+        }
         for ready in batches {
             self.append(partition, &ready, out)?;
-            let Ready { number, messages, mut persisted_messages, state, entries, .. } = ready;
+            let is_vote = ready.state.is_some() && ready.entries.is_empty();
+            let Ready { number, messages, persisted_messages, .. } = ready;
             sends.extend(messages.into_iter().map(|message| (partition, message)));
-            if self.options.has(Plant::VotesNotSynced) && state.is_some() && entries.is_empty() {
-                let early = std::mem::take(&mut persisted_messages);
-                sends.extend(early.into_iter().map(|message| (partition, message)));
-            }
-            self.written.push(Written { partition, number, messages: persisted_messages });
+            self.written.push(Written { partition, number, messages: persisted_messages, is_vote });
         }
         Ok(())
     }
@@ -252,14 +255,22 @@ impl Process {
         if self.syncing.is_some() || self.written.is_empty() {
             return;
         }
+        let only_votes = self.written.iter().all(|written| written.is_vote);
+        if only_votes && self.options.has(Plant::VotesNotSynced) {
+            let covers = std::mem::take(&mut self.written);
+            self.persisted(covers, out);
+            out.again = true;
+            return;
+        }
         let target = self.log.sync_target();
-        let result = (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
+        let result =
+            (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
         self.syncing = Some(Syncing { covers: std::mem::take(&mut self.written), result, target });
         out.syncing = true;
     }
 
-    fn persisted(&mut self, covers: Vec<Written>, _now: Now, out: &mut Output) {
-        for Written { partition, number, messages } in covers {
+    fn persisted(&mut self, covers: Vec<Written>, out: &mut Output) {
+        for Written { partition, number, messages, .. } in covers {
             let Some(hosted) = self.hosted.get_mut(&partition) else { continue };
             hosted.replica.persisted(number);
             for message in messages {
@@ -267,30 +278,10 @@ impl Process {
             }
         }
     }
+}
 
-    /// The planted bug: a leader believes that all others have written what it sends.
-    fn forge_acknowledgements(&mut self, now: Now) {
-        for hosted in self.hosted.values_mut() {
-            let status = hosted.replica.status();
-            let Some(last) = hosted.shadow.last_key_value().map(|(index, _)| *index) else {
-                continue;
-            };
-            for other in status.members.voters.iter().filter(|id| **id != status.id) {
-                let mut message = Message {
-                    from: *other,
-                    to: status.id,
-                    term: status.term,
-                    index: last,
-                    commit: status.commit,
-                    ..Message::default()
-                };
-                message.set_msg_type(MessageType::MsgAppendResponse);
-                if status.role == Role::Leader {
-                    hosted.replica.step(now, message);
-                }
-            }
-        }
-    }
+fn is_read(work: &Work) -> bool {
+    matches!(work, Work::Request(request) if request.ask == Ask::Call(Call::Get))
 }
 
 /// The planted bug: what is expired goes, though no effect says so.

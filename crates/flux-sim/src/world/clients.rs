@@ -81,6 +81,7 @@ impl World {
             Reply::Counter { value, version } => Response::Answer(Answer::Counter(value, version)),
             Reply::Error(Error::NotLeader) => Response::NotLeader(self.hint(host, partition)),
             Reply::Error(Error::OutcomeUnknown) => Response::Unknown,
+            Reply::Error(Error::AnswerGone) => Response::Gone,
             Reply::Error(_) => Response::Refused,
             other => panic!("no command of the workload has this reply: {other:?}"),
         };

@@ -265,6 +265,10 @@ impl World {
     }
 
     fn violated(&mut self, violation: Violation) {
+        // One of a kind tells enough.
+        if self.outcome.violations.iter().any(|known| known.promise == violation.promise) {
+            return;
+        }
         self.trace.line(self.now_us, format_args!("VIOLATION {violation}"));
         self.outcome.violations.push(violation);
     }
@@ -343,7 +347,6 @@ impl World {
     }
 
     fn synced(&mut self, host: usize, number: u64) {
-        let now_us = self.now_us;
         if self.process(host, number).is_none() {
             return;
         }
@@ -352,9 +355,8 @@ impl World {
             self.queue.push(until, Event::Synced(host, number));
             return;
         }
-        let now = node_now(&self.plan, machine, now_us);
         let Some(process) = &mut machine.process else { return };
-        let output = process.synced(now);
+        let output = process.synced();
         self.note(3, &[host as u64]);
         self.carry_out(host, number, output);
     }

@@ -110,11 +110,13 @@ impl World {
         }
         let mut history = std::mem::take(&mut self.history);
         let kept = self.reference.keeps(&history);
-        kept.into_iter().chain(versions::check(&history)).for_each(|one| self.violated(one));
+        let kept = kept.into_iter().chain(versions::check(&history));
+        kept.chain(self.reference.repeats_nothing()).for_each(|one| self.violated(one));
         if !self.plan.checks_reads() {
             history.retain(|operation| operation.call != Call::Get);
         }
-        for violation in linear::check(&history) {
+        let outcome = |key: Key, one: &Operation| self.reference.outcome(key, one);
+        for violation in linear::check(&history, &outcome) {
             self.violated(violation);
         }
         self.history = history;
