@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::cluster::Topology;
+use crate::transfer::Received;
 
 /// Requests that may wait in a worker's mailbox.
 pub(crate) const CAPACITY: usize = 16 * 1024;
@@ -109,8 +110,12 @@ pub(crate) enum Return {
     Synced(Result<flux_log::Lsn, io::Error>),
     /// Its sync thread has made the next segment, or could not.
     Prepared(Result<flux_log::PreparedSegment, flux_log::LogError>),
-    /// Its snapshot thread has finished the snapshot it was given.
-    SnapshotWritten(Result<(), flux_log::LogError>),
+    /// Its snapshot thread has finished the snapshot of a partition, or could not.
+    SnapshotWritten { partition: u16, result: Result<(), flux_log::LogError> },
+    /// A replica of another node has taken the snapshot that it was sent, or has not.
+    SnapshotSent { partition: PartitionId, to: u64, taken: bool },
+    /// A snapshot for one of its replicas has come from another node.
+    SnapshotReceived(Box<Received>),
     /// Another node has answered a command of this worker.
     Forwarded { id: u64, payload: Vec<u8> },
     /// The snapshot thread takes another chunk.

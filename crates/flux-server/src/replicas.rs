@@ -1,15 +1,18 @@
 //! The replicas of a node as its control plane sees them: asked for, and told to hand leadership over.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use flux_core::PartitionId;
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::Role;
+use flux_core::store::Table;
+use flux_proto::peer::SnapshotOffer;
 use tokio::sync::oneshot;
 
 use crate::cluster::{BoxFuture, DataPlane, LocalPartition, PartitionRole};
-use crate::mailbox::{Inspected, Message};
+use crate::mailbox::{Inspected, Message, Return};
 use crate::shared::Shared;
+use crate::transfer::{self, Received};
 
 /// The data plane of a running node.
 #[derive(Debug)]
@@ -80,6 +83,33 @@ impl DataPlane for Replicas {
             }
             answered.await.unwrap_or_else(|_| Err("the node is stopping".to_owned()))
         })
+    }
+}
+
+/// Where snapshots from other nodes go: the worker that has the replica.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    shared: Weak<Shared>,
+}
+
+impl Receiving {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Receiving {
+        Receiving { shared: Arc::downgrade(shared) }
+    }
+}
+
+impl transfer::Replicas for Receiving {
+    fn wanted(&self, offer: &SnapshotOffer<'_>) -> Option<Table> {
+        let shared = self.shared.upgrade()?;
+        let partition = PartitionId(offer.partition);
+        let here = partition.0 < shared.partitions.count() && shared.holds(partition);
+        here.then(|| Table::new(shared.table_options, Arc::clone(&shared.memory)))
+    }
+
+    fn received(&self, received: Received) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let owner = usize::from(shared.owner(PartitionId(received.id.partition)));
+        shared.mailboxes[owner].answer(Return::SnapshotReceived(Box::new(received)));
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use flux_core::placement::NodeId;
 use flux_core::replica::{Now, View};
-use flux_core::store::{Memory, Table};
+use flux_core::store::{Memory, Table, TableOptions};
 use flux_core::{Command, Error, PartitionId, Partitions, Reply, Revision};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::mailbox::{Ask, Mailbox, Message, Waiter};
 use crate::resp::Session;
 use crate::stats::Stats;
+use crate::transfer::Transfers;
 
 /// A partition as any thread may see it.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct ClusterSeat {
     pub(crate) me: NodeId,
+    /// Snapshots to and from other nodes.
+    pub(crate) transfers: OnceLock<Transfers>,
     pub(crate) topology: RwLock<Arc<Topology>>,
 }
 
@@ -63,6 +66,7 @@ pub(crate) struct Shared {
     /// In a cluster: who this node is, and what is known of the others.
     pub(crate) cluster: Option<ClusterSeat>,
     pub(crate) views: Vec<PartitionView>,
+    pub(crate) table_options: TableOptions,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) stats: Arc<Stats>,

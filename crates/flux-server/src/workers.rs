@@ -4,6 +4,7 @@
 //! runs, is not known here.
 
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use flux_log::{Disk, LogError, LogOptions};
 use mio::Poll;
 use mio::net::TcpListener;
 use parking_lot::RwLock;
+use tokio::runtime::Handle;
 
 use crate::clock;
 use crate::cluster::Topology;
@@ -27,8 +29,10 @@ use crate::mailbox::{Mailbox, Message};
 use crate::node::StartError;
 use crate::peer::LocalIdentity;
 use crate::recovery::{self, ALONE, Beginning, Found, Recovered, Snapshots};
+use crate::replicas::Receiving;
 use crate::shared::{ClusterSeat, PartitionView, Shared};
 use crate::stats::Stats;
+use crate::transfer::{TransferLimits, Transfers};
 use crate::worker::{ClusterParts, WAKER, Worker, WorkerParts};
 
 /// Lock stripes of all tables of a node together, about: enough for its readers not to meet.
@@ -62,6 +66,17 @@ impl Membership {
         let identity = LocalIdentity { cluster, node: me.0, instance, worker, workers };
         ClusterParts { identity, topology: Arc::clone(&self.topology) }
     }
+}
+
+/// Begins to send and to receive snapshots. The runtime is that of the caller.
+fn start_transfers(shared: &Arc<Shared>, membership: &Membership, disk: Arc<dyn Disk>) {
+    let Some(seat) = &shared.cluster else { return };
+    let identity = membership.parts(0, shared.mailboxes.len() as u16).identity;
+    let bytes_per_second = shared.settings.snapshot_rate;
+    let limits = TransferLimits { bytes_per_second, ..TransferLimits::default() };
+    let replicas = Arc::new(Receiving::new(shared));
+    let transfers = Transfers::start(&Handle::current(), identity, disk, replicas, limits);
+    let _ = seat.transfers.set(transfers);
 }
 
 /// How the replica of a partition begins on this node.
@@ -113,8 +128,9 @@ impl Workers {
         let memory = Memory::new(settings.max_memory);
         let shards = (SHARDS / usize::from(partitions.count())).max(1);
         let hash_seed = directory.description.seed();
+        let table_options = TableOptions { hash_seed, shards };
         let view = |_| PartitionView {
-            table: Arc::new(Table::new(TableOptions { hash_seed, shards }, Arc::clone(&memory))),
+            table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
             standing: Arc::default(),
             answered_by: AtomicU32::new(0),
         };
@@ -144,9 +160,11 @@ impl Workers {
             partitions,
             cluster: membership.as_ref().map(|one| ClusterSeat {
                 me: one.me,
+                transfers: OnceLock::new(),
                 topology: RwLock::new(Arc::clone(&one.topology)),
             }),
             views,
+            table_options,
             mailboxes,
             memory,
             stats: Arc::new(Stats::default()),
@@ -164,6 +182,9 @@ impl Workers {
             drained: AtomicUsize::new(0),
             settings: settings.clone(),
         });
+        if let Some(membership) = &membership {
+            start_transfers(&shared, membership, Arc::clone(&snapshots.place.disk));
+        }
         let (started, all_started) = channel();
         let workers: Vec<Worker> = (0..)
             .zip(recovered.into_iter().zip(inboxes))

@@ -35,6 +35,8 @@ pub(super) struct Cluster {
     pub(super) handing_over: BTreeMap<PartitionId, u64>,
     /// Snapshots that followers are to be sent.
     pub(super) snapshots_to_send: Vec<(PartitionId, RaftMessage)>,
+    /// A partition that is led here and needs a snapshot for a follower, as of the last tick.
+    snapshot_wanted: Option<PartitionId>,
     /// Beats to be answered.
     beats: Vec<(u32, u64)>,
     /// Replicas that ask for votes though their group has gone on without them.
@@ -52,6 +54,7 @@ impl Cluster {
             fences: BTreeMap::new(),
             handing_over: BTreeMap::new(),
             snapshots_to_send: Vec::new(),
+            snapshot_wanted: None,
             beats: Vec::new(),
             gone: Vec::new(),
             to_remove: Vec::new(),
@@ -370,6 +373,7 @@ impl Dispatch {
     pub(super) fn tick_cluster(&mut self, now: Instant) {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.forwards.tick(now, &mut self.replies);
+        cluster.snapshot_wanted = None;
         for index in 0..self.own().len() {
             let partition = self.own()[index];
             self.reconcile(partition);
@@ -382,6 +386,11 @@ impl Dispatch {
         let Some(cluster) = &self.cluster else { return };
         let target: Vec<u64> = cluster.targets(partition).iter().map(|one| one.get()).collect();
         let Some((replica, _)) = self.replica(partition) else { return };
+        let wanted = replica.snapshot_wanted();
+        if wanted && let Some(cluster) = &mut self.cluster {
+            cluster.snapshot_wanted = Some(partition);
+        }
+        let Some((replica, _)) = self.replica(partition) else { return };
         if replica.is_removed() {
             if let Some(cluster) = &mut self.cluster {
                 cluster.to_remove.push(partition);
@@ -392,6 +401,11 @@ impl Dispatch {
             tracing::info!(%partition, ?change, "group changes");
             self.activate(partition);
         }
+    }
+
+    /// A partition whose leader is here and needs a snapshot for a follower.
+    pub(super) fn snapshot_wanted(&self) -> Option<PartitionId> {
+        self.cluster.as_ref()?.snapshot_wanted
     }
 
     /// Begins to hand the leadership of a partition over. Commands for it wait from now on.

@@ -9,14 +9,16 @@ use std::time::Instant;
 use flux_core::PartitionId;
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{Recovery, Replica, SnapshotMeta};
+use flux_log::SnapshotId;
 use mio::Interest;
 use mio::net::TcpListener;
 
-use super::{PEER_LISTENER, Worker, refuse};
+use super::{PEER_LISTENER, Worker};
 use crate::clock;
-use crate::cluster::Topology;
-use crate::mailbox::Message;
+use crate::cluster::{Member, Topology};
+use crate::mailbox::{Message, Return};
 use crate::recovery::replica_config;
+use crate::transfer::{Outgoing, Received};
 
 impl Worker {
     /// Accepts the connections of other nodes, for all workers.
@@ -54,9 +56,57 @@ impl Worker {
             // A full mailbox refuses it; the other side tries again.
             let _ = self.shared.mailboxes[usize::from(one.worker)].send(message);
         }
-        for bulk in peers.bulk() {
-            refuse(bulk.stream, b"");
+        let transfers = self.shared.cluster.as_ref().and_then(|seat| seat.transfers.get());
+        let Some(transfers) = transfers else { return };
+        for stream in peers.bulk() {
+            transfers.receive(stream);
         }
+    }
+
+    /// Sends the snapshots that followers need.
+    fn send_snapshots(&mut self) {
+        let Some(cluster) = &mut self.dispatch.cluster else { return };
+        let transfers = self.shared.cluster.as_ref().and_then(|seat| seat.transfers.get());
+        for (partition, message) in cluster.snapshots_to_send.drain(..) {
+            let to = message.to;
+            let mailbox = Arc::clone(&self.own_mailbox);
+            let done = move |taken| mailbox.answer(Return::SnapshotSent { partition, to, taken });
+            let node = ReplicaId::from_u64(to).node();
+            let address = cluster.topology.members.get(&node).map(Member::peer_addr);
+            let (Some(transfers), Some(address)) = (transfers, address) else {
+                done(false);
+                continue;
+            };
+            let index = message.get_snapshot().get_metadata().index;
+            let outgoing = Outgoing {
+                node: node.0,
+                address,
+                id: SnapshotId { partition: partition.0, index },
+                replica_from: message.from,
+                replica_to: to,
+                term: message.term,
+            };
+            tracing::info!(%partition, to = %node, index, "sending a snapshot");
+            transfers.send(outgoing, done);
+        }
+    }
+
+    /// Gives a snapshot that has come to the replica that it is for.
+    pub(super) fn install(&mut self, received: Received) {
+        let Received { id, replica_from, replica_to, term, meta, table, installed } = received;
+        let partition = PartitionId(id.partition);
+        let now = self.dispatch.now;
+        let here = self.dispatch.replica(partition).filter(|(one, _)| one.id() == replica_to);
+        let taken =
+            here.is_some_and(|(replica, _)| replica.install(now, replica_from, term, meta, table));
+        if taken {
+            // What is walked is about to be replaced, and the log begins anew after the snapshot.
+            self.snapshots.restart(partition, id.index);
+            tracing::info!(%partition, index = id.index, "a snapshot has come");
+        }
+        self.dispatch.activate(partition);
+        // The sender may have given up.
+        let _ = installed.send(taken);
     }
 
     /// Takes in what has changed in the cluster.
@@ -119,6 +169,7 @@ impl Worker {
     /// Removes the replicas whose groups have gone on without them.
     pub(super) fn place_replicas(&mut self) {
         self.pass_on_streams();
+        self.send_snapshots();
         let Some(cluster) = &mut self.dispatch.cluster else { return };
         let gone = std::mem::take(&mut cluster.to_remove);
         for partition in gone {

@@ -27,9 +27,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use flux_core::Reply;
 use flux_core::placement::NodeId;
 use flux_core::replica::Replica;
+use flux_core::{PartitionId, Reply};
 use flux_log::Log;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -370,11 +370,23 @@ impl Worker {
                     self.dispatch.outstanding -= 1;
                     self.complete(origin, reply);
                 }
+                Return::SnapshotSent { partition, to, taken } => {
+                    if let Some((replica, _)) = self.dispatch.replica(partition) {
+                        replica.report_snapshot(to, taken);
+                        self.dispatch.activate(partition);
+                    }
+                }
+                Return::SnapshotReceived(received) => self.install(*received),
                 Return::Forwarded { id, payload } => self.dispatch.on_response(id, &payload),
                 Return::Synced(result) => self.turn.synced(result, &mut self.dispatch),
                 Return::Prepared(result) => self.turn.prepared(result),
-                Return::SnapshotWritten(result) => {
-                    self.snapshots.written(result, &mut self.dispatch, &mut self.turn);
+                Return::SnapshotWritten { partition, result } => {
+                    self.snapshots.written(
+                        PartitionId(partition),
+                        result,
+                        &mut self.dispatch,
+                        &mut self.turn,
+                    );
                 }
                 Return::SnapshotRoom => self.snapshots.room(),
             }

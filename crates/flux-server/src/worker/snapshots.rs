@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use flux_core::PartitionId;
+use flux_core::replica::SnapshotMeta;
 use flux_core::store::Table;
 use flux_log::{Disk, LogError, SnapshotWriter};
 
@@ -39,9 +40,12 @@ enum Job {
 struct Walk {
     partition: PartitionId,
     index: u64,
+    meta: SnapshotMeta,
     table: Arc<Table>,
     /// Whether the whole table has been walked, and only the disk is not done.
     complete: bool,
+    /// The replica has left or begun anew meanwhile: the snapshot is of no use.
+    void: bool,
 }
 
 pub(super) struct Snapshots {
@@ -102,8 +106,14 @@ impl Snapshots {
     }
 
     fn begin(&mut self, dispatch: &mut Dispatch, turn: &mut Turn) -> bool {
+        if self.not_before.is_some_and(|time| Instant::now() < time) {
+            return false;
+        }
+        if let Some(partition) = dispatch.snapshot_wanted() {
+            return self.begin_walk(dispatch, partition);
+        }
         let log_bytes = turn.log().bytes();
-        if log_bytes < self.log_bytes || self.not_before.is_some_and(|time| Instant::now() < time) {
+        if log_bytes < self.log_bytes {
             return false;
         }
         // A log as long as the data itself is no reason to write all the data again.
@@ -121,14 +131,18 @@ impl Snapshots {
             self.trim(turn);
             return false;
         };
-        let Some((replica, _)) = dispatch.replica(PartitionId(partition)) else { return false };
+        self.begin_walk(dispatch, PartitionId(partition))
+    }
+
+    fn begin_walk(&mut self, dispatch: &mut Dispatch, partition: PartitionId) -> bool {
+        let Some((replica, _)) = dispatch.replica(partition) else { return false };
         let meta = replica.snapshot_meta();
         let table = Arc::clone(replica.table());
         table.begin_snapshot();
         let index = meta.position.index;
-        tracing::debug!(partition, index, "snapshot begins");
-        self.send(Job::Start { partition, index, meta: meta.encode() });
-        self.walk = Some(Walk { partition: PartitionId(partition), index, table, complete: false });
+        tracing::debug!(%partition, index, "snapshot begins");
+        self.send(Job::Start { partition: partition.0, index, meta: meta.encode() });
+        self.walk = Some(Walk { partition, index, meta, table, complete: false, void: false });
         true
     }
 
@@ -146,9 +160,14 @@ impl Snapshots {
 
     /// Gives up the walk over a table whose contents are about to be replaced.
     fn stop_walk(&mut self, partition: PartitionId) {
-        let Some(walk) = self.walk.take_if(|walk| walk.partition == partition) else { return };
-        if !walk.complete {
+        let Some(walk) = self.walk.as_mut().filter(|walk| walk.partition == partition) else {
+            return;
+        };
+        if walk.complete {
+            walk.void = true;
+        } else {
             walk.table.end_snapshot();
+            self.walk = None;
             self.send(Job::Abort);
         }
     }
@@ -166,17 +185,25 @@ impl Snapshots {
     /// The thread has finished the snapshot, or could not.
     pub(super) fn written(
         &mut self,
+        partition: PartitionId,
         result: Result<(), LogError>,
         dispatch: &mut Dispatch,
         turn: &mut Turn,
     ) {
-        let Some(walk) = self.walk.take() else { return };
+        // A walk that was given up may still be heard of.
+        let Some(walk) = self.walk.take_if(|walk| walk.partition == partition) else { return };
+        if walk.void {
+            return;
+        }
         match result {
             Ok(()) => {
                 dispatch.shared().stats.snapshots.add(1);
                 dispatch.shared().last_snapshot_s.store(dispatch.now.ms / 1000, Ordering::Relaxed);
                 self.indexes.insert(walk.partition.0, walk.index);
                 tracing::debug!(partition = %walk.partition, index = walk.index, "snapshot done");
+                if let Some((replica, _)) = dispatch.replica(walk.partition) {
+                    replica.snapshot_taken(walk.meta);
+                }
                 self.trim(turn);
             }
             Err(error) => {
@@ -222,9 +249,11 @@ impl Drop for Snapshots {
 /// The thread: one snapshot after the other. After a failure it takes no chunks until the next start.
 fn write_snapshots(jobs: &Receiver<Job>, disk: &Arc<dyn Disk>, mailbox: &Mailbox) {
     let mut writer: Option<SnapshotWriter> = None;
+    let mut current = 0;
     while let Ok(job) = jobs.recv() {
         let result = match job {
             Job::Start { partition, index, meta } => {
+                current = partition;
                 SnapshotWriter::create(Arc::clone(disk), partition, index, &meta)
                     .map(|created| writer = Some(created))
             }
@@ -235,7 +264,7 @@ fn write_snapshots(jobs: &Receiver<Job>, disk: &Arc<dyn Disk>, mailbox: &Mailbox
             }
             Job::Finish => match writer.take().map(SnapshotWriter::finish) {
                 Some(Ok(_)) => {
-                    mailbox.answer(Return::SnapshotWritten(Ok(())));
+                    mailbox.answer(Return::SnapshotWritten { partition: current, result: Ok(()) });
                     Ok(())
                 }
                 Some(Err(error)) => Err(error),
@@ -248,7 +277,7 @@ fn write_snapshots(jobs: &Receiver<Job>, disk: &Arc<dyn Disk>, mailbox: &Mailbox
         };
         if let Err(error) = result {
             writer = None;
-            mailbox.answer(Return::SnapshotWritten(Err(error)));
+            mailbox.answer(Return::SnapshotWritten { partition: current, result: Err(error) });
         }
     }
 }
