@@ -34,6 +34,8 @@ pub(crate) enum Waiter {
     Task(oneshot::Sender<Reply>),
     /// A request of another node.
     Peer { node: u32, id: u64 },
+    /// A read that its worker has kept, to ask another node if this one turns out not to lead.
+    Kept(u64),
 }
 
 /// How a command wants to be carried out.

@@ -192,9 +192,10 @@ impl Node {
     /// lost when the machine loses power.
     pub async fn shutdown(mut self) -> Result<(), flux_log::LogError> {
         if let Some(control) = self.control.take() {
-            // Leadership first, while this node still serves: nobody waits for an election.
-            Replicas::new(Arc::clone(&self.shared)).hand_over().await;
+            // Nobody is to give leadership to this node again while it hands it over; which it does while
+            // it still serves, so that nobody waits for an election.
             control.stop().await;
+            Replicas::new(Arc::clone(&self.shared)).hand_over().await;
         }
         self.shared.stopping.store(true, Ordering::Release);
         // A receiver that is gone has ended already.

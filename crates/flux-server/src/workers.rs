@@ -61,6 +61,11 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
+    /// What the tables of all nodes are ordered by: known to who knows the cluster's id.
+    fn hash_seed(&self) -> u64 {
+        self.cluster_id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+    }
+
     fn parts(&self, worker: u16, workers: u16) -> ClusterParts {
         let &Membership { cluster_id: cluster, me, instance, .. } = self;
         let identity = LocalIdentity { cluster, node: me.0, instance, worker, workers };
@@ -127,7 +132,9 @@ impl Workers {
             Partitions::new(directory.description.partitions).expect("checked when it was read");
         let memory = Memory::new(settings.max_memory);
         let shards = (SHARDS / usize::from(partitions.count())).max(1);
-        let hash_seed = directory.description.seed();
+        // The same on all nodes, so that a cursor of one is good for the others.
+        let own_seed = directory.description.seed();
+        let hash_seed = membership.as_ref().map_or(own_seed, Membership::hash_seed);
         let table_options = TableOptions { hash_seed, shards };
         let view = |_| PartitionView {
             table: Arc::new(Table::new(table_options, Arc::clone(&memory))),

@@ -7,6 +7,7 @@ use raft::{ProgressState, SnapshotStatus, StateRole};
 use super::entries::raft_snapshot;
 use super::members::{self, Members, joint, one, simple};
 use super::{Broken, Now, Position, Replica, Revision, SnapshotMeta, refused};
+use crate::placement::ReplicaId;
 use crate::store::Table;
 use crate::{Error, PartitionId};
 
@@ -149,7 +150,7 @@ impl<W> Replica<W> {
             Change::RemoveLearner(id) => simple(ConfChangeType::RemoveNode, id),
             Change::LeaveJoint => Default::default(),
             Change::EnterJoint => {
-                let new = target.iter().filter(|id| !members.voters.contains(id));
+                let new = target.iter().filter(|id| members.learners.contains(id));
                 let old =
                     members.voters.iter().filter(|id| !target.contains(id) && **id != self.id);
                 joint(
@@ -161,6 +162,7 @@ impl<W> Replica<W> {
         };
         // Refused only if this replica has just lost its leadership: the next leader goes on.
         self.node.propose_conf_change(Vec::new(), proposal).ok()?;
+        self.stir();
         self.settle();
         Some(change)
     }
@@ -172,9 +174,12 @@ impl<W> Replica<W> {
             let heir = members.voters.iter().find(|id| !stays && self.has_caught_up(**id));
             return Some(heir.map_or(Change::LeaveJoint, |id| Change::Transfer(*id)));
         }
-        let missing = |id: &&u64| !members.contains(**id);
-        if let Some(id) = target.iter().find(missing) {
-            return Some(Change::AddLearner(*id));
+        // A plan may be taken back after its replica has left: an id never comes again.
+        let voters: Vec<ReplicaId> =
+            members.voters.iter().map(|id| ReplicaId::from_u64(*id)).collect();
+        if let Some(id) = target.iter().find(|id| !members.contains(**id)) {
+            let may_join = ReplicaId::from_u64(*id).may_join(&voters);
+            return may_join.then_some(Change::AddLearner(*id));
         }
         if let Some(id) = members.learners.iter().find(|id| !target.contains(id)) {
             return Some(Change::RemoveLearner(*id));
@@ -183,7 +188,11 @@ impl<W> Replica<W> {
         if target.iter().any(|id| waits(&id)) {
             return None;
         }
-        let to_add = target.iter().any(|id| !members.voters.contains(id));
+        let ready = |id: &u64| *id == self.id || self.is_active(*id);
+        if !Members::of_voters(target.to_vec()).has_quorum(|id| ready(&id)) {
+            return None;
+        }
+        let to_add = target.iter().any(|id| members.learners.contains(id));
         let to_remove = members.voters.iter().any(|id| !target.contains(id) && *id != self.id);
         if to_add || to_remove {
             return Some(Change::EnterJoint);
@@ -194,6 +203,10 @@ impl<W> Replica<W> {
         // Only this replica is left to be removed, and a leader does not remove itself.
         let heir = target.iter().find(|id| self.has_caught_up(**id))?;
         Some(Change::Transfer(*heir))
+    }
+
+    fn is_active(&self, id: u64) -> bool {
+        self.node.raft.prs().get(id).is_some_and(|one| one.recent_active)
     }
 
     fn has_caught_up(&self, id: u64) -> bool {
@@ -216,10 +229,16 @@ impl<W> Replica<W> {
             return false;
         }
         // A vote for the other needs no timeout: from here on no lease can be relied on.
+        self.stir();
         self.rounds.give_up_lease(self.node.raft.term);
         self.node.transfer_leader(to);
         self.settle();
         true
+    }
+
+    /// The replica that leads as far as this one knows; 0 if it knows of none.
+    pub fn leader(&self) -> u64 {
+        self.node.raft.leader_id
     }
 
     /// Whether another voter has been asked to take over, and may still do so.
@@ -302,6 +321,7 @@ impl<W> Replica<W> {
 
     /// What was sent to a replica may be lost.
     pub fn report_unreachable(&mut self, id: u64) {
+        self.stir();
         self.node.report_unreachable(id);
         self.settle();
     }

@@ -77,6 +77,10 @@ impl<W> Rounds<W> {
         std::mem::take(&mut self.waiting).into_iter().map(refused)
     }
 
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether a reply waits for a round that has not begun.
     pub(super) fn is_asked_for(&self) -> bool {
         self.waiting.back().is_some_and(|(round, ..)| *round > self.begun)
@@ -114,6 +118,7 @@ impl<W> Replica<W> {
 
     /// Keeps a reply that was made from the table until it is proved that nobody else led meanwhile.
     pub(super) fn confirm_later(&mut self, waiter: W, reply: Reply) -> Option<(W, Reply)> {
+        self.stir();
         let rounds = &mut self.rounds;
         let bytes = rounds.waiting_bytes + reply.value_bytes();
         if bytes > crate::MAX_REPLY_BYTES || rounds.waiting.len() >= super::MAX_WAITING_READS {

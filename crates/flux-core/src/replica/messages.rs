@@ -49,6 +49,10 @@ impl Election {
         }
     }
 
+    pub(super) fn election_ticks(&self) -> usize {
+        self.election_ticks
+    }
+
     /// By how much timeouts differ, at most.
     pub(super) fn jitter_ticks(&self) -> usize {
         (self.election_ticks / 2).max(1)
@@ -84,8 +88,25 @@ impl<W> Replica<W> {
             _ => message.commit,
         };
         let (from, term) = (message.from, message.term);
+        let quiet = matches!(
+            message.msg_type(),
+            MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse
+        );
+        let leader_before = self.node.raft.leader_id;
+        let asks_for_vote = matches!(
+            message.msg_type(),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+        );
+        // A vote is refused while the leader's node is heard of: nothing has happened to a sleeper.
+        if !quiet && !asks_for_vote {
+            self.stir();
+        }
         // An error says that the sender is no member, or that Raft dropped it.
         let _ = self.node.step(message);
+        let raft = &self.node.raft;
+        if raft.leader_id != leader_before || (from_leader && self.is_asleep()) {
+            self.stir();
+        }
         let raft = &self.node.raft;
         if from_leader && raft.leader_id == from && raft.term == term {
             self.election.heard_us = now.us;

@@ -20,6 +20,7 @@ mod lease;
 mod members;
 mod messages;
 mod recovery;
+mod sleep;
 mod view;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use group::{Change, Progress, Role, Status};
 pub use members::Members;
 pub use messages::{decode_message, encode_message};
 pub use recovery::{Recovery, SnapshotMeta, StateRecord};
+pub use sleep::Signal;
 pub use view::View;
 
 use crate::draft::{Draft, InFlight, Repeat, apply};
@@ -49,6 +51,7 @@ use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixM
 use entries::Entries;
 use lease::Rounds;
 use messages::Election;
+use sleep::Sleep;
 
 /// A batch of a few usual writes.
 const SMALL_BATCH_BYTES: usize = 2048;
@@ -169,6 +172,7 @@ pub struct Replica<W> {
     /// leaders acknowledged.
     leads: bool,
     rounds: Rounds<W>,
+    sleep: Sleep,
     election: Election,
     in_flight: InFlight,
     /// Commands of the open batch, with the replies they get when it is committed.
@@ -252,6 +256,7 @@ impl<W> Replica<W> {
             now,
             leads: false,
             rounds: Rounds::new(config),
+            sleep: Sleep::default(),
             election,
             in_flight: InFlight::new(revision),
             open: Vec::new(),
@@ -319,6 +324,7 @@ impl<W> Replica<W> {
         }
         self.waiting_bytes = waiting_bytes;
         self.open.push((waiter, reply));
+        self.stir();
         None
     }
 
@@ -386,12 +392,16 @@ impl<W> Replica<W> {
         replies.extend(self.rounds.stop());
     }
 
-    /// One tick of Raft's clock, every `tick_us` of the configuration.
-    pub fn tick(&mut self, now: Now) {
+    /// One tick of Raft's clock, every `tick_us` of the configuration. False if nothing came of it, because
+    /// the replica sleeps.
+    pub fn tick(&mut self, now: Now) -> bool {
         self.now = now;
         self.ticks += 1;
+        if self.tick_sleep() {
+            return false;
+        }
         if self.restoring.is_some() {
-            return;
+            return true;
         }
         self.tick_election();
         let leads = self.node.raft.state == StateRole::Leader;
@@ -406,6 +416,7 @@ impl<W> Replica<W> {
         }
         self.prune_wheel(now.ms);
         self.settle();
+        true
     }
 
     /// Takes what Raft wants written and sent, and applies what is committed. Call it until it has

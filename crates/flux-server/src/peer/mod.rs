@@ -215,6 +215,25 @@ impl Peers {
         self.tick(now);
     }
 
+    /// Breaks the links to and from a node that nothing is heard of: the kernel may take long to notice that
+    /// packets are lost, and longer to send them again when they are not any more.
+    pub(crate) fn reset(&mut self, node: u32, now: Instant) {
+        if let Some(link) = self.outgoing.get_mut(&node) {
+            let change = link.give_up(&self.registry, &self.limits, now);
+            note(&mut self.events, node, change);
+        }
+        let keys: Vec<usize> = self
+            .incoming
+            .iter()
+            .filter(|((from, _), _)| *from == node)
+            .map(|(_, key)| *key)
+            .collect();
+        for key in keys {
+            self.remove_incoming(key);
+            self.events.push_back(Event::InboundDown { node, by_peer: false });
+        }
+    }
+
     /// Whether an event with this token is for `ready`.
     pub(crate) fn owns(&self, token: Token) -> bool {
         self.tokens.contains(&token.0)
@@ -369,6 +388,9 @@ impl Peers {
         link.worker = hello.worker;
         self.next_session += 1;
         self.greeting.retain(|other| *other != key);
+        if let Some(outgoing) = self.outgoing.get_mut(&hello.from) {
+            outgoing.hurry(now);
+        }
         let older = self.incoming.insert((hello.from, hello.worker), key);
         if let Some(older) = older {
             tracing::debug!(

@@ -58,6 +58,8 @@ enum Cause {
     Blocked,
     #[error("the peer has closed the connection")]
     Ended,
+    #[error("nothing is heard of the peer")]
+    Silent,
     #[error("the connection was lost")]
     Socket(#[source] io::Error),
 }
@@ -359,6 +361,21 @@ impl Outgoing {
                 tracing::info!(node, %address, error, "no link to a node yet; trying on");
             }
             _ => tracing::debug!(node, %address, error, "no link to a node"),
+        }
+    }
+
+    /// Does not wait any longer before it tries again: the node lives.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if let Phase::Waiting(until) = &mut self.phase {
+            *until = now.min(*until);
+        }
+    }
+
+    /// Gives up a connection on which nothing is heard of the node any more.
+    pub(super) fn give_up(&mut self, registry: &Registry, limits: &Limits, now: Instant) -> Change {
+        match self.phase {
+            Phase::Up(..) => self.fail(&Cause::Silent, registry, limits, now),
+            _ => Change::None,
         }
     }
 

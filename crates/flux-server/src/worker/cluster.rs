@@ -4,17 +4,17 @@
 //! Frames come in before the turn and go out after it, all of a peer with one write. What the frames
 //! mean to a group is decided in `flux-core`, how they travel in `peer`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{
-    Message as RaftMessage, MessageType, Replica, decode_message, encode_message,
+    Message as RaftMessage, MessageType, Replica, Signal, decode_message, encode_message,
 };
 use flux_core::session::Once;
-use flux_core::{Error, PartitionId, Reply};
+use flux_core::{Command, Error, PartitionId, Reply};
 use flux_proto::peer::{Frame, Request, encode, encode_with};
 
 use super::dispatch::Dispatch;
@@ -23,6 +23,21 @@ use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
 use crate::peer::Event;
+use crate::recovery::TICK;
+
+/// Connections of other nodes that are remembered: far more than there are at a time.
+const MAX_SESSIONS: usize = 4096;
+/// Reads that are kept.
+const MAX_KEPT: usize = 16 * 1024;
+/// Answers that are kept for nodes whose links are down, and for how long.
+const MAX_UNSENT: usize = 4096;
+const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
+/// After so long without a beat the links to and from a node are opened anew.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// Ticks between two beats.
+const BEAT_TICKS: u64 = 2;
+/// Ticks without a beat of a node until the groups that it leads wake up.
+const SILENT_TICKS: u64 = 5;
 
 /// What a worker of a clustered node has besides.
 pub(super) struct Cluster {
@@ -37,12 +52,34 @@ pub(super) struct Cluster {
     pub(super) snapshots_to_send: Vec<(PartitionId, RaftMessage)>,
     /// A partition that is led here and needs a snapshot for a follower, as of the last tick.
     snapshot_wanted: Option<PartitionId>,
+    /// The topology has changed since the last tick.
+    pub(super) changed: bool,
+    ticks: u64,
+    /// Reads that wait for this node to be confirmed.
+    kept: BTreeMap<u64, Kept>,
+    next_kept: u64,
+    /// The connections that frames have come on.
+    sessions: BTreeSet<u64>,
+    /// Answers for nodes whose links are down, until when they are kept.
+    unsent: Vec<(Instant, u32, u64, Reply)>,
+    /// When the last beat of each node came.
+    heard: BTreeMap<u32, u64>,
     /// Beats to be answered.
     beats: Vec<(u32, u64)>,
+    /// What replicas say about sleeping, and where to.
+    signals: Vec<(u32, u16, Signal)>,
     /// Replicas that ask for votes though their group has gone on without them.
     gone: Vec<(PartitionId, u64)>,
     /// Replicas of this worker that belong to their groups no more.
     pub(super) to_remove: Vec<PartitionId>,
+}
+
+/// A read that was given to a replica which may not lead any more.
+struct Kept {
+    partition: PartitionId,
+    command: Command<Vec<u8>>,
+    ask: Ask,
+    waiter: Waiter,
 }
 
 impl Cluster {
@@ -55,7 +92,15 @@ impl Cluster {
             handing_over: BTreeMap::new(),
             snapshots_to_send: Vec::new(),
             snapshot_wanted: None,
+            changed: true,
+            ticks: 0,
+            kept: BTreeMap::new(),
+            next_kept: 0,
+            sessions: BTreeSet::new(),
+            unsent: Vec::new(),
+            heard: BTreeMap::new(),
             beats: Vec::new(),
+            signals: Vec::new(),
             gone: Vec::new(),
             to_remove: Vec::new(),
         }
@@ -87,7 +132,10 @@ impl Dispatch {
     pub(super) fn receive_frames(&mut self, now: Instant) {
         let Some(mut peers) = self.peers.take() else { return };
         self.look_at_monotonic_clock();
-        peers.receive(now, |from, _, frame| self.on_frame(from, &frame));
+        peers.receive(now, |from, session, frame| {
+            self.note_session(from, session);
+            self.on_frame(from, &frame);
+        });
         let events: Vec<Event> = peers.events().collect();
         self.peers = Some(peers);
         for event in events {
@@ -95,6 +143,18 @@ impl Dispatch {
                 Event::LinkDown(node) | Event::InboundDown { node, .. } => self.on_lost(node),
                 Event::LinkUp(_) | Event::Absent(_) => {}
             }
+        }
+    }
+
+    /// A new connection from a node may be from a new process, which has forgotten that its replicas slept.
+    fn note_session(&mut self, from: u32, session: u64) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.sessions.insert(session) {
+            cluster.heard.insert(from, self.now.us);
+            while cluster.sessions.len() > MAX_SESSIONS {
+                cluster.sessions.pop_first();
+            }
+            self.wake_with(from);
         }
     }
 
@@ -122,10 +182,16 @@ impl Dispatch {
                     cluster.to_remove.push(partition);
                 }
             }
-            Frame::Beat { sent_us } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.beats.push((from, sent_us));
-                }
+            Frame::Beat { sent_us } => self.on_beat(from, sent_us),
+            Frame::BeatReply { sent_us } => self.on_beat_reply(from, sent_us),
+            Frame::Sleep { partition, term, index } => {
+                self.on_signal(from, PartitionId(partition), Signal::Sleep { term, index });
+            }
+            Frame::Asleep { partition, term } => {
+                self.on_signal(from, PartitionId(partition), Signal::Asleep { term });
+            }
+            Frame::Wake { partition, term } => {
+                self.on_signal(from, PartitionId(partition), Signal::Wake { term });
             }
             // The rest belongs to the handshake or to bulk connections, or asks for nothing yet.
             _ => {}
@@ -164,6 +230,123 @@ impl Dispatch {
         replica.step(now, message);
         self.incoming_bytes += bytes;
         self.activate(partition);
+    }
+
+    fn on_beat(&mut self, from: u32, sent_us: u64) {
+        let now = self.now;
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.beats.push((from, sent_us));
+        cluster.heard.insert(from, now.us);
+        for replica in self.replicas_mut() {
+            if replica.is_asleep() && node_of(replica.leader()) == from {
+                replica.beat_heard(now);
+            }
+        }
+    }
+
+    fn on_beat_reply(&mut self, from: u32, sent_us: u64) {
+        let now = self.now;
+        for replica in self.replicas_mut() {
+            if replica.is_asleep() && replica.leads() {
+                let there = |id: &&u64| node_of(**id) == from;
+                if let Some(&id) = replica.members().voters.iter().find(there) {
+                    replica.beat_answered(now, id, sent_us);
+                }
+            }
+        }
+    }
+
+    /// What another node's replica says about sleeping. One that is not of this worker does not sleep: the
+    /// beats that it would rely on go to this one.
+    fn on_signal(&mut self, from: u32, partition: PartitionId, signal: Signal) {
+        let now = self.now;
+        if usize::from(partition.0) >= self.shared().views.len() {
+            return;
+        }
+        let Some((replica, _)) = self.replica(partition) else { return };
+        let sender = replica.members().all().into_iter().find(|id| node_of(*id) == from);
+        if let Some(sender) = sender {
+            replica.signal(now, sender, signal);
+            self.activate(partition);
+        }
+    }
+
+    /// Sends what replicas say to each other about sleeping. A link that takes no `Wake` must not answer
+    /// beats either: it is full, and is emptied or broken soon.
+    fn send_signals(&mut self) {
+        let Some(peers) = &mut self.peers else { return };
+        let Some(cluster) = &mut self.cluster else { return };
+        let mut unsent = Vec::new();
+        for replica in self.replicas.iter_mut().flatten() {
+            let partition = replica.partition().0;
+            for (to, signal) in replica.take_signals() {
+                cluster.signals.push((node_of(to), partition, signal));
+            }
+        }
+        for (node, partition, signal) in cluster.signals.drain(..) {
+            let frame = match signal {
+                Signal::Sleep { term, index } => Frame::Sleep { partition, term, index },
+                Signal::Asleep { term } => Frame::Asleep { partition, term },
+                Signal::Wake { term } => Frame::Wake { partition, term },
+            };
+            if !peers.is_up(node) {
+                continue;
+            }
+            match peers.out(node) {
+                Some(out) => encode(out, &frame).expect("it is short"),
+                None => unsent.push((node, partition, signal)),
+            }
+        }
+        cluster.beats.retain(|(node, _)| !unsent.iter().any(|(other, ..)| other == node));
+        cluster.signals = unsent;
+    }
+
+    /// Asks the other nodes for a sign of life, and wakes the groups whose leaders' nodes give none.
+    fn beat(&mut self) {
+        let (now, tick_us) = (self.now, TICK.as_micros() as u64);
+        let Some(peers) = &mut self.peers else { return };
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.ticks += 1;
+        if cluster.ticks.is_multiple_of(BEAT_TICKS) {
+            for node in cluster.topology.members.keys() {
+                if let Some(out) = peers.out(node.0) {
+                    encode(out, &Frame::Beat { sent_us: now.us }).expect("it is short");
+                }
+            }
+        }
+        for (&node, heard) in &mut cluster.heard {
+            let silent_us = now.us.saturating_sub(*heard);
+            if silent_us > SILENCE.as_micros() as u64 && peers.is_up(node) {
+                peers.reset(node, Instant::now());
+                *heard = now.us;
+            }
+        }
+        let heard = &cluster.heard;
+        for replica in self.replicas.iter_mut().flatten() {
+            if !replica.is_asleep() || replica.leads() {
+                continue;
+            }
+            let last = heard.get(&node_of(replica.leader())).copied().unwrap_or_default();
+            let silent_ticks = now.us.saturating_sub(last) / tick_us;
+            if silent_ticks >= SILENT_TICKS {
+                replica.wake_from_silence(now, silent_ticks as usize);
+            }
+        }
+    }
+
+    /// Wakes every group that has a replica on a node.
+    fn wake_with(&mut self, node: u32) {
+        let now = self.now;
+        let heard = self.cluster.as_ref().and_then(|cluster| cluster.heard.get(&node).copied());
+        let silent_us = now.us.saturating_sub(heard.unwrap_or_default());
+        let silent_ticks = (silent_us / TICK.as_micros() as u64) as usize;
+        for replica in self.replicas_mut().filter(|replica| replica.is_asleep()) {
+            if node_of(replica.leader()) == node {
+                replica.wake_from_silence(now, silent_ticks);
+            } else if replica.members().all().iter().any(|id| node_of(*id) == node) {
+                replica.wake(now);
+            }
+        }
     }
 
     fn on_request(&mut self, from: u32, request: &Request<'_>) {
@@ -213,7 +396,15 @@ impl Dispatch {
         {
             cluster.fence(node, id);
         }
-        let Some(out) = self.peers.as_mut().and_then(|peers| peers.out(node)) else { return };
+        let Some(out) = self.peers.as_mut().and_then(|peers| peers.out(node)) else {
+            // A node that has just started may be heard before it is reached.
+            if let Some(cluster) = self.cluster.as_mut().filter(|one| one.unsent.len() < MAX_UNSENT)
+            {
+                let until = Instant::now() + UNSENT_PATIENCE;
+                cluster.unsent.push((until, node, id, reply.clone()));
+            }
+            return;
+        };
         let mut encoded = Ok(());
         let framed = encode_with(out, &Frame::Response { id, payload: &[] }, |out| {
             encoded = encode_reply(reply, out);
@@ -244,6 +435,7 @@ impl Dispatch {
         if let Some(cluster) = &mut self.cluster {
             cluster.forwards.lost(node, &mut self.replies);
         }
+        self.wake_with(node);
         for index in 0..self.own().len() {
             let partition = self.own()[index];
             let Some((replica, _)) = self.replica(partition) else { continue };
@@ -282,9 +474,29 @@ impl Dispatch {
         }
     }
 
+    /// Tries again to send the answers for nodes whose links were down.
+    fn send_again(&mut self, now: Instant) {
+        let Some(cluster) = self.cluster.as_mut().filter(|one| !one.unsent.is_empty()) else {
+            return;
+        };
+        let unsent = std::mem::take(&mut cluster.unsent);
+        for (until, node, id, reply) in unsent {
+            let up = self.peers.as_ref().is_some_and(|peers| peers.is_up(node));
+            if up {
+                self.respond(node, id, &reply);
+            } else if now < until
+                && let Some(cluster) = &mut self.cluster
+            {
+                cluster.unsent.push((until, node, id, reply));
+            }
+        }
+    }
+
     /// Sends all frames of this round.
     pub(super) fn flush_frames(&mut self, now: Instant) {
         self.send_forwards();
+        self.send_signals();
+        self.send_again(now);
         let (Some(peers), Some(cluster)) = (&mut self.peers, &mut self.cluster) else { return };
         for (node, sent_us) in cluster.beats.drain(..) {
             if let Some(out) = peers.out(node) {
@@ -299,11 +511,41 @@ impl Dispatch {
         peers.flush(now);
     }
 
+    /// Keeps a read that cannot be answered before a quorum has confirmed that this node leads: if it does
+    /// not, the one that does is asked.
+    pub(super) fn keep(
+        &mut self,
+        partition: PartitionId,
+        command: &Command<&[u8]>,
+        ask: Ask,
+        waiter: Waiter,
+    ) -> Waiter {
+        let Some(cluster) = self.cluster.as_mut().filter(|_| !ask.redirect) else { return waiter };
+        let may_serve = self.shared.views[usize::from(partition.0)].standing.may_serve(self.now.us);
+        if may_serve || cluster.kept.len() >= MAX_KEPT {
+            return waiter;
+        }
+        cluster.next_kept += 1;
+        let kept = Kept { partition, command: command.to_owned(), ask, waiter };
+        cluster.kept.insert(cluster.next_kept, kept);
+        Waiter::Kept(cluster.next_kept)
+    }
+
+    /// The one that a reply is for; none if the command has to be carried out elsewhere.
+    pub(super) fn unwrap_kept(&mut self, waiter: Waiter, reply: Reply) -> Option<(Waiter, Reply)> {
+        let Waiter::Kept(id) = waiter else { return Some((waiter, reply)) };
+        let Kept { partition, command, ask, waiter } = self.cluster.as_mut()?.kept.remove(&id)?;
+        if !matches!(reply, Reply::Error(Error::NotLeader)) {
+            return Some((waiter, reply));
+        }
+        self.forward(partition, &command.borrowed(), ask, waiter)
+    }
+
     /// Keeps a command until it is known who leads its partition, and then sends it there.
     pub(super) fn forward(
         &mut self,
         partition: PartitionId,
-        command: &flux_core::Command<&[u8]>,
+        command: &Command<&[u8]>,
         ask: Ask,
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
@@ -371,12 +613,17 @@ impl Dispatch {
 
     /// What is due with every tick: forwards that wait, groups that are to change.
     pub(super) fn tick_cluster(&mut self, now: Instant) {
+        self.beat();
         let Some(cluster) = &mut self.cluster else { return };
+        let changed = std::mem::take(&mut cluster.changed);
         cluster.forwards.tick(now, &mut self.replies);
         cluster.snapshot_wanted = None;
         for index in 0..self.own().len() {
             let partition = self.own()[index];
-            self.reconcile(partition);
+            let asleep = |(replica, _): (&mut Replica<Waiter>, _)| replica.is_asleep();
+            if changed || !self.replica(partition).is_some_and(asleep) {
+                self.reconcile(partition);
+            }
         }
     }
 

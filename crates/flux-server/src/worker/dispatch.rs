@@ -23,9 +23,9 @@ pub(super) struct Dispatch {
     pub(super) cluster: Option<Box<Cluster>>,
     /// Bytes of entries that came from leaders since the last turn.
     pub(super) incoming_bytes: usize,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// By partition; `None` where another worker owns it.
-    replicas: Vec<Option<Replica<Waiter>>>,
+    pub(super) replicas: Vec<Option<Replica<Waiter>>>,
     /// Partitions of this worker.
     own: Vec<PartitionId>,
     /// Partitions with something for the next turn, each once.
@@ -43,11 +43,24 @@ pub(super) struct Dispatch {
     pub(super) unix_us: u64,
     max_in_flight_bytes: usize,
     in_flight_bytes: usize,
+    /// The same for each partition, as it was counted last.
+    in_flight_of: Vec<usize>,
+    /// No timer is due before this; none at all where there is none.
+    expiry_due_ms: Option<UnixMillis>,
     /// Timers may be due beyond what the last turn took.
     more_expiries: bool,
     /// Why new writes are refused, if they are.
     pub(super) refusing: Option<Error>,
     tally: Tally,
+}
+
+/// Lists a partition for the next turn, once.
+fn activate(is_active: &mut [bool], active: &mut Vec<PartitionId>, partition: PartitionId) {
+    let flag = &mut is_active[usize::from(partition.0)];
+    if !*flag {
+        *flag = true;
+        active.push(partition);
+    }
 }
 
 /// What a worker counts by itself: counters that all workers share are too slow for each request.
@@ -84,6 +97,8 @@ impl Dispatch {
             unix_us: 0,
             max_in_flight_bytes: shared.settings.max_inflight_bytes as usize,
             in_flight_bytes: 0,
+            in_flight_of: vec![0; count],
+            expiry_due_ms: Some(0),
             more_expiries: false,
             refusing: None,
             tally: Tally::default(),
@@ -215,6 +230,7 @@ impl Dispatch {
             return self.forward(partition, command, ask, waiter);
         }
         let is_write = command.is_write();
+        let waiter = if is_write { waiter } else { self.keep(partition, command, ask, waiter) };
         *if is_write { &mut self.tally.writes } else { &mut self.tally.reads } += 1;
         if let Some(error) = &self.refusing
             && is_write
@@ -227,14 +243,17 @@ impl Dispatch {
         let Some(replica) = &mut self.replicas[usize::from(partition.0)] else {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
-        let before = replica.in_flight_bytes();
         let decided = replica.execute(self.now, command, ask.once.as_ref(), waiter);
-        self.in_flight_bytes += replica.in_flight_bytes() - before;
+        let bytes = replica.in_flight_bytes();
+        let known = &mut self.in_flight_of[usize::from(partition.0)];
+        self.in_flight_bytes += bytes;
+        self.in_flight_bytes -= std::mem::replace(known, bytes);
         if self.in_flight_bytes >= self.max_in_flight_bytes {
             self.refusing = Some(Error::Overloaded);
         }
         self.activate(partition);
-        decided
+        let (waiter, reply) = decided?;
+        self.unwrap_kept(waiter, reply)
     }
 
     /// The answer where a mailbox takes no more.
@@ -249,7 +268,8 @@ impl Dispatch {
     /// Puts the deletes of expired keys into the batches of this turn.
     pub(super) fn expire(&mut self) {
         self.more_expiries = false;
-        if self.refusing.is_some() {
+        let due = self.expiry_due_ms.is_some_and(|due| due <= self.now.ms);
+        if self.refusing.is_some() || !due {
             return;
         }
         for index in 0..self.own.len() {
@@ -258,13 +278,22 @@ impl Dispatch {
             if replica.next_expiry_ms().is_none_or(|due| due > self.now.ms) {
                 continue;
             }
-            let before = replica.in_flight_bytes();
             let count = replica.expire(self.now.ms, EXPIRIES_PER_TURN);
-            self.in_flight_bytes += replica.in_flight_bytes() - before;
+            let bytes = replica.in_flight_bytes();
+            let known = &mut self.in_flight_of[usize::from(partition.0)];
+            self.in_flight_bytes += bytes;
+            self.in_flight_bytes -= std::mem::replace(known, bytes);
             self.more_expiries |= count == EXPIRIES_PER_TURN;
             self.shared.stats.expired_keys.add(count as u64);
             self.activate(partition);
         }
+        self.look_for_expiries();
+    }
+
+    /// Looks anew when the next timer of any partition is due.
+    fn look_for_expiries(&mut self) {
+        let replicas = self.replicas.iter().flatten();
+        self.expiry_due_ms = replicas.filter_map(Replica::next_expiry_ms).min();
     }
 
     pub(super) fn next_expiry_ms(&self) -> Option<UnixMillis> {
@@ -272,8 +301,7 @@ impl Dispatch {
         if self.refusing.is_some() {
             return None;
         }
-        let replicas = self.replicas.iter().flatten();
-        replicas.filter_map(Replica::next_expiry_ms).min()
+        self.expiry_due_ms
     }
 
     pub(super) fn tick(&mut self, now: Instant) {
@@ -282,10 +310,12 @@ impl Dispatch {
             return;
         }
         for replica in self.replicas.iter_mut().flatten() {
-            replica.tick(self.now);
+            if replica.tick(self.now) {
+                activate(&mut self.is_active, &mut self.active, replica.partition());
+            }
         }
         self.tick_cluster(now);
-        self.activate_all();
+        self.look_for_expiries();
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -293,11 +323,7 @@ impl Dispatch {
     }
 
     pub(super) fn activate(&mut self, partition: PartitionId) {
-        let flag = &mut self.is_active[usize::from(partition.0)];
-        if !*flag {
-            *flag = true;
-            self.active.push(partition);
-        }
+        activate(&mut self.is_active, &mut self.active, partition);
     }
 
     pub(super) fn activate_all(&mut self) {
@@ -338,10 +364,27 @@ impl Dispatch {
         &self.own
     }
 
-    /// Counts anew what is in flight, after a turn. Writes are refused while it is too much, or while
-    /// the oldest of them has waited too long.
+    /// Counts anew what these partitions have in flight, and when their next timer is due, after a turn.
+    pub(super) fn recount(&mut self, active: &[PartitionId]) {
+        for partition in active {
+            let index = usize::from(partition.0);
+            let Some(replica) = &self.replicas[index] else { continue };
+            let bytes = replica.in_flight_bytes();
+            self.in_flight_bytes += bytes;
+            self.in_flight_bytes -= std::mem::replace(&mut self.in_flight_of[index], bytes);
+            if let Some(due) = replica.next_expiry_ms() {
+                self.expiry_due_ms = Some(self.expiry_due_ms.map_or(due, |known| known.min(due)));
+            }
+        }
+    }
+
+    pub(super) fn recount_all(&mut self) {
+        let own = self.own.clone();
+        self.recount(&own);
+    }
+
+    /// Writes are refused while too much is in flight, or while the oldest of it has waited too long.
     pub(super) fn watch_load(&mut self, waited_too_long: bool) {
-        self.in_flight_bytes = self.replicas.iter().flatten().map(Replica::in_flight_bytes).sum();
         let relieved = self.in_flight_bytes < self.max_in_flight_bytes / 2;
         match &self.refusing {
             None if waited_too_long => self.refusing = Some(Error::Overloaded),
@@ -379,6 +422,10 @@ impl Dispatch {
         self.own.iter().all(serving)
     }
 
+    pub(super) fn replicas_mut(&mut self) -> impl Iterator<Item = &mut Replica<Waiter>> {
+        self.replicas.iter_mut().flatten()
+    }
+
     /// The replicas of this worker.
     pub(super) fn replicas(&self) -> impl Iterator<Item = &Replica<Waiter>> {
         self.replicas.iter().flatten()
@@ -397,6 +444,8 @@ impl Dispatch {
     /// Lets go of a replica.
     pub(super) fn remove(&mut self, partition: PartitionId) -> Option<Replica<Waiter>> {
         self.own.retain(|own| *own != partition);
+        let index = usize::from(partition.0);
+        self.in_flight_bytes -= std::mem::take(&mut self.in_flight_of[index]);
         self.replicas[usize::from(partition.0)].take()
     }
 

@@ -120,6 +120,7 @@ impl Worker {
             })
             .collect();
         cluster.topology = topology;
+        cluster.changed = true;
         if let Some(peers) = &mut self.dispatch.peers {
             peers.set_members(&addresses, Instant::now());
         }

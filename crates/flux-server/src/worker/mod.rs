@@ -398,12 +398,14 @@ impl Worker {
     fn deliver(&mut self) {
         let mut replies = std::mem::take(&mut self.dispatch.replies);
         for (waiter, reply) in replies.drain(..) {
+            let Some((waiter, reply)) = self.dispatch.unwrap_kept(waiter, reply) else { continue };
             match waiter {
                 Waiter::Connection(origin) if origin.worker == self.id => {
                     self.complete(origin, reply);
                 }
                 Waiter::Connection(origin) => self.dispatch.answer_later(origin, reply),
                 Waiter::Peer { node, id } => self.dispatch.respond(node, id, &reply),
+                Waiter::Kept(_) => unreachable!("it was unwrapped"),
                 // The task may have given up at its deadline.
                 Waiter::Task(sender) => drop(sender.send(reply)),
             }

@@ -116,6 +116,7 @@ impl Turn {
                 }
             }
         }
+        dispatch.recount(&active);
         dispatch.recycle(active);
         match result {
             Ok(()) => {
@@ -348,6 +349,7 @@ impl Turn {
                 replica.abandon(replies);
             }
         }
+        dispatch.recount_all();
         self.written.clear();
         self.syncing.clear();
         self.pending.clear();
