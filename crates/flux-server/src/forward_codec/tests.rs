@@ -225,7 +225,7 @@ fn variants_keep_their_numbers() {
     assert_eq!(encoded_command(&transaction), [TRANSACTION as u8, 0, 1, 0, 1, b'k', 1]);
     let many = Reply::Many(vec![Reply::Integer(-1)]);
     assert_eq!(encoded_reply(&many), [MANY as u8, 1, 3, 1]);
-    assert_eq!(encoded_reply(&Reply::Error(Error::Stopping)), [12, 19]);
+    assert_eq!(encoded_reply(&Reply::Error(Error::Stopping)), [12, 20]);
     let set = Command::Set {
         key: b"k".to_vec(),
         value: b"vv".to_vec(),
