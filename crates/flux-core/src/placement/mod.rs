@@ -12,7 +12,7 @@
 //!   fewest replicas from where they were (as in a minimum-cost flow, which always has a solution);
 //! - leadership is an assignment of its own (`leaders`), since it moves without data.
 //!
-//! [`plan`] leads from a map to that, a replica at a time.
+//! [`plan()`] leads from a map to that, a replica at a time.
 //!
 //! Everything is decided from the arguments and without chance: a controller that takes over decides
 //! the same. Nothing here talks to a registry or to a node: the controller in `flux-server` reads the
