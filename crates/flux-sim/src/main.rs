@@ -21,9 +21,9 @@ struct Arguments {
     /// Runs the seeds from A up to and without B.
     #[arg(long, value_name = "A..B", default_value = "0..100", value_parser = parse_range)]
     seeds: Range<u64>,
-    /// The kind of weather.
-    #[arg(long, value_enum, default_value_t)]
-    profile: Profile,
+    /// The kind of weather: mixed, or with a planted bug the one that shows it soonest, unless given.
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
     /// Plants a bug, which is to be found.
     #[arg(long, value_enum)]
     plant: Option<Plant>,
@@ -36,6 +36,13 @@ struct Arguments {
     /// Ends a sweep after so many failures.
     #[arg(long, value_name = "N", default_value_t = 20)]
     failures: usize,
+}
+
+impl Arguments {
+    fn settings(&self) -> Settings {
+        let fitting = self.plant.map(Plant::profile);
+        Settings { profile: self.profile.or(fitting).unwrap_or_default(), plant: self.plant }
+    }
 }
 
 fn main() -> Result<ExitCode> {
@@ -56,7 +63,7 @@ fn parse_range(text: &str) -> Result<Range<u64>> {
 }
 
 fn replay(seed: u64, arguments: &Arguments) -> Result<bool> {
-    let settings = Settings { profile: arguments.profile, plant: arguments.plant };
+    let settings = arguments.settings();
     let out: Option<Box<dyn Write>> = arguments.trace.then(|| Box::new(stdout()) as Box<dyn Write>);
     let started = Instant::now();
     let (plan, outcome) = run_seed(seed, settings, out);
@@ -95,7 +102,7 @@ fn replay(seed: u64, arguments: &Arguments) -> Result<bool> {
 }
 
 fn sweep_all(arguments: &Arguments) -> Result<bool> {
-    let settings = Settings { profile: arguments.profile, plant: arguments.plant };
+    let settings = arguments.settings();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(processors);
     let seeds = arguments.seeds.clone();
@@ -157,8 +164,8 @@ fn report(
         totals.events
     )?;
     let mut flags = String::new();
-    if arguments.profile != Profile::default() {
-        flags += &format!(" --profile {}", arguments.profile.name());
+    if let Some(profile) = arguments.profile {
+        flags += &format!(" --profile {}", profile.name());
     }
     if let Some(plant) = arguments.plant.and_then(|plant| plant.to_possible_value()) {
         flags += &format!(" --plant {}", plant.get_name());

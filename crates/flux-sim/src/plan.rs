@@ -197,7 +197,9 @@ impl Plan {
                 plan.fault_lasts_us = (5 * MS, 300 * MS);
             }
             Profile::Clocks | Profile::Beyond => {
-                plan.election_ticks = random.between(12, 40) as usize;
+                // Long enough that what clocks differ by in it is more than a tick.
+                plan.election_ticks = random.between(20, 40) as usize;
+                plan.fault_lasts_us = (300 * MS, 2000 * MS);
                 plan.tick_us = 10 * MS;
                 plan.links.delay_us = (50, 500);
                 let bound = u64::from(plan.drift_percent) * 10_000;
@@ -278,7 +280,14 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
         Profile::Calm => return vec![Fault::Transfer],
         Profile::Mixed | Profile::Weather | Profile::Storm => &[],
         Profile::Clocks | Profile::Beyond => {
-            &[Fault::IsolateLeader, Fault::WallClock, Fault::ClockRate, Fault::Freeze, Fault::Kill]
+            &[
+                Fault::IsolateLeader,
+                Fault::OneWay,
+                Fault::WallClock,
+                Fault::ClockRate,
+                Fault::Freeze,
+                Fault::Kill,
+            ]
         }
         Profile::Disks => {
             &[Fault::PowerCut, Fault::Blackout, Fault::FailedSync, Fault::FailedWrite, Fault::BitRot]

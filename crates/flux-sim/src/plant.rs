@@ -55,7 +55,7 @@ impl Plant {
             Plant::SnapshotAtWrongIndex
             | Plant::SnapshotIncomplete
             | Plant::SnapshotWithoutSessions => Profile::Members,
-            Plant::SameIdAfterLoss => Profile::Disks,
+            Plant::SameIdAfterLoss => Profile::Storm,
             _ => Profile::Mixed,
         }
     }

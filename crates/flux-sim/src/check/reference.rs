@@ -36,6 +36,8 @@ struct Committed {
     by_value: BTreeMap<(Vec<u8>, i64), Vec<u64>>,
     /// The entries with the answer to a write of a session.
     answers: BTreeMap<(u64, u64), Vec<u64>>,
+    /// What the first replica that showed them had for sessions at an index.
+    sessions: BTreeMap<u64, Vec<u8>>,
 }
 
 /// What a table must have for a key.
@@ -143,6 +145,29 @@ impl Reference {
             return differs(format!("{found} keys where {due} are due"));
         }
         Ok(())
+    }
+
+    /// A replica shows the sessions that it remembers at an index.
+    ///
+    /// # Errors
+    /// If another one had others there.
+    pub fn shows_sessions(
+        &mut self,
+        partition: u16,
+        index: u64,
+        sessions: &[u8],
+    ) -> Result<(), Violation> {
+        let committed = self.partitions.entry(partition).or_default();
+        let known = committed.sessions.entry(index).or_insert_with(|| sessions.to_vec());
+        if known.as_slice() == sessions {
+            return Ok(());
+        }
+        let evidence = format!(
+            "partition {partition}, index {index}: sessions of {} and of {} bytes",
+            known.len(),
+            sessions.len()
+        );
+        Err(Violation::new(Promise::EqualTables, evidence))
     }
 
     /// Every acknowledged write is in the history, at its version.
@@ -358,6 +383,28 @@ mod tests {
         ] {
             assert!(shows(index, revision, entries).is_err(), "{index} {revision} {entries:?}");
         }
+    }
+
+    #[test]
+    fn sessions_are_compared_at_the_same_index() {
+        let mut reference = reference();
+        assert!(reference.shows_sessions(0, 2, b"one").is_ok());
+        assert!(reference.shows_sessions(0, 3, b"two").is_ok());
+        assert!(reference.shows_sessions(1, 2, b"two").is_ok());
+        assert!(reference.shows_sessions(0, 2, b"one").is_ok());
+        assert!(reference.shows_sessions(0, 3, b"").is_err());
+    }
+
+    #[test]
+    fn writes_that_are_there_twice_are_found() {
+        let mut reference = reference();
+        reference.applies(0, (4, 2), &batch(4, &[put("a", "7000"), put("b", "7000")])).expect("new");
+        assert!(reference.repeats_nothing().is_none(), "two keys");
+        reference.applies(0, (5, 2), &batch(6, &[put("b", "2"), put("b", "2")])).expect("new");
+        assert!(reference.repeats_nothing().is_none(), "a sum may come twice");
+        reference.applies(0, (6, 2), &batch(8, &[put("a", "7000")])).expect("new");
+        let violation = reference.repeats_nothing().expect("twice");
+        assert!(violation.evidence.contains("[4, 8]"), "{violation}");
     }
 
     #[test]

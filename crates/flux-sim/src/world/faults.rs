@@ -14,9 +14,9 @@ const WALL_STEP_MS: u64 = 3_600_000;
 /// How wrong the speed of a clock is, in parts of a million: often as wrong as it may be.
 pub(super) fn rate(random: &mut Random, plan: &Plan) -> i64 {
     let most = plan.rate_ppm as i64;
-    match random.below(4) {
-        0 => most,
-        1 => -most,
+    match random.below(8) {
+        0..3 => most,
+        3..6 => -most,
         _ => random.below(2 * plan.rate_ppm + 1) as i64 - most,
     }
 }
