@@ -23,7 +23,8 @@
 //! pass for a new one, so a client must have given up on it by then:
 //!
 //! - A session that wrote nothing for [`TIMEOUT_MS`], by the time that batches were evaluated at, on
-//!   the clocks of the leaders. Time does not go back here: it is the latest one seen.
+//!   the clocks of the leaders. Time does not go back here, and what passes between two batches counts
+//!   as no more than [`MAX_STEP_MS`]: a clock that is set forward by an hour must not end all sessions.
 //! - The least recently used of more than [`MAX_SESSIONS`] and [`MAX_FADED`] sessions together.
 //!
 //! What this does not do: number writes (the client does), evaluate or propose.
@@ -61,6 +62,9 @@ pub const MAX_ANSWER_BYTES: usize = 4096;
 /// After so many milliseconds without a write a session is forgotten.
 pub const TIMEOUT_MS: u64 = 10 * 60 * 1000;
 
+/// How much time may pass from one batch to the next for sessions, in milliseconds.
+pub const MAX_STEP_MS: u64 = 20 * 1000;
+
 const FORMAT: u8 = 1;
 
 /// Which write of which client this is.
@@ -87,9 +91,11 @@ pub struct Sessions {
     recent: usize,
     /// What the answers take, overhead included.
     bytes: usize,
-    /// The latest time of a batch since the first session came. `used_at_ms` follows it, so the order of
-    /// use is also that of time.
-    clock_ms: UnixMillis,
+    /// The time that has passed for sessions. `used_at_ms` follows it, so the order of use is also that of
+    /// time.
+    clock_ms: u64,
+    /// The time of the last batch, on its leader's clock.
+    heard_ms: UnixMillis,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -127,6 +133,7 @@ impl Sessions {
             recent: 0,
             bytes: 0,
             clock_ms: 0,
+            heard_ms: 0,
         }
     }
 
@@ -164,8 +171,15 @@ impl Sessions {
         }
     }
 
+    /// Lets time pass up to that of a batch.
+    fn pass(&mut self, committed_at_ms: UnixMillis) {
+        let step = committed_at_ms.saturating_sub(self.heard_ms).min(MAX_STEP_MS);
+        self.clock_ms = self.clock_ms.saturating_add(step);
+        self.heard_ms = committed_at_ms;
+    }
+
     fn expire(&mut self, committed_at_ms: UnixMillis) {
-        self.clock_ms = self.clock_ms.max(committed_at_ms);
+        self.pass(committed_at_ms);
         while let Some((_, id)) = self.order.first_key_value() {
             let used_at_ms = self.by_id.get(id).map_or(0, |session| session.used_at_ms);
             if self.clock_ms - used_at_ms < TIMEOUT_MS {
@@ -179,7 +193,7 @@ impl Sessions {
 
     /// Takes in an answer from the log, with its batch's time.
     pub(crate) fn remember(&mut self, once: &Once, reply: &[u8], committed_at_ms: UnixMillis) {
-        self.clock_ms = self.clock_ms.max(committed_at_ms);
+        self.pass(committed_at_ms);
         self.use_session(once.session);
         let session = self.by_id.get_mut(&once.session).expect("it is in use");
         self.bytes -= session.forget_below(once.acked_below);
@@ -241,7 +255,7 @@ impl Sessions {
     /// The bytes for a snapshot: none if there is no session, else
     ///
     /// ```text
-    /// u8 format 1 · u64 clock_ms · how many faded · how many not · sessions, least recently used first
+    /// u8 format 1 · u64 clock_ms · u64 heard_ms · how many faded · how many not · sessions, least recently used first
     /// session  u64 id · u64 used_at_ms · u64 floor · how many answers · answers
     /// answer   sequence, less that of the one before plus 1 (the first: less the floor) · length · reply
     /// ```
@@ -255,6 +269,7 @@ impl Sessions {
         out.reserve(self.bytes + 40 * self.len());
         out.push(FORMAT);
         out.extend_from_slice(&self.clock_ms.to_le_bytes());
+        out.extend_from_slice(&self.heard_ms.to_le_bytes());
         put_number(&mut out, (self.len() - self.recent) as u64);
         put_number(&mut out, self.recent as u64);
         for id in self.order.values() {
@@ -285,7 +300,7 @@ impl Sessions {
         if reader.byte()? != FORMAT {
             return None;
         }
-        sessions.clock_ms = reader.word()?;
+        (sessions.clock_ms, sessions.heard_ms) = (reader.word()?, reader.word()?);
         let (faded, recent) = (reader.number()?, reader.number()?);
         if faded > MAX_FADED as u64 || recent > MAX_SESSIONS as u64 || faded + recent == 0 {
             return None;
