@@ -68,6 +68,33 @@ pub enum Command<B> {
     /// When all guards hold, runs the commands as one atomic write. `Reply::Many` with a reply for
     /// each command, or `Reply::Aborted` when a guard does not hold.
     Transaction { guards: Vec<Guard<B>>, commands: Vec<Command<B>>, mode: TransactionMode },
+
+    /// Keys of the partition from a position of its table on, 0 being the start: what is applied, not
+    /// what is in flight. `Reply::Page`.
+    Scan { from: u32, filter: KeyFilter<B>, limits: PageLimits, keys_only: bool },
+    /// How many keys the partition has, those included that are expired and not yet deleted.
+    /// `Reply::Integer`.
+    Count,
+}
+
+/// Which keys a scan is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyFilter<B> {
+    /// Keys that start with this; empty for all.
+    Prefix(B),
+    /// Keys that match this glob pattern.
+    Pattern(B),
+}
+
+/// When a page of a scan ends, if the table does not end before. Each counts as 1 at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageLimits {
+    /// Keys in the page.
+    pub matches: u32,
+    /// Keys looked at, whether they belong to the page or not; a few more, where their hashes collide.
+    pub looked_at: u32,
+    /// Bytes of keys and values; a larger entry is a page of its own.
+    pub bytes: u32,
 }
 
 /// What a transaction does when one of its commands fails.
@@ -132,7 +159,9 @@ impl<B> Command<B> {
             | Command::Length { .. }
             | Command::Exists { .. }
             | Command::Lcs { .. }
-            | Command::Describe { .. } => false,
+            | Command::Describe { .. }
+            | Command::Scan { .. }
+            | Command::Count => false,
             Command::Transaction { commands, .. } => commands.iter().any(Command::is_write),
             _ => true,
         }
@@ -149,6 +178,12 @@ impl<B> Command<B> {
             Command::GetMany { keys } | Command::Exists { keys } => keys.len() == 1,
             _ => false,
         }
+    }
+
+    /// Whether the command reads the whole table without promising one moment: it may run while others
+    /// write.
+    pub fn is_walk(&self) -> bool {
+        matches!(self, Command::Scan { .. } | Command::Count)
     }
 
     /// The same command over other byte strings, each made from one of this command's.
@@ -194,6 +229,14 @@ impl<B> Command<B> {
                 commands: commands.iter().map(|command| command.map(f)).collect(),
                 mode,
             },
+            &X::Scan { from, ref filter, limits, keys_only } => {
+                let filter = match filter {
+                    KeyFilter::Prefix(prefix) => KeyFilter::Prefix(f(prefix)),
+                    KeyFilter::Pattern(pattern) => KeyFilter::Pattern(f(pattern)),
+                };
+                X::Scan { from, filter, limits, keys_only }
+            }
+            X::Count => X::Count,
         }
     }
 }

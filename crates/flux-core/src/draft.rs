@@ -82,6 +82,11 @@ impl<'a> Draft<'a> {
         self.now_ms
     }
 
+    /// The table as it is, without what is in flight.
+    pub fn table(&self) -> &Table {
+        self.table
+    }
+
     /// Reads a key's newest state, in-flight writes included. An expired key is absent.
     pub fn read<R>(&self, key: &[u8], f: impl FnOnce(Option<Entry<'_>>) -> R) -> R {
         self.newest(self.table.hash(key), key, |entry| {

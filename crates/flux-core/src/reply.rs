@@ -43,6 +43,13 @@ pub enum Reply {
         position: Option<usize>,
     },
     Error(Error),
+    /// Keys with their values, and the position where the next page starts; none at the end.
+    Page {
+        next: Option<u32>,
+        /// How many keys were looked at.
+        looked_at: u32,
+        items: Vec<Item>,
+    },
 }
 
 impl Reply {
@@ -57,6 +64,7 @@ impl Reply {
             Reply::Bytes(bytes) => bytes.len(),
             Reply::Lcs(lcs) => lcs.bytes.len(),
             Reply::Many(replies) => replies.iter().map(Reply::value_bytes).sum(),
+            Reply::Page { items, .. } => items.iter().map(Item::bytes).sum(),
             _ => 0,
         }
     }
@@ -69,6 +77,21 @@ pub struct Value {
     pub bytes: Vec<u8>,
     pub version: Revision,
     pub expires_at_ms: Option<UnixMillis>,
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    #[serde(with = "serde_bytes")]
+    pub key: Vec<u8>,
+    pub value: Value,
+}
+
+impl Item {
+    /// The bytes of both.
+    pub fn bytes(&self) -> usize {
+        self.key.len() + self.value.bytes.len()
+    }
 }
 
 /// What the store knows of a key besides its value.

@@ -10,6 +10,7 @@ mod lcs;
 mod long_double;
 mod number;
 mod read;
+mod scan;
 mod string;
 mod transaction;
 
@@ -55,7 +56,9 @@ pub fn evaluate(draft: &mut Draft<'_>, command: &Command<&[u8]>) -> Reply {
         | Command::Length { .. }
         | Command::Exists { .. }
         | Command::Lcs { .. }
-        | Command::Describe { .. } => read::answer(draft, command),
+        | Command::Describe { .. }
+        | Command::Scan { .. }
+        | Command::Count => read::answer(draft, command),
     };
     outcome.unwrap_or_else(Reply::Error)
 }

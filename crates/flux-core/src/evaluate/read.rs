@@ -1,6 +1,6 @@
 //! Commands that only read, over anything that shows keys: a draft, or a table as it is.
 
-use super::{check_key, check_keys, count, lcs, transaction, value_of};
+use super::{check_key, check_keys, count, lcs, scan, transaction, value_of};
 use crate::draft::Draft;
 use crate::reply::Description;
 use crate::store::{Entry, Table};
@@ -9,11 +9,18 @@ use crate::{Command, Error, Reply, UnixMillis};
 /// Keys as they are at one moment, where an expired key is absent.
 pub(super) trait View {
     fn read<R>(&self, key: &[u8], f: impl FnOnce(Option<Entry<'_>>) -> R) -> R;
+
+    /// What is applied, with the time.
+    fn applied(&self) -> Applied<'_>;
 }
 
 impl View for Draft<'_> {
     fn read<R>(&self, key: &[u8], f: impl FnOnce(Option<Entry<'_>>) -> R) -> R {
         Draft::read(self, key, f)
+    }
+
+    fn applied(&self) -> Applied<'_> {
+        Applied { table: self.table(), now_ms: self.now_ms() }
     }
 }
 
@@ -28,6 +35,10 @@ impl View for Applied<'_> {
         self.table.read(self.table.hash(key), key, |entry| {
             f(entry.filter(|entry| !entry.is_expired(self.now_ms)))
         })
+    }
+
+    fn applied(&self) -> Applied<'_> {
+        Applied { ..*self }
     }
 }
 
@@ -72,6 +83,11 @@ pub(super) fn answer(view: &impl View, command: &Command<&[u8]>) -> Result<Reply
         Command::Transaction { ref guards, ref commands, mode } => {
             transaction::read(view, guards, commands, mode)
         }
+        Command::Scan { from, ref filter, limits, keys_only } => {
+            let Applied { table, now_ms } = view.applied();
+            Ok(scan::page(table, now_ms, from, filter, limits, keys_only))
+        }
+        Command::Count => Ok(Reply::Integer(count(view.applied().table.len()))),
         _ => unreachable!("a write is evaluated on a draft"),
     }
 }

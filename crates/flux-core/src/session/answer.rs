@@ -126,6 +126,8 @@ fn encode_within(reply: &Reply, end: usize, depth: usize, out: &mut Vec<u8>) -> 
             out.extend([ERROR, which]);
             number.into_iter().for_each(|number| put_number(out, number as u64));
         }
+        // No write is answered so, and a transaction that is, is too long.
+        Reply::Page { .. } => return None,
     }
     Some(())
 }

@@ -1,7 +1,7 @@
 //! Every command and reply comes back as it was, and no junk gets further than an error.
 
-use flux_core::command::ExpireCondition;
-use flux_core::reply::{Description, Lcs, LcsRun};
+use flux_core::command::{ExpireCondition, KeyFilter, PageLimits};
+use flux_core::reply::{Description, Item, Lcs, LcsRun};
 use flux_core::{Condition, Error, Expiry, Value};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -43,6 +43,14 @@ fn read_command() -> impl Strategy<Value = Command<Vec<u8>>> {
         vec(bytes(), 0..5).prop_map(|keys| Command::Exists { keys }),
         (bytes(), bytes()).prop_map(|(left, right)| Command::Lcs { left, right }),
         bytes().prop_map(|key| Command::Describe { key }),
+        (any::<u32>(), bytes(), any::<[u32; 3]>(), any::<[bool; 2]>()).prop_map(
+            |(from, bytes, [matches, looked_at, limit], [is_prefix, keys_only])| {
+                let whole = if is_prefix { KeyFilter::Prefix } else { KeyFilter::Pattern };
+                let limits = PageLimits { matches, looked_at, bytes: limit };
+                Command::Scan { from, filter: whole(bytes), limits, keys_only }
+            }
+        ),
+        Just(Command::Count),
     ]
 }
 

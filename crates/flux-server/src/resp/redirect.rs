@@ -114,7 +114,7 @@ fn first_key<B: AsRef<[u8]>>(command: &Command<B>) -> Option<&[u8]> {
         | Command::Rename { from: key, .. }
         | Command::Copy { from: key, .. } => Some(key),
         Command::SetMany { pairs, .. } => pairs.first().map(|(key, _)| key),
-        Command::Clear { .. } => None,
+        Command::Clear { .. } | Command::Scan { .. } | Command::Count => None,
         Command::Transaction { guards, commands, .. } => {
             return match guards.first() {
                 Some(guard) => Some(guard.key.as_ref()),

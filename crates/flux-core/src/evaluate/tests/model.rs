@@ -183,6 +183,7 @@ impl Model {
                 }
                 _ => Reply::Integer(0),
             },
+            Command::Scan { .. } | Command::Count => unreachable!("they show what is applied"),
             Command::Clear { .. } => {
                 let removed = std::mem::take(&mut self.keys).len();
                 self.revision += removed as u64;

@@ -152,6 +152,7 @@ pub(super) fn render(reply: &Reply) -> String {
         Reply::Aborted { position: None } => "aborted".to_string(),
         Reply::Aborted { position: Some(position) } => format!("aborted by {position}"),
         Reply::Error(error) => format!("error: {error}"),
+        Reply::Page { next, items, .. } => format!("{} keys, then {next:?}", items.len()),
     }
 }
 
