@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use crate::codes::code_of;
 use crate::native;
 use crate::resp::{self, Form, Gather, NodeReply, Session};
+use crate::scan::Walk;
 
 /// A connection is not read while this much output waits: the client's own pace bounds our memory.
 pub(crate) const OUTPUT_PAUSE: usize = 256 * 1024;
@@ -61,6 +62,50 @@ pub(crate) enum Slot {
     Parts { parts: Vec<Option<Reply>>, missing: usize, gather: Gathering },
     /// All keys are being deleted; so many partitions are not done.
     Flush { missing: usize, failed: Option<Error> },
+    /// Keys are being looked for, partition after partition. The outcome is there at the end.
+    Walk { walk: Box<Walk>, render: WalkRender, outcome: Option<Result<(), Error>> },
+}
+
+/// How what a walk has found is put into bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WalkRender {
+    /// A page of SCAN.
+    Page,
+    /// All keys, for KEYS.
+    Keys,
+    /// The first key, for RANDOMKEY.
+    Key,
+    Native(native::PageForm),
+}
+
+impl WalkRender {
+    /// Appends the reply of a walk that has ended.
+    pub(crate) fn put(
+        &self,
+        walk: Walk,
+        outcome: Result<(), Error>,
+        session: Option<&Session>,
+        out: &mut Vec<u8>,
+    ) {
+        let next = walk.next();
+        let keys = |walk: Walk| walk.items.into_iter().map(|item| item.key);
+        let reply = match (self, outcome) {
+            (WalkRender::Native(form), outcome) => {
+                return native::render_page(form, &walk, outcome.as_ref().map(|()| ()), out);
+            }
+            (_, Err(error)) => NodeReply::Failed(error),
+            (WalkRender::Page, _) => NodeReply::Page { next, keys: keys(walk).collect() },
+            (WalkRender::Keys, _) if next.is_some() => {
+                let text = "ERR too many keys match; use SCAN, which answers them in pages";
+                NodeReply::Error(text.to_owned())
+            }
+            (WalkRender::Keys, _) => NodeReply::Keys(keys(walk).collect()),
+            (WalkRender::Key, _) => NodeReply::Key(keys(walk).next()),
+        };
+        if let Some(session) = session {
+            resp::render_node(&reply, session, out);
+        }
+    }
 }
 
 /// How the replies of several partitions become one.
@@ -88,6 +133,7 @@ impl Slot {
             Slot::Waiting(_) => false,
             Slot::Done(..) | Slot::Bytes(_) => true,
             Slot::Parts { missing, .. } | Slot::Flush { missing, .. } => *missing == 0,
+            Slot::Walk { outcome, .. } => outcome.is_some(),
         }
     }
 
@@ -117,6 +163,10 @@ impl Slot {
                 if let Some(session) = session {
                     resp::render_node(&reply, session, out);
                 }
+            }
+            Slot::Walk { walk, render, outcome } => {
+                let outcome = outcome.expect("it is due");
+                render.put(*walk, outcome, session.as_deref(), out);
             }
         }
     }
@@ -270,6 +320,18 @@ impl Connection {
         let index = sequence.checked_sub(self.first_sequence).map(|index| index as usize);
         let slot = index.and_then(|index| self.slots.get(index));
         matches!(slot, Some(Slot::Flush { .. }))
+    }
+
+    /// The walk of a request, if it is one under way.
+    pub(crate) fn walk(
+        &mut self,
+        sequence: u64,
+    ) -> Option<(&mut Walk, &mut Option<Result<(), Error>>)> {
+        let index = sequence.checked_sub(self.first_sequence).map(|index| index as usize);
+        match index.and_then(|index| self.slots.get_mut(index)) {
+            Some(Slot::Walk { walk, outcome, .. }) if outcome.is_none() => Some((walk, outcome)),
+            _ => None,
+        }
     }
 
     /// Renders the replies that are due: those before the first request that is not answered.

@@ -26,6 +26,7 @@ mod replicas;
 mod resp;
 mod scan;
 mod shared;
+mod stale;
 mod standing;
 mod stats;
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl Shared {
         command: Command<Vec<u8>>,
         ask: Ask,
     ) -> Reply {
-        if command.is_point_read()
+        if (command.is_point_read() || command.is_walk())
             && let Some(reply) = self.read(partition, &command.borrowed(), clock::now())
         {
             self.stats.reads.add(1);

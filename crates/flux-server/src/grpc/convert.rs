@@ -8,6 +8,7 @@ use flux_proto::grpc::kv_v1 as wire;
 use tonic::Status;
 
 use super::{invalid, status};
+use crate::stale::Age;
 
 pub(super) fn found(value: Option<Value>) -> wire::GetResponse {
     let Some(value) = value else { return wire::GetResponse::default() };
@@ -16,7 +17,12 @@ pub(super) fn found(value: Option<Value>) -> wire::GetResponse {
         value: value.bytes.into(),
         version: value.version,
         expires_at_ms: value.expires_at_ms,
+        position: None,
     }
+}
+
+pub(super) fn position(age: Age) -> wire::Position {
+    wire::Position { revision: age.revision, age_ms: age.age_ms() }
 }
 
 pub(super) fn item(key: Bytes, value: Value) -> wire::Item {

@@ -1,10 +1,15 @@
 //! The gRPC server: `flux.kv.v1.KV`, the standard health service and server reflection.
 
+mod ask;
 mod convert;
 
-use std::future::Future;
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
+use flux_core::command::{KeyFilter, PageLimits};
 use flux_core::{Command, PartitionId, Partitions, Reply};
 use flux_proto::Code;
 use flux_proto::grpc::kv_v1 as wire;
@@ -17,11 +22,13 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
-use crate::clock::unix_ms;
+use crate::clock;
 use crate::codes::code_of;
 use crate::mailbox::Ask;
-use crate::scan::{self, PageLimits};
+use crate::scan::{self, PAGE_BYTES, PAGE_LOOKED_AT, Scope, Walk};
 use crate::shared::Shared;
+use crate::stale::Age;
+use ask::{read_ask, write_ask};
 
 /// Calls of one connection at a time.
 const CALLS_PER_CONNECTION: usize = 1024;
@@ -29,10 +36,6 @@ const CALLS_PER_CONNECTION: usize = 1024;
 const MAX_BATCH: usize = 65_536;
 const MAX_PAGE: u32 = 10_000;
 const DEFAULT_PAGE: u32 = 100;
-/// Keys and values of a page: well within a message.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Keys that a page looks at, whether they match or not.
-const PAGE_LOOKED_AT: usize = 100_000;
 
 /// Serves until `stopping` says so, and then finishes the calls that are under way.
 pub(crate) async fn serve(
@@ -93,20 +96,52 @@ impl Service {
         &self,
         partition: PartitionId,
         command: Command<Vec<u8>>,
+        ask: Ask,
     ) -> Result<Reply, Status> {
-        match self.shared.execute(partition, command, Ask::default()).await {
-            Reply::Error(error) => Err(status(code_of(&error), &error.to_string())),
-            reply => Ok(reply),
-        }
+        answer_of(self.shared.execute(partition, command, ask).await)
     }
 
     fn keyed(
         &self,
         key: bytes::Bytes,
+        ask: Ask,
         command: impl FnOnce(Vec<u8>) -> Command<Vec<u8>>,
     ) -> impl Future<Output = Result<Reply, Status>> {
         let partition = self.partitions().of(&key);
-        self.run(partition, command(key.into()))
+        self.run(partition, command(key.into()), ask)
+    }
+}
+
+impl Service {
+    /// A read of one key, and how old its answer is, for a stale one.
+    async fn read(
+        &self,
+        command: Command<Vec<u8>>,
+        ask: Ask,
+    ) -> Result<(Reply, Option<Age>), Status> {
+        let Command::Get { key } = &command else { unreachable!("only GET reads one key") };
+        let partition = self.partitions().of(key);
+        let (reply, age) = self.read_in(partition, command, ask).await;
+        Ok((answer_of(reply)?, ask.stale.then_some(age)))
+    }
+
+    /// A read of a partition: a stale one from the replica here, if there is one, else by the leader.
+    async fn read_in(
+        &self,
+        partition: PartitionId,
+        command: Command<Vec<u8>>,
+        ask: Ask,
+    ) -> (Reply, Age) {
+        let now = clock::now();
+        if ask.stale
+            && let Some(age) = self.shared.age(partition, now)
+            && let Some((reply, ..)) = self.shared.read_stale(partition, &command.borrowed(), now)
+        {
+            self.shared.stats.reads.add(1);
+            return (reply, age);
+        }
+        let ask = Ask { stale: false, ..ask };
+        (self.shared.execute(partition, command, ask).await, Age::CURRENT)
     }
 }
 
@@ -115,6 +150,13 @@ fn status(code: Code, message: &str) -> Status {
     let mut status = Status::new(code.grpc(), message);
     status.metadata_mut().insert(CODE_TRAILER, MetadataValue::from_static(code.name()));
     status
+}
+
+fn answer_of(reply: Reply) -> Result<Reply, Status> {
+    match reply {
+        Reply::Error(error) => Err(status(code_of(&error), &error.to_string())),
+        reply => Ok(reply),
+    }
 }
 
 fn invalid(message: impl AsRef<str>) -> Status {
@@ -132,9 +174,14 @@ impl Kv for Service {
         &self,
         request: Request<wire::GetRequest>,
     ) -> Result<Response<wire::GetResponse>, Status> {
-        let key = request.into_inner().key;
-        match self.keyed(key, |key| Command::Get { key }).await? {
-            Reply::Value(value) => Ok(Response::new(convert::found(value))),
+        let ask = read_ask(&request, request.get_ref().consistency);
+        let key: Vec<u8> = request.into_inner().key.into();
+        let (reply, age) = self.read(Command::Get { key }, ask).await?;
+        match reply {
+            Reply::Value(value) => {
+                let position = age.map(convert::position);
+                Ok(Response::new(wire::GetResponse { position, ..convert::found(value) }))
+            }
             reply => Err(unexpected(&reply)),
         }
     }
@@ -143,7 +190,8 @@ impl Kv for Service {
         &self,
         request: Request<wire::SetRequest>,
     ) -> Result<Response<wire::SetResponse>, Status> {
-        let wire::SetRequest { key, value, ttl_ms, keep_ttl, only_if, return_previous } =
+        let ask = write_ask(&request, request.get_ref().session.as_ref())?;
+        let wire::SetRequest { key, value, ttl_ms, keep_ttl, only_if, return_previous, .. } =
             request.into_inner();
         let expiry = convert::expiry(ttl_ms, keep_ttl)?;
         let condition = convert::condition(only_if)?;
@@ -152,7 +200,7 @@ impl Kv for Service {
             let value = value.into();
             Command::Set { key, value, expiry, condition, return_previous }
         };
-        let (written, version, previous) = match self.keyed(key, set).await? {
+        let (written, version, previous) = match self.keyed(key, ask, set).await? {
             Reply::Written { version } => (true, Some(version), None),
             Reply::NotWritten { version } => (false, Some(version), None),
             Reply::Previous { previous, written } => (written, None, previous),
@@ -166,10 +214,11 @@ impl Kv for Service {
         &self,
         request: Request<wire::DeleteRequest>,
     ) -> Result<Response<wire::DeleteResponse>, Status> {
-        let wire::DeleteRequest { key, only_if } = request.into_inner();
+        let ask = write_ask(&request, request.get_ref().session.as_ref())?;
+        let wire::DeleteRequest { key, only_if, .. } = request.into_inner();
         let condition = convert::condition(only_if)?;
         let delete = |key| Command::DeleteIf { key, condition };
-        let (deleted, conflict_version) = match self.keyed(key, delete).await? {
+        let (deleted, conflict_version) = match self.keyed(key, ask, delete).await? {
             Reply::Integer(count) => (count > 0, None),
             Reply::NotWritten { version } => (false, Some(version)),
             reply => return Err(unexpected(&reply)),
@@ -181,9 +230,10 @@ impl Kv for Service {
         &self,
         request: Request<wire::IncrementRequest>,
     ) -> Result<Response<wire::IncrementResponse>, Status> {
-        let wire::IncrementRequest { key, delta } = request.into_inner();
+        let ask = write_ask(&request, request.get_ref().session.as_ref())?;
+        let wire::IncrementRequest { key, delta, .. } = request.into_inner();
         let delta = delta.unwrap_or(1);
-        match self.keyed(key, |key| Command::Increment { key, delta }).await? {
+        match self.keyed(key, ask, |key| Command::Increment { key, delta }).await? {
             Reply::Counter { value, version } => {
                 Ok(Response::new(wire::IncrementResponse { value, version }))
             }
@@ -195,21 +245,25 @@ impl Kv for Service {
         &self,
         request: Request<wire::BatchGetRequest>,
     ) -> Result<Response<wire::BatchGetResponse>, Status> {
+        let ask = read_ask(&request, request.get_ref().consistency);
         let keys = request.into_inner().keys;
         check_count("keys", keys.len())?;
-        let mut parts: Vec<Vec<usize>> = vec![Vec::new(); usize::from(self.partitions().count())];
+        let mut parts: BTreeMap<PartitionId, Vec<usize>> = BTreeMap::new();
         for (position, key) in keys.iter().enumerate() {
-            parts[usize::from(self.partitions().of(key).0)].push(position);
+            parts.entry(self.partitions().of(key)).or_default().push(position);
         }
+        let age = self.shared.age_of_all(parts.keys().copied(), clock::now());
+        let wanted = ask.stale;
+        // Where a replica is missing the leaders are asked for all.
+        let ask = Ask { stale: ask.stale && age.is_some(), ..ask };
+        let read = |(&partition, positions): (&PartitionId, &Vec<usize>)| {
+            let keys = positions.iter().map(|&position| keys[position].to_vec()).collect();
+            self.run(partition, Command::GetMany { keys }, ask)
+        };
+        let found = together(parts.iter().map(read).collect()).await;
         let mut values = vec![wire::GetResponse::default(); keys.len()];
-        for (partition, positions) in parts.iter().enumerate() {
-            if positions.is_empty() {
-                continue;
-            }
-            let command = Command::GetMany {
-                keys: positions.iter().map(|&position| keys[position].to_vec()).collect(),
-            };
-            match self.run(PartitionId(partition as u16), command).await? {
+        for (positions, found) in parts.values().zip(found) {
+            match found? {
                 Reply::Values(found) => {
                     for (&position, value) in positions.iter().zip(found) {
                         values[position] = convert::found(value);
@@ -218,14 +272,17 @@ impl Kv for Service {
                 reply => return Err(unexpected(&reply)),
             }
         }
-        Ok(Response::new(wire::BatchGetResponse { values }))
+        let age = age.filter(|_| ask.stale).unwrap_or(Age::CURRENT);
+        let position = wanted.then(|| convert::position(age));
+        Ok(Response::new(wire::BatchGetResponse { values, position }))
     }
 
     async fn batch_write(
         &self,
         request: Request<wire::BatchWriteRequest>,
     ) -> Result<Response<wire::BatchWriteResponse>, Status> {
-        let wire::BatchWriteRequest { ops, guards } = request.into_inner();
+        let ask = write_ask(&request, request.get_ref().session.as_ref())?;
+        let wire::BatchWriteRequest { ops, guards, .. } = request.into_inner();
         check_count("ops", ops.len())?;
         check_count("guards", guards.len())?;
         let batch = convert::batch(ops, guards, self.partitions())?;
@@ -233,7 +290,7 @@ impl Kv for Service {
             let written = wire::BatchWriteResponse { written: true, ..Default::default() };
             return Ok(Response::new(written));
         };
-        let response = match self.run(partition, command).await? {
+        let response = match self.run(partition, command, ask).await? {
             Reply::Many(replies) => wire::BatchWriteResponse {
                 written: true,
                 results: replies.iter().map(convert::write_result).collect(),
@@ -253,29 +310,29 @@ impl Kv for Service {
         &self,
         request: Request<wire::ScanRequest>,
     ) -> Result<Response<wire::ScanResponse>, Status> {
-        let wire::ScanRequest { prefix, page_token, limit, keys_only } = request.into_inner();
+        let ask = read_ask(&request, request.get_ref().consistency);
+        let wire::ScanRequest { prefix, page_token, limit, keys_only, .. } = request.into_inner();
         let limit = match limit {
             0 => DEFAULT_PAGE,
             1..=MAX_PAGE => limit,
             _ => return Err(invalid(format!("limit {limit} is over {MAX_PAGE}"))),
         };
-        let cursor = scan::cursor_from_bytes(&page_token, self.partitions().count())
-            .ok_or_else(|| invalid("page_token is not one that this node gave"))?;
-        let limits =
-            PageLimits { matches: limit as usize, bytes: PAGE_BYTES, looked_at: PAGE_LOOKED_AT };
-        let mut items = Vec::new();
-        let next = scan::page(&self.shared, cursor, &prefix, limits, unix_ms(), |entry| {
-            let value: &[u8] = if keys_only { &[] } else { entry.value };
-            items.push(wire::Item {
-                key: bytes::Bytes::copy_from_slice(entry.key),
-                value: bytes::Bytes::copy_from_slice(value),
-                version: entry.version,
-                expires_at_ms: entry.expires_at_ms,
-            });
-        })
-        .map_err(|error| status(code_of(&error), &error.to_string()))?;
-        let token = scan::cursor_to_bytes(next);
-        Ok(Response::new(wire::ScanResponse { items, next_page_token: token.into() }))
+        let count = self.partitions().count();
+        let cursor = scan::cursor_from_bytes(&page_token, count)
+            .ok_or_else(|| invalid("page_token is not one that a page gave"))?;
+        let limits = PageLimits { matches: limit, looked_at: PAGE_LOOKED_AT, bytes: PAGE_BYTES };
+        let filter = KeyFilter::Prefix(prefix.into());
+        let mut walk = Walk::new(Scope::All(count), cursor, filter, keys_only, limits);
+        while let Some((partition, command)) = walk.step() {
+            let (reply, age) = self.read_in(partition, command.to_owned(), ask).await;
+            let taken = walk.take(reply, age);
+            taken.map_err(|error| status(code_of(&error), &error.to_string()))?;
+        }
+        let token = scan::cursor_to_bytes(walk.next());
+        let position = walk.age.filter(|_| ask.stale).map(convert::position);
+        let items = walk.items.into_iter();
+        let items = items.map(|one| convert::item(one.key.into(), one.value)).collect();
+        Ok(Response::new(wire::ScanResponse { items, next_page_token: token.into(), position }))
     }
 }
 
@@ -285,4 +342,24 @@ fn check_count(field: &str, count: usize) -> Result<(), Status> {
         return Err(status(Code::TooLarge, &message));
     }
     Ok(())
+}
+
+/// Waits for all of some futures, side by side.
+async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut futures: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        let mut is_pending = false;
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none() {
+                match future.as_mut().poll(context) {
+                    Poll::Ready(ready) => *output = Some(ready),
+                    Poll::Pending => is_pending = true,
+                }
+            }
+        }
+        if is_pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
 }

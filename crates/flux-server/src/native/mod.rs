@@ -1,37 +1,48 @@
-//! The native protocol's requests as commands, and replies as its responses. No sockets.
+//! The native protocol's requests as commands. No sockets.
+
+mod info;
+mod render;
+mod scan;
+
+use std::time::Duration;
 
 use flux_core::command::{Guard, TransactionMode};
-use flux_core::{Command, Condition, Error, Expiry, PartitionId, Partitions, Reply, Value};
+use flux_core::replica::Now;
+use flux_core::session::Once;
+use flux_core::{Command, Condition, Expiry, PartitionId};
 use flux_proto::Code;
 use flux_proto::native as wire;
-use flux_proto::native::{Opcode, Request, Response};
+use flux_proto::native::{Opcode, Request, Response, StalePosition};
 
-use crate::clock::unix_ms;
-use crate::codes::code_of;
-use crate::scan::{self, PageLimits};
+use crate::mailbox::Ask;
+use crate::scan::Walk;
 use crate::shared::Shared;
-
-/// Keys and values of a page of a scan: well within a frame.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Keys that a page looks at.
-const PAGE_LOOKED_AT: usize = 100_000;
+use crate::stale::Age;
+pub(crate) use info::accept;
+use render::respond;
+pub(crate) use render::{render, render_gathered};
+pub(crate) use scan::{PageForm, render_page};
 
 /// How a reply is put into a frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Form {
-    pub(crate) id: u64,
-    pub(crate) opcode: Opcode,
+    id: u64,
+    opcode: Opcode,
     /// The opcodes of a batch's writes, whose replies stand in one.
     writes: Vec<Opcode>,
+    /// How old the answer is, where that is to be told.
+    position: Option<StalePosition>,
 }
 
 /// How the values of several partitions become one reply: where each stands in it.
 #[derive(Debug)]
 pub(crate) struct Gather {
-    pub(crate) id: u64,
+    id: u64,
     /// For each part the positions of its keys in the request.
     positions: Vec<Vec<usize>>,
     count: usize,
+    /// How old the answer is, where that is to be told.
+    position: Option<StalePosition>,
 }
 
 /// What a request turns into.
@@ -42,26 +53,38 @@ pub(crate) enum Plan<'a> {
         partition: PartitionId,
         command: Command<&'a [u8]>,
         form: Form,
+        ask: Ask,
     },
     Many {
         parts: Vec<(PartitionId, Command<&'a [u8]>)>,
         gather: Gather,
+        ask: Ask,
     },
     /// A scan, which runs when the connection's earlier writes are done.
-    Scan(Scan<'a>),
+    Scan {
+        walk: Box<Walk>,
+        form: PageForm,
+    },
 }
 
-/// A request for a page of keys.
-pub(crate) struct Scan<'a> {
-    id: u64,
-    prefix: &'a [u8],
-    cursor: &'a [u8],
-    limit: u32,
-    keys_only: bool,
+impl Plan<'_> {
+    /// How it wants to be carried out.
+    pub(crate) fn ask(&self) -> Ask {
+        match self {
+            Plan::Done => Ask::default(),
+            Plan::One { ask, .. } | Plan::Many { ask, .. } => *ask,
+            Plan::Scan { walk, .. } => walk.ask,
+        }
+    }
 }
 
 /// Turns a frame into commands. Errors of one request are answered in `out`.
-pub(crate) fn plan<'a>(frame: &wire::Frame<'a>, shared: &Shared, out: &mut Vec<u8>) -> Plan<'a> {
+pub(crate) fn plan<'a>(
+    frame: &wire::Frame<'a>,
+    shared: &Shared,
+    now: Now,
+    out: &mut Vec<u8>,
+) -> Plan<'a> {
     let (id, opcode) = (frame.header.id, frame.header.opcode);
     let request = match frame.request() {
         Ok(request) => request,
@@ -70,121 +93,226 @@ pub(crate) fn plan<'a>(frame: &wire::Frame<'a>, shared: &Shared, out: &mut Vec<u
             return Plan::Done;
         }
     };
-    let form = Form { id, opcode: request.opcode(), writes: Vec::new() };
-    let one = |key: &[u8], command| Plan::One {
-        partition: shared.partitions.of(key),
-        command,
-        form: form.clone(),
-    };
-    match request {
-        Request::Ping { payload } => respond(out, id, Opcode::Ping, &Response::Pong { payload }),
-        Request::Auth { .. } => {
-            let message = "this node has no users: send no AUTH";
-            wire::encode_error(out, id, opcode, Code::Unsupported, message);
-        }
-        Request::Info => info(id, shared, out),
-        Request::Get { key } => return one(key, Command::Get { key }),
-        Request::Set { key, value, expiry, condition, return_previous } => {
-            let (expiry, condition) = (expiry_of(expiry), condition_of(condition));
-            let command = Command::Set { key, value, expiry, condition, return_previous };
-            return one(key, command);
-        }
-        Request::Delete { key, condition } => {
-            let condition = condition_of(condition);
-            return one(key, Command::DeleteIf { key, condition });
-        }
-        Request::Increment { key, delta } => return one(key, Command::Increment { key, delta }),
-        Request::Expire { key, expiry } => {
-            let (at, condition) = (expiry_of(expiry), Default::default());
-            return one(key, Command::Expire { key, at, condition });
-        }
-        Request::Persist { key } => return one(key, Command::Persist { key }),
-        Request::BatchGet { keys } => return batch_get(id, &keys, shared.partitions),
-        Request::BatchWrite { guards, writes } => {
-            return batch_write(form, &guards, &writes, shared.partitions, out);
-        }
-        // Scans of one partition are not among the features that this node grants.
-        Request::Scan { prefix, cursor, limit, keys_only, partition: None } => {
-            return Plan::Scan(Scan { id, prefix, cursor, limit, keys_only });
-        }
-        Request::Scan { .. } => {
-            let message = "this node scans all partitions or none";
-            wire::encode_error(out, id, opcode, Code::Unsupported, message);
-        }
-    }
-    Plan::Done
+    let opcode = request.opcode();
+    let header = &frame.header;
+    Planner { id, opcode, header, ask: ask_of(header, opcode), shared, now, out }.plan(request)
 }
 
-fn respond(out: &mut Vec<u8>, id: u64, opcode: Opcode, response: &Response<'_>) {
-    if let Err(error) = wire::encode_response(out, id, opcode, response) {
-        wire::encode_error(out, id, opcode as u8, Code::TooLarge, &error.to_string());
+/// How a request wants to be carried out.
+fn ask_of(header: &wire::RequestHeader, opcode: Opcode) -> Ask {
+    let is_read = matches!(opcode, Opcode::Get | Opcode::BatchGet | Opcode::Scan);
+    let stale = is_read && header.is_stale();
+    let once = header.session.filter(|_| opcode.is_write());
+    let once = once.map(|wire::Session { id, sequence, acked_below }| Once {
+        session: id,
+        sequence,
+        acked_below,
+    });
+    let deadline_ms = u64::from(header.deadline_ms);
+    Ask {
+        redirect: header.wants_redirect() && !stale,
+        stale,
+        once,
+        patience: (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms)),
     }
 }
 
-fn info(id: u64, shared: &Shared, out: &mut Vec<u8>) {
-    let data_addr = shared.data_addr.to_string();
-    let info = wire::Info {
-        node: &shared.node_id,
-        server_version: env!("CARGO_PKG_VERSION"),
-        members: vec![wire::Member { name: &shared.node_id, data_addr: &data_addr, zone: "" }],
-        leaders: vec![Some(0); usize::from(shared.partitions.count())],
-        epoch: 0,
-        replicas: Vec::new(),
-    };
-    respond(out, id, Opcode::Info, &Response::Info(info));
+/// A request on its way to a plan.
+struct Planner<'w> {
+    id: u64,
+    opcode: Opcode,
+    header: &'w wire::RequestHeader,
+    ask: Ask,
+    shared: &'w Shared,
+    now: Now,
+    out: &'w mut Vec<u8>,
 }
 
-fn batch_get<'a>(id: u64, keys: &[&'a [u8]], partitions: Partitions) -> Plan<'a> {
-    let mut parts: Vec<(PartitionId, Vec<&[u8]>)> = Vec::new();
-    let mut places = vec![None; usize::from(partitions.count())];
-    let mut positions: Vec<Vec<usize>> = Vec::new();
-    for (position, &key) in keys.iter().enumerate() {
-        let partition = partitions.of(key);
-        let place = *places[usize::from(partition.0)].get_or_insert_with(|| {
-            parts.push((partition, Vec::new()));
-            positions.push(Vec::new());
-            parts.len() - 1
-        });
-        parts[place].1.push(key);
-        positions[place].push(position);
+impl Planner<'_> {
+    fn plan<'a>(mut self, request: Request<'a>) -> Plan<'a> {
+        match request {
+            Request::Ping { payload } => self.respond(&Response::Pong { payload }),
+            Request::Auth { .. } => {
+                self.refuse(Code::Unsupported, "this node has no users: send no AUTH")
+            }
+            Request::Info => {
+                info::info(self.id, self.shared, self.out);
+                Plan::Done
+            }
+            Request::Get { key } => self.get(key),
+            Request::Set { key, value, expiry, condition, return_previous } => {
+                let (expiry, condition) = (expiry_of(expiry), condition_of(condition));
+                self.one(key, Command::Set { key, value, expiry, condition, return_previous })
+            }
+            Request::Delete { key, condition } => {
+                let condition = condition_of(condition);
+                self.one(key, Command::DeleteIf { key, condition })
+            }
+            Request::Increment { key, delta } => self.one(key, Command::Increment { key, delta }),
+            Request::Expire { key, expiry } => {
+                let (at, condition) = (expiry_of(expiry), Default::default());
+                self.one(key, Command::Expire { key, at, condition })
+            }
+            Request::Persist { key } => self.one(key, Command::Persist { key }),
+            Request::BatchGet { keys } => self.batch_get(&keys),
+            Request::BatchWrite { guards, writes } => self.batch_write(&guards, &writes),
+            Request::Scan { prefix, cursor, limit, keys_only, partition } => {
+                let partition = partition.map(PartitionId);
+                self.scan(scan::Request { prefix, cursor, limit, keys_only, partition })
+            }
+        }
     }
-    let get = |(partition, keys)| (partition, Command::GetMany { keys });
-    let gather = Gather { id, positions, count: keys.len() };
-    Plan::Many { parts: parts.into_iter().map(get).collect(), gather }
-}
 
-fn batch_write<'a>(
-    mut form: Form,
-    guards: &[wire::Guard<'a>],
-    writes: &[wire::Write<'a>],
-    partitions: Partitions,
-    out: &mut Vec<u8>,
-) -> Plan<'a> {
-    let key_of = |write: &wire::Write<'a>| match *write {
-        wire::Write::Set { key, .. }
-        | wire::Write::Delete { key, .. }
-        | wire::Write::Increment { key, .. } => key,
-    };
-    let mut keys = guards.iter().map(|guard| guard.key).chain(writes.iter().map(key_of));
-    let Some(first) = keys.next() else {
-        respond(out, form.id, form.opcode, &Response::Batch(wire::BatchReply::Written(vec![])));
-        return Plan::Done;
-    };
-    let partition = partitions.of(first);
-    if keys.any(|key| partitions.of(key) != partition) {
-        let message =
-            "the keys of a batch must be of one partition; a hash tag keeps them together";
-        wire::encode_error(out, form.id, form.opcode as u8, Code::CrossSlot, message);
-        return Plan::Done;
+    fn respond<'a>(&mut self, response: &Response<'_>) -> Plan<'a> {
+        respond(self.out, self.id, self.opcode, response, None);
+        Plan::Done
     }
-    form.writes = writes.iter().map(opcode_of).collect();
-    let guard = |guard: &wire::Guard<'a>| Guard { key: guard.key, version: guard.version };
-    let command = Command::Transaction {
-        guards: guards.iter().map(guard).collect(),
-        commands: writes.iter().map(command_of).collect(),
-        mode: TransactionMode::AllOrNothing,
-    };
-    Plan::One { partition, command, form }
+
+    fn refuse<'a>(&mut self, code: Code, message: &str) -> Plan<'a> {
+        wire::encode_error(self.out, self.id, self.opcode as u8, code, message);
+        Plan::Done
+    }
+
+    fn form(&self) -> Form {
+        Form { id: self.id, opcode: self.opcode, writes: Vec::new(), position: None }
+    }
+
+    /// Answers a client that follows redirects, if another node leads a partition.
+    fn redirects(&mut self, partition: PartitionId) -> bool {
+        let Some(seat) = self.shared.cluster.as_ref().filter(|_| self.ask.redirect) else {
+            return false;
+        };
+        let leader = self.shared.leader(partition);
+        if leader == Some(seat.me) {
+            return false;
+        }
+        let topology = seat.topology.read();
+        let leader = leader.and_then(|node| topology.members.get(&node));
+        let leader_addr = leader.map(|member| member.data_addr().to_string()).unwrap_or_default();
+        let hint = wire::LeaderHint { partition: partition.0, leader_addr: &leader_addr };
+        let message = flux_core::Error::NotLeader.to_string();
+        wire::encode_not_leader(self.out, self.id, self.opcode as u8, &message, &hint);
+        true
+    }
+
+    /// A command of one key.
+    fn one<'a>(&mut self, key: &[u8], command: Command<&'a [u8]>) -> Plan<'a> {
+        let partition = self.shared.partitions.of(key);
+        if self.redirects(partition) {
+            return Plan::Done;
+        }
+        Plan::One { partition, command, form: self.form(), ask: self.ask }
+    }
+
+    /// A stale read is answered at once from the replica here. Where there is none, the leader answers.
+    fn get<'a>(&mut self, key: &'a [u8]) -> Plan<'a> {
+        let (command, mut form) = (Command::Get { key }, self.form());
+        if !self.ask.stale {
+            return self.one(key, command);
+        }
+        let partition = self.shared.partitions.of(key);
+        let age = self.shared.age(partition, self.now);
+        if self.header.wants_position() {
+            form.position = Some(age.unwrap_or(Age::CURRENT).into());
+        }
+        let reply = age.and_then(|_| self.shared.read_stale(partition, &command, self.now));
+        match reply {
+            Some((reply, ..)) => {
+                self.shared.stats.reads.add(1);
+                render(&form, &reply, self.out);
+                Plan::Done
+            }
+            None => {
+                let ask = Ask { stale: false, ..self.ask };
+                Plan::One { partition, command, form, ask }
+            }
+        }
+    }
+
+    fn batch_get<'a>(&mut self, keys: &[&'a [u8]]) -> Plan<'a> {
+        let partitions = self.shared.partitions;
+        let mut parts: Vec<(PartitionId, Vec<&[u8]>)> = Vec::new();
+        let mut places = vec![None; usize::from(partitions.count())];
+        let mut positions: Vec<Vec<usize>> = Vec::new();
+        for (position, &key) in keys.iter().enumerate() {
+            let partition = partitions.of(key);
+            let place = *places[usize::from(partition.0)].get_or_insert_with(|| {
+                parts.push((partition, Vec::new()));
+                positions.push(Vec::new());
+                parts.len() - 1
+            });
+            parts[place].1.push(key);
+            positions[place].push(position);
+        }
+        if parts.iter().any(|(partition, _)| self.redirects(*partition)) {
+            return Plan::Done;
+        }
+        let mut ask = self.ask;
+        let age = self.shared.age_of_all(parts.iter().map(|(partition, _)| *partition), self.now);
+        // Where a replica is missing the leaders are asked for all.
+        ask.stale &= age.is_some();
+        let position = Some(age.filter(|_| ask.stale).unwrap_or(Age::CURRENT).into());
+        let position = position.filter(|_| self.ask.stale && self.header.wants_position());
+        let get = |(partition, keys)| (partition, Command::GetMany { keys });
+        let gather = Gather { id: self.id, positions, count: keys.len(), position };
+        Plan::Many { parts: parts.into_iter().map(get).collect(), gather, ask }
+    }
+
+    fn scan<'a>(&mut self, request: scan::Request<'_>) -> Plan<'a> {
+        if request
+            .partition
+            .is_some_and(|one| one.0 < self.shared.partitions.count() && self.redirects(one))
+        {
+            return Plan::Done;
+        }
+        // A scan of all partitions is of no use to a client that is sent elsewhere for each.
+        let ask = Ask { redirect: self.ask.redirect && request.partition.is_some(), ..self.ask };
+        let count = self.shared.partitions.count();
+        match scan::walk(self.id, &request, count, ask, self.out) {
+            Some(walk) => {
+                let wants_position = self.header.wants_position();
+                let form = PageForm { id: self.id, wants_position };
+                Plan::Scan { walk: Box::new(walk), form }
+            }
+            None => Plan::Done,
+        }
+    }
+
+    fn batch_write<'a>(
+        &mut self,
+        guards: &[wire::Guard<'a>],
+        writes: &[wire::Write<'a>],
+    ) -> Plan<'a> {
+        let key_of = |write: &wire::Write<'a>| match *write {
+            wire::Write::Set { key, .. }
+            | wire::Write::Delete { key, .. }
+            | wire::Write::Increment { key, .. } => key,
+        };
+        let mut keys = guards.iter().map(|guard| guard.key).chain(writes.iter().map(key_of));
+        let Some(first) = keys.next() else {
+            return self.respond(&Response::Batch(wire::BatchReply::Written(vec![])));
+        };
+        let partitions = self.shared.partitions;
+        let partition = partitions.of(first);
+        if keys.any(|key| partitions.of(key) != partition) {
+            let message =
+                "the keys of a batch must be of one partition; a hash tag keeps them together";
+            return self.refuse(Code::CrossSlot, message);
+        }
+        let guard = |guard: &wire::Guard<'a>| Guard { key: guard.key, version: guard.version };
+        let command = Command::Transaction {
+            guards: guards.iter().map(guard).collect(),
+            commands: writes.iter().map(command_of).collect(),
+            mode: TransactionMode::AllOrNothing,
+        };
+        match self.one(first, command) {
+            Plan::One { partition, command, form, ask } => {
+                let writes = writes.iter().map(opcode_of).collect();
+                Plan::One { partition, command, form: Form { writes, ..form }, ask }
+            }
+            answered => answered,
+        }
+    }
 }
 
 fn opcode_of(write: &wire::Write<'_>) -> Opcode {
@@ -227,130 +355,4 @@ fn condition_of(condition: wire::Condition) -> Condition {
         wire::Condition::IfPresent => Condition::IfPresent,
         wire::Condition::IfVersion(version) => Condition::IfVersion(version),
     }
-}
-
-fn value_of(value: &Value) -> wire::Value<'_> {
-    wire::Value { bytes: &value.bytes, version: value.version, expires_at_ms: value.expires_at_ms }
-}
-
-/// Appends the response for a reply.
-pub(crate) fn render(form: &Form, reply: &Reply, out: &mut Vec<u8>) {
-    let response = match reply {
-        Reply::Error(error) => return fail(out, form.id, form.opcode, error),
-        Reply::Value(value) => Response::Value(value.as_ref().map(value_of)),
-        Reply::Written { version } => set_reply(true, Some(*version), None),
-        Reply::NotWritten { version } if form.opcode == Opcode::Delete => {
-            Response::Deleted(wire::DeleteReply::Conflict(*version))
-        }
-        Reply::NotWritten { version } => set_reply(false, Some(*version), None),
-        Reply::Previous { previous, written } => set_reply(*written, None, previous.as_ref()),
-        Reply::Integer(count) if form.opcode == Opcode::Delete => {
-            let deleted = wire::DeleteReply::Deleted;
-            Response::Deleted(if *count > 0 { deleted } else { wire::DeleteReply::Absent })
-        }
-        Reply::Integer(count) => Response::Changed(*count > 0),
-        Reply::Counter { value, version } => Response::Counter { value: *value, version: *version },
-        Reply::Many(replies) => {
-            let results =
-                form.writes.iter().zip(replies).map(|(opcode, reply)| result_of(*opcode, reply));
-            Response::Batch(wire::BatchReply::Written(results.collect()))
-        }
-        Reply::Aborted { position } => {
-            let position = position.map(|position| position as u32);
-            Response::Batch(wire::BatchReply::NotWritten { position })
-        }
-        // No request of this protocol asks for any other reply.
-        other => {
-            let message = format!("no response for {other:?}");
-            wire::encode_error(out, form.id, form.opcode as u8, Code::Internal, &message);
-            return;
-        }
-    };
-    respond(out, form.id, form.opcode, &response);
-}
-
-fn set_reply(written: bool, version: Option<u64>, previous: Option<&Value>) -> Response<'_> {
-    Response::Set(wire::SetReply { written, version, previous: previous.map(value_of) })
-}
-
-fn result_of(opcode: Opcode, reply: &Reply) -> wire::WriteResult {
-    match (opcode, reply) {
-        (Opcode::Delete, reply) => {
-            wire::WriteResult::Delete { deleted: *reply == Reply::Integer(1) }
-        }
-        (_, &Reply::Counter { value, version }) => wire::WriteResult::Increment { value, version },
-        (_, &Reply::Written { version }) => wire::WriteResult::Set { version },
-        (_, _) => wire::WriteResult::Set { version: 0 },
-    }
-}
-
-fn fail(out: &mut Vec<u8>, id: u64, opcode: Opcode, error: &Error) {
-    wire::encode_error(out, id, opcode as u8, code_of(error), &error.to_string());
-}
-
-/// Appends the response of a batch of reads. The first error of a part is the whole answer.
-pub(crate) fn render_gathered(gather: &Gather, replies: &[Reply], out: &mut Vec<u8>) {
-    let mut values = vec![None; gather.count];
-    for (reply, positions) in replies.iter().zip(&gather.positions) {
-        match reply {
-            Reply::Values(found) => {
-                for (&position, value) in positions.iter().zip(found) {
-                    values[position] = value.as_ref().map(value_of);
-                }
-            }
-            Reply::Error(error) => return fail(out, gather.id, Opcode::BatchGet, error),
-            other => {
-                let message = format!("no response for {other:?}");
-                let opcode = Opcode::BatchGet as u8;
-                return wire::encode_error(out, gather.id, opcode, Code::Internal, &message);
-            }
-        }
-    }
-    respond(out, gather.id, Opcode::BatchGet, &Response::Values(values));
-}
-
-/// Runs a scan and appends its page.
-pub(crate) fn scan(shared: &Shared, request: &Scan<'_>, out: &mut Vec<u8>) {
-    let &Scan { id, prefix, cursor, limit, keys_only } = request;
-    let Some(cursor) = scan::cursor_from_bytes(cursor, shared.partitions.count()) else {
-        let message = "the cursor is not one that this node gave";
-        let opcode = Opcode::Scan as u8;
-        return wire::encode_error(out, id, opcode, Code::InvalidArgument, message);
-    };
-    let limits =
-        PageLimits { matches: limit as usize, bytes: PAGE_BYTES, looked_at: PAGE_LOOKED_AT };
-    let mut found: Vec<(Vec<u8>, Value)> = Vec::new();
-    let next = scan::page(shared, cursor, prefix, limits, unix_ms(), |entry| {
-        let bytes = if keys_only { Vec::new() } else { entry.value.to_vec() };
-        let (version, expires_at_ms) = (entry.version, entry.expires_at_ms);
-        found.push((entry.key.to_vec(), Value { bytes, version, expires_at_ms }));
-    });
-    match next {
-        Ok(next) => {
-            let cursor = scan::cursor_to_bytes(next);
-            let item = |(key, value)| wire::Item { key, value: value_of(value) };
-            let items = found.iter().map(|(key, value)| item((key, value))).collect();
-            respond(out, id, Opcode::Scan, &Response::Page(wire::Page { cursor: &cursor, items }));
-        }
-        Err(error) => fail(out, id, Opcode::Scan, &error),
-    }
-}
-
-/// The answer to a preface.
-pub(crate) fn accept(preface: &wire::Preface, shared: &Shared, out: &mut Vec<u8>) -> bool {
-    let Some(version) = preface.choose_version() else {
-        wire::encode_server_preface(out, &wire::ServerPreface::VERSION_MISMATCH);
-        return false;
-    };
-    let accepted = wire::Accepted {
-        version,
-        flags: 0,
-        max_frame_bytes: wire::MAX_FRAME_BYTES as u32,
-        max_key_bytes: wire::MAX_KEY_BYTES as u32,
-        max_value_bytes: wire::MAX_VALUE_BYTES as u32,
-        partitions: shared.partitions.count(),
-        node: &shared.node_id,
-    };
-    wire::encode_server_preface(out, &wire::ServerPreface::Accepted(accepted));
-    true
 }

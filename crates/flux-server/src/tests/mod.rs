@@ -3,6 +3,7 @@
 mod connections;
 mod faults;
 mod machine;
+mod native;
 mod node;
 mod power_cut;
 mod relayout;

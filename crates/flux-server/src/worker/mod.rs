@@ -19,6 +19,7 @@ mod serve;
 mod snapshots;
 mod syncer;
 mod turn;
+mod walks;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -421,6 +422,10 @@ impl Worker {
             return;
         }
         let Some(reply) = request::continue_flush(connection, &mut self.dispatch, origin, reply)
+        else {
+            return;
+        };
+        let Some(reply) = walks::continue_walk(connection, &mut self.dispatch, origin, reply)
         else {
             return;
         };

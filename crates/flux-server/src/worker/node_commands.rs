@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use flux_core::glob;
+use flux_core::command::{KeyFilter, PageLimits};
 use flux_core::store::Position;
 use flux_core::{Command, PartitionId, Slot as KeySlot};
 use parking_lot::Mutex;
 
 use super::Worker;
-use super::request::FLUSH_STEP;
-use crate::connection::{Render, Slot};
+use super::request::{FLUSH_STEP, Request};
+use crate::connection::{Gathering, Render, Slot, WalkRender};
 use crate::mailbox::{Ask, Message, Origin};
 use crate::resp::{
-    self, ClientFilter, Form, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session, SlotWalk,
+    self, ClientFilter, Form, Gather, NodeCommand, NodeInfo, NodeReply, ScanCursor, Session,
+    SlotWalk,
 };
-use crate::scan;
+use crate::scan::{Scope, Walk};
 
 /// Bytes of keys that KEYS answers at the most: what waits for a reader is bounded.
 const MAX_KEYS_BYTES: usize = 48 * 1024 * 1024;
@@ -38,14 +39,29 @@ impl Worker {
         session: &Arc<Mutex<Session>>,
     ) -> bool {
         let reply = match command {
-            NodeCommand::KeyCount => NodeReply::Integer(self.shared.keys() as i64),
-            NodeCommand::Keys { pattern } => self.keys(pattern),
-            NodeCommand::Scan { cursor, pattern, count } => self.scan(cursor, pattern, count),
+            NodeCommand::KeyCount => {
+                self.count_keys(key, session);
+                return true;
+            }
+            NodeCommand::Keys { pattern } => {
+                self.walk(key, self.all_keys(pattern), WalkRender::Keys, Some(session));
+                return true;
+            }
+            NodeCommand::Scan { cursor, pattern, count } => {
+                let walk = self.page(cursor, pattern, count);
+                self.walk(key, walk, WalkRender::Page, Some(session));
+                return true;
+            }
             NodeCommand::KeysInSlot { slot, list } => {
                 match self.keys_in_slot(slot, list, &mut session.lock().slot_walk) {
                     Some(reply) => reply,
                     None => return false,
                 }
+            }
+            NodeCommand::RandomKey if self.shared.cluster.is_some() => {
+                let walk = self.to_random_key();
+                self.walk(key, walk, WalkRender::Key, Some(session));
+                return true;
             }
             NodeCommand::RandomKey => self.random_key(),
             NodeCommand::Flush => {
@@ -77,41 +93,78 @@ impl Worker {
         true
     }
 
-    fn keys(&self, pattern: &[u8]) -> NodeReply {
-        let (mut keys, mut bytes) = (Vec::new(), 0);
-        let mut cursor = ScanCursor::from_number(0);
-        while let Some(from) = cursor {
-            let walked = scan::walk(&self.shared, from, 4096, self.dispatch.now.ms, |entry| {
-                if glob::matches(pattern, entry.key) {
-                    bytes += entry.key.len() + KEY_FRAMING_BYTES;
-                    keys.push(entry.key.to_vec());
-                }
-            });
-            cursor = match walked {
-                Ok(next) => next,
-                Err(error) => return NodeReply::Failed(error),
-            };
-            if bytes > MAX_KEYS_BYTES {
-                let text = "ERR too many keys match; use SCAN, which answers them in pages";
-                return NodeReply::Error(text.to_owned());
+    /// The partitions that commands without keys are about: all of them, or those that this node leads,
+    /// where clients find the others by themselves.
+    fn scope(&self) -> Scope {
+        let shared = &self.shared;
+        match &shared.cluster {
+            Some(seat) if shared.settings.resp_redirect => {
+                let mine = |one: &PartitionId| shared.leader(*one) == Some(seat.me);
+                Scope::Only(shared.partitions.iter().filter(mine).collect())
             }
+            _ => Scope::All(shared.partitions.count()),
         }
-        NodeReply::Keys(keys)
     }
 
-    fn scan(&self, cursor: ScanCursor, pattern: Option<&[u8]>, count: usize) -> NodeReply {
-        let mut keys = Vec::new();
-        // A page is one step of the loop: others wait for it.
-        let count = count.min(100_000);
-        let walked = scan::walk(&self.shared, cursor, count, self.dispatch.now.ms, |entry| {
-            if pattern.is_none_or(|pattern| glob::matches(pattern, entry.key)) {
-                keys.push(entry.key.to_vec());
-            }
+    fn count_keys(&mut self, key: usize, session: &Mutex<Session>) {
+        let count = |partition| (partition, Command::Count);
+        let parts: Vec<_> = self.scope().partitions().into_iter().map(count).collect();
+        let connection = &mut self.connections[key];
+        let ask = Ask::default();
+        let mut request = Request { connection, dispatch: &mut self.dispatch, key, ask };
+        let gather = Gathering::Resp(Gather::Sum { is_write: false });
+        request.many(&parts, gather, Some(&mut session.lock()));
+        // Later requests of the connection must not run before it is answered.
+        connection.barrier = !connection.slots.is_empty();
+    }
+
+    fn all_keys(&self, pattern: &[u8]) -> Walk {
+        let (start, filter) = (self.start(), KeyFilter::Pattern(pattern.to_vec()));
+        let limits =
+            PageLimits { matches: u32::MAX, looked_at: u32::MAX, bytes: MAX_KEYS_BYTES as u32 };
+        Walk::new(self.scope(), start, filter, true, limits)
+    }
+
+    fn page(&self, cursor: ScanCursor, pattern: Option<&[u8]>, count: usize) -> Walk {
+        // A page may be one step of the loop: others wait for it.
+        let looked_at = count.min(100_000) as u32;
+        let filter = match pattern {
+            Some(pattern) => KeyFilter::Pattern(pattern.to_vec()),
+            None => KeyFilter::Prefix(Vec::new()),
+        };
+        let limits = PageLimits { matches: u32::MAX, looked_at, bytes: MAX_KEYS_BYTES as u32 };
+        Walk::new(self.scope(), cursor, filter, true, limits)
+    }
+
+    fn start(&self) -> ScanCursor {
+        ScanCursor { partition: PartitionId(0), position: 0 }
+    }
+
+    /// A walk from somewhere to the next key. A partition is the more likely the more keys the replica
+    /// here has; one without a replica here counts as an average one.
+    fn to_random_key(&mut self) -> Walk {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let seed = self.random;
+        let scope = self.scope();
+        let keys = |partition: &PartitionId| {
+            let view = &self.shared.views[usize::from(partition.0)];
+            self.shared.holds(*partition).then(|| view.table.len() as u64)
+        };
+        let all: Vec<(PartitionId, Option<u64>)> =
+            scope.partitions().into_iter().map(|one| (one, keys(&one))).collect();
+        let known: Vec<u64> = all.iter().filter_map(|(_, keys)| *keys).collect();
+        let average = known.iter().sum::<u64>().checked_div(known.len() as u64).unwrap_or(0);
+        let weight = |keys: Option<u64>| keys.unwrap_or(average.max(1));
+        let total = all.iter().map(|(_, keys)| weight(*keys)).sum::<u64>().max(1);
+        let mut rank = (seed >> 33) % total;
+        let chosen = all.iter().find(|(_, keys)| {
+            let here = rank < weight(*keys);
+            rank = rank.saturating_sub(weight(*keys));
+            here
         });
-        match walked {
-            Ok(next) => NodeReply::Page { next, keys },
-            Err(error) => NodeReply::Failed(error),
-        }
+        let partition = chosen.map_or(PartitionId(0), |(partition, _)| *partition);
+        let position = (seed.rotate_left(17) >> 32) as u32;
+        Walk::to_one_key(scope, ScanCursor { partition, position })
     }
 
     /// One step over the partition of a slot, whose keys lie anywhere in it. None if it is not the last.
@@ -203,8 +256,8 @@ impl Worker {
 
     /// Deletes all keys, partition by partition, in steps; see `continue_flush`.
     fn flush_keys(&mut self, key: usize) {
+        let partitions = self.scope().partitions();
         let connection = &mut self.connections[key];
-        let partitions: Vec<PartitionId> = self.shared.partitions.iter().collect();
         let origin = Origin {
             worker: self.id,
             part: 0,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::request::Request;
 use super::{READ_BYTES, STRETCH, Worker};
-use crate::connection::{Gathering, Protocol, Render, Resp};
+use crate::connection::{Gathering, Protocol, Render, Resp, WalkRender};
 use crate::mailbox::Ask;
 use crate::native;
 use crate::resp::{self, NodeView, Plan, RunningSettings, Session};
@@ -308,8 +308,8 @@ impl Worker {
             let mut text = Vec::new();
             let direct = connection.slots.is_empty();
             let out = if direct { &mut connection.output } else { &mut text };
-            let plan = native::plan(&frame, &self.shared, out);
-            let ask = Ask::default();
+            let plan = native::plan(&frame, &self.shared, self.dispatch.now, out);
+            let ask = plan.ask();
             let mut request = Request { connection, dispatch: &mut self.dispatch, key, ask };
             let waits = match &plan {
                 native::Plan::Done => false,
@@ -319,7 +319,7 @@ impl Worker {
                 native::Plan::Many { parts, .. } => {
                     parts.iter().any(|(one, command)| request.would_overtake(*one, command))
                 }
-                native::Plan::Scan(_) => !direct,
+                native::Plan::Scan { .. } => !direct,
             };
             if waits {
                 connection.barrier = true;
@@ -329,14 +329,17 @@ impl Worker {
             pace.count(!matches!(plan, native::Plan::Done | native::Plan::One { .. }));
             match plan {
                 native::Plan::Done => request.connection.answer(text),
-                native::Plan::One { partition, command, form } => {
+                native::Plan::One { partition, command, form, .. } => {
                     request.one(partition, &command, Render::Native(form), None);
                 }
-                native::Plan::Many { parts, gather } => {
+                native::Plan::Many { parts, gather, .. } => {
                     request.many(&parts, Gathering::Native(gather), None);
                 }
-                native::Plan::Scan(scan) => {
-                    native::scan(&self.shared, &scan, &mut connection.output);
+                native::Plan::Scan { walk, form } => {
+                    self.walk(key, *walk, WalkRender::Native(form), None);
+                    self.shared.stats.commands.add(pace.commands);
+                    self.list(key);
+                    return consumed;
                 }
             }
             if pace.is_late() {

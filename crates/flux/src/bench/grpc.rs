@@ -158,9 +158,14 @@ async fn call(client: &mut KvClient<Channel>, request: &Request<'_>) -> Result<(
             let set = SetRequest { key, value, ttl_ms: request.ttl_ms, ..SetRequest::default() };
             client.set(set).await.map(drop)
         }
-        Operation::Get => client.get(GetRequest { key }).await.map(drop),
-        Operation::Incr => client.increment(IncrementRequest { key, delta: None }).await.map(drop),
-        Operation::Del => client.delete(DeleteRequest { key, only_if: None }).await.map(drop),
+        Operation::Get => client.get(GetRequest { key, ..GetRequest::default() }).await.map(drop),
+        Operation::Incr => client
+            .increment(IncrementRequest { key, ..IncrementRequest::default() })
+            .await
+            .map(drop),
+        Operation::Del => {
+            client.delete(DeleteRequest { key, ..DeleteRequest::default() }).await.map(drop)
+        }
     }
 }
 
