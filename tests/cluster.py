@@ -34,7 +34,7 @@ class Etcd(servers.Server):
         return f"{self.host}:{self.port}"
 
     def command(self):
-        client, peer = f"http://{self.address}", f"http://127.0.0.1:{self.peer_port}"
+        client, peer = f"http://{self.address}", f"http://{self.host}:{self.peer_port}"
         return [
             ETCD, "--name", "e", "--data-dir", self.data_dir, "--log-level", "warn",
             "--listen-client-urls", client, "--advertise-client-urls", client,
@@ -124,20 +124,32 @@ class Node(servers.Flux):
 
 
 class Cluster:
-    """etcd and nodes. Use it as a context: all processes are gone afterwards."""
+    """etcd and nodes. Use it as a context: all processes are gone afterwards.
 
-    def __init__(self, directory, count=3, **settings):
+    With a `network.Network`, each node is at a place of its own there, the first one at 1, and etcd at the
+    tests' place, which is 0.
+    """
+
+    def __init__(self, directory, count=3, network=None, **settings):
         self.directory = pathlib.Path(directory)
+        self.network = network
         self.settings = {"workers": 1, "replication_factor": 3} | settings
-        self.etcd = Etcd(self.directory / "etcd")
+        if network is not None:
+            self.settings["insecure"] = "true"
+        host = "127.0.0.1" if network is None else network.host(0)
+        self.etcd = Etcd(self.directory / "etcd", host)
         self.nodes = []
         for _ in range(count):
             self.add()
 
     def add(self, **settings):
         """A further node, not started."""
-        directory = self.directory / f"n{len(self.nodes) + 1}"
-        node = Node(directory, self.etcd, **(self.settings | settings))
+        place = len(self.nodes) + 1
+        at = {}
+        if self.network is not None:
+            at = {"host": self.network.host(place), "prefix": self.network.prefix(place)}
+        node = Node(self.directory / f"n{place}", self.etcd, **(at | self.settings | settings))
+        node.place = place
         self.nodes.append(node)
         return node
 

@@ -174,7 +174,7 @@ class Load:
                     operations.append(
                         Operation("last", key, "get", None, called, time.monotonic(), value)
                     )
-        lost = self._lost(readers[-1])
+        lost = self.lost(readers[-1])
         assert not lost, f"{len(lost)} acknowledged writes lost, among them {lost[:5]}"
         linearizability.check(operations)
         return {
@@ -185,7 +185,7 @@ class Load:
             "slowest_s": round(max(client.slowest for client in self.clients), 3),
         }
 
-    def _lost(self, reader):
+    def lost(self, reader):
         lost = []
         with reader.connect(timeout=TIMEOUT_S) as connection:
             for client in self.clients:
