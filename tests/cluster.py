@@ -192,7 +192,8 @@ class Cluster:
         return None
 
     def wait_until_well(self, nodes=None, deadline_s=60.0, lag=100):
-        """Until every partition has a leader and all its replicas, on so many nodes (all that run).
+        """Until every partition has a leader and all its replicas, on so many nodes (all that run), and
+        each node that runs answers for all of them.
 
         Followers may be `lag` entries behind, which they are under load.
         """
@@ -209,6 +210,7 @@ class Cluster:
                 and last["partitions_under_replicated"] == 0
                 and last["partitions_moving"] == 0
                 and not self.behind(lag)
+                and all(self.serves(node) for node in self.running())
                 and last
             )
 
@@ -216,6 +218,15 @@ class Cluster:
             return servers.wait_until(well, "the cluster is well", deadline_s, 0.1)
         except TimeoutError as error:
             raise TimeoutError(f"{error}; status {last}; behind {self.behind()}") from error
+
+    def serves(self, node):
+        """Whether this node answers a read of every partition."""
+        try:
+            with node.connect() as connection:
+                replies = connection.pipeline([("GET", key) for key in ONE_OF_EACH])
+        except (OSError, servers.resp.Closed):
+            return False
+        return not any(isinstance(reply, servers.resp.ReplyError) for reply in replies)
 
     def replicas(self):
         """By partition, what each running node says of its replica."""
@@ -278,3 +289,6 @@ def keys_of_all(partitions=PARTITIONS, prefix=b"p"):
         found.setdefault(partition_of(key, partitions), key)
         number += 1
     return [found[partition] for partition in range(partitions)]
+
+
+ONE_OF_EACH = keys_of_all(prefix=b"serves")

@@ -17,6 +17,7 @@ from linearizability import Operation
 
 # Longer than a node takes to find out that it cannot answer.
 TIMEOUT_S = 8.0
+SLOW_S = 2.0
 
 
 class Client(threading.Thread):
@@ -31,6 +32,8 @@ class Client(threading.Thread):
         # What it wrote once: by key, whether that was acknowledged.
         self.own = {}
         self.errors = Counter()
+        # What took longer than SLOW_S, as text.
+        self.slow = []
         self.slowest = 0.0
         self.broken = None
         self._connection = None
@@ -95,7 +98,7 @@ class Client(threading.Thread):
             "getdel": ("GETDEL", key),
             "incr": ("INCR", key),
         }[kind]
-        begun = time.monotonic()
+        begun, reply = time.monotonic(), None
         try:
             reply = resp.parse(self._connection.raw(*words))
         except (OSError, resp.Closed) as error:
@@ -103,7 +106,12 @@ class Client(threading.Thread):
             self._leave()
             return None, None
         finally:
-            self.slowest = max(self.slowest, time.monotonic() - begun)
+            took = time.monotonic() - begun
+            self.slowest = max(self.slowest, took)
+            if took > SLOW_S:
+                ended = time.strftime("%H:%M:%S")
+                where = self._node.directory.name
+                self.slow.append(f"{ended} {where}: {kind} {key.decode()} {took:.2f} s -> {reply!r:.40}")
         if not isinstance(reply, resp.ReplyError):
             return True, reply
         self.errors[str(reply)[:60]] += 1
@@ -182,6 +190,7 @@ class Load:
             "unknown": sum(1 for one in operations if one.returned is None),
             "acknowledged": self.acknowledged,
             "errors": dict(self.errors),
+            "slow": [line for client in self.clients for line in client.slow],
             "slowest_s": round(max(client.slowest for client in self.clients), 3),
         }
 
