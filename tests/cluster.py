@@ -220,13 +220,14 @@ class Cluster:
             raise TimeoutError(f"{error}; status {last}; behind {self.behind()}") from error
 
     def serves(self, node):
-        """Whether this node answers a read of every partition."""
+        """Whether this node answers a read of every partition, or says who does."""
         try:
             with node.connect() as connection:
                 replies = connection.pipeline([("GET", key) for key in ONE_OF_EACH])
         except (OSError, servers.resp.Closed):
             return False
-        return not any(isinstance(reply, servers.resp.ReplyError) for reply in replies)
+        errors = [str(reply) for reply in replies if isinstance(reply, servers.resp.ReplyError)]
+        return all(error.startswith("MOVED ") for error in errors)
 
     def replicas(self):
         """By partition, what each running node says of its replica."""
