@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Parser, Subcommand};
 use flux_server::config::{ConfigError, Configuration, Form, Inputs, SETTINGS};
 
-use crate::{admin, bench, cli};
+use crate::{admin, bench, cli, up};
 
 const DEFAULT_FILE: &str = "flux.toml";
 
@@ -26,9 +26,9 @@ pub struct Args {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start a node and its HTTP gateway in one process
+    /// Start a node, or a cluster of several, and an HTTP gateway in one process
     #[command(after_help = SETTINGS_HELP)]
-    Up(SettingArgs),
+    Up(UpArgs),
     /// Start a node
     #[command(after_help = SETTINGS_HELP)]
     Server(SettingArgs),
@@ -46,6 +46,19 @@ pub enum Command {
     Config(ConfigArgs),
     /// Print the version
     Version,
+}
+
+/// The arguments of `flux up`.
+#[derive(Debug, clap::Args)]
+pub struct UpArgs {
+    /// How many nodes to start. More than one are a cluster: the ports of each are 100 above those of the
+    /// one before, and its data is in data_dir/node-1, -2 and so on
+    #[arg(long, value_name = "NODES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(up::MAX_NODES)))]
+    pub nodes: u16,
+
+    /// The settings of the first node.
+    #[command(flatten)]
+    pub settings: SettingArgs,
 }
 
 /// The arguments of `flux config`.
@@ -151,9 +164,8 @@ mod tests {
     fn flags(words: &[&str]) -> Result<Vec<(String, String)>, String> {
         let args = Args::try_parse_from(words).map_err(|error| error.to_string())?;
         match args.command {
-            Command::Up(settings) | Command::Server(settings) | Command::Gateway(settings) => {
-                Ok(settings.flags.0)
-            }
+            Command::Up(up) => Ok(up.settings.flags.0),
+            Command::Server(settings) | Command::Gateway(settings) => Ok(settings.flags.0),
             other => Err(format!("{other:?}")),
         }
     }
@@ -187,6 +199,21 @@ mod tests {
     fn an_unknown_flag_names_itself_and_the_like() {
         let error = flags(&["flux", "server", "--data-adr", "x"]).unwrap_err();
         assert!(error.contains("'--data-adr'") && error.contains("--data-addr"), "{error}");
+    }
+
+    #[test]
+    fn up_starts_one_node_or_several() {
+        let nodes = |words: &[&str]| match Args::try_parse_from(words).map(|args| args.command) {
+            Ok(Command::Up(up)) => Ok(up.nodes),
+            Ok(other) => Err(format!("{other:?}")),
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(nodes(&["flux", "up"]), Ok(1));
+        assert_eq!(nodes(&["flux", "up", "--nodes", "3", "--fsync=no"]), Ok(3));
+        for wrong in ["0", "33", "x"] {
+            let error = nodes(&["flux", "up", "--nodes", wrong]).expect_err("refused");
+            assert!(error.contains("--nodes"), "{error}");
+        }
     }
 
     #[test]

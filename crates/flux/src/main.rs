@@ -11,6 +11,7 @@ mod limits;
 mod run;
 mod stop;
 mod telemetry;
+mod up;
 
 use std::{
     io::{self, Write},
@@ -24,9 +25,9 @@ use args::{Args, Command, ConfigArgs};
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
-        Command::Up(settings) => serve(Role::Up, &settings),
-        Command::Server(settings) => serve(Role::Server, &settings),
-        Command::Gateway(settings) => serve(Role::Gateway, &settings),
+        Command::Up(args) => serve(Role::Up, &args.settings, args.nodes),
+        Command::Server(settings) => serve(Role::Server, &settings, 1),
+        Command::Gateway(settings) => serve(Role::Gateway, &settings, 0),
         Command::Cli(args) => cli::run(args),
         Command::Admin(args) => admin::run(&args),
         Command::Bench(args) => bench(&args),
@@ -41,13 +42,13 @@ fn main() -> ExitCode {
 }
 
 /// Configuration, telemetry, build, run, drain.
-fn serve(role: Role, settings: &args::SettingArgs) -> anyhow::Result<ExitCode> {
+fn serve(role: Role, settings: &args::SettingArgs, nodes: u16) -> anyhow::Result<ExitCode> {
     let configuration = settings.load()?;
     configuration.validate(role)?;
     telemetry::start(&configuration.settings);
     limits::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(run::run(role, &configuration.settings));
+    let outcome = runtime.block_on(run::run(role, &configuration.settings, nodes));
     // A recovery that was broken off still blocks a thread: the process does not wait for it.
     runtime.shutdown_background();
     outcome
