@@ -5,6 +5,7 @@
 //! are the threads, the sockets and the order in which things happen.
 
 mod admin;
+pub mod backup;
 mod clock;
 pub mod cluster;
 mod codes;

@@ -83,6 +83,8 @@ pub(crate) enum Message {
     HandOver { partition: PartitionId, to: NodeId, answer: oneshot::Sender<Result<(), String>> },
     /// Hand the leadership of every partition over, where another replica can lead.
     HandAllOver,
+    /// Take a snapshot of a partition now.
+    Snapshot { partition: PartitionId, answer: SnapshotAnswer },
     /// Accept connections, for all workers.
     Listen(mio::net::TcpListener),
     /// Accept connections of other nodes, for all workers.
@@ -93,6 +95,16 @@ pub(crate) enum Message {
     Kill(u64),
     /// Stop: no new connections or requests, finish what is under way, close the log.
     Stop,
+}
+
+/// Who waits for a snapshot.
+pub(crate) type SnapshotAnswer = oneshot::Sender<Result<TakenSnapshot, String>>;
+
+/// A snapshot that was asked for. Its file stays readable when a newer one takes its place.
+#[derive(Debug)]
+pub(crate) struct TakenSnapshot {
+    pub(crate) id: flux_log::SnapshotId,
+    pub(crate) file: Arc<dyn flux_log::File>,
 }
 
 /// A replica with the keys and bytes of its table.

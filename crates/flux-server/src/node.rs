@@ -143,14 +143,16 @@ impl Node {
         };
         let shared = Arc::clone(workers.shared());
         let _ = ready.set(Arc::clone(&shared));
+        let mut served = crate::backup::routes(Arc::clone(&shared));
         if let Some(control) = &control {
-            let _ = routes.set(crate::cluster::routes(control.handle()));
+            served = served.merge(crate::cluster::routes(control.handle()));
             control.attach(Arc::new(Replicas::new(Arc::clone(&shared))));
             tasks.spawn(joining::follow(Arc::clone(&shared), control.topology()));
             if let Some(peer) = peer.take() {
                 workers.listen_to_peers(peer);
             }
         }
+        let _ = routes.set(served);
         tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
         Ok(Node { shared, addresses, workers, control, tasks, stop })
     }

@@ -2,10 +2,13 @@
 //!
 //! The node does the work and finds the words; here they are asked for and laid out.
 
+mod backup;
+mod restore;
 mod table;
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -15,6 +18,7 @@ use flux_server::cluster::{
     CallError, Client, ClusterStatus, Done, MoveRequest, NodeReport, NodeRequest, PartitionReport,
     PartitionState, RebalanceRequest, TransferRequest,
 };
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Serialize, de::DeserializeOwned};
 
 const AFTER_HELP: &str = "\
@@ -25,7 +29,8 @@ Examples:
   flux admin nodes --json
   flux admin partitions --troubled
   flux admin drain cafe            empty a node before it is taken away
-  flux admin transfer 7 cafe       have another node lead partition 7";
+  flux admin transfer 7 cafe       have another node lead partition 7
+  flux admin backup /var/backups/flux-monday";
 
 /// The node asks all others before it answers, and gives each of them two seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,6 +94,31 @@ enum Command {
     Rebalance,
     /// Put the placement map back after etcd has lost its data
     Republish,
+    /// Write all keys to a folder while the cluster, or a node alone, goes on
+    ///
+    /// Each partition's file is as its leader had it at one moment, and holds every write that was
+    /// acknowledged before the command began; partitions are of different moments. The folder is made; it
+    /// must be empty or hold a backup that was not finished. A snapshot needs room in the node's own
+    /// data_dir, too, as every snapshot does.
+    Backup {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// Write all keys of a backup into a cluster or a node alone
+    ///
+    /// Checks the whole backup first. The number of nodes and of partitions may be another one than that
+    /// of the backup. Keys get new versions and keep their time of expiry; those that have expired are
+    /// left out. Nobody else should write meanwhile.
+    Restore {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// Restore although there are keys already: those that the backup has too are overwritten, and
+        /// all others stay. Also the way to go on after a restore that broke off
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// Asks the node and prints what it says.
@@ -106,6 +136,17 @@ struct Node<'a> {
 }
 
 async fn answer(args: &Args) -> anyhow::Result<String> {
+    match &args.command {
+        Command::Backup { folder } => {
+            let manifest = backup::run(&args.addr, folder).await?;
+            return Ok(if args.json { json(&manifest) } else { backup::done(&manifest, folder) });
+        }
+        Command::Restore { folder, force } => {
+            let restored = restore::run(&args.addr, folder, *force).await?;
+            return Ok(if args.json { json(&restored) } else { restored.to_string() });
+        }
+        _ => {}
+    }
     let node = Node { client: Client::default(), args };
     let text = match &args.command {
         Command::Status => node.show("/cluster/status", |answer| status(&answer)).await,
@@ -135,6 +176,7 @@ async fn answer(args: &Args) -> anyhow::Result<String> {
         }
         Command::Rebalance => node.ask("/cluster/rebalance", &RebalanceRequest::default()).await,
         Command::Republish => node.ask("/cluster/republish", &serde_json::json!({})).await,
+        Command::Backup { .. } | Command::Restore { .. } => unreachable!("carried out above"),
     };
     Ok(text?)
 }
@@ -161,6 +203,16 @@ impl Node<'_> {
         let done: Done = self.client.post(&self.args.addr, path, request, TIMEOUT).await?;
         Ok(self.shown(&done, |done| format!("{}\n", done.message)))
     }
+}
+
+/// A bar on standard error, if that is a terminal.
+fn progress(length: u64, what: &'static str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{prefix} [{bar:40}] {percent:>3}%  {msg}");
+    let style = style.expect("the template is well formed").progress_chars("=> ");
+    ProgressBar::new(length.max(1)).with_style(style).with_prefix(what)
 }
 
 fn json(answer: &(impl Serialize + ?Sized)) -> String {

@@ -170,13 +170,15 @@ pub enum ChunkError {
 }
 
 /// The entries of a snapshot chunk, in order. Ends after the first error.
-pub(super) struct ChunkEntries<'a> {
+#[derive(Clone, Debug)]
+pub struct ChunkEntries<'a> {
     chunk: &'a [u8],
     rest: &'a [u8],
 }
 
 impl<'a> ChunkEntries<'a> {
-    pub(super) fn new(chunk: &'a [u8]) -> ChunkEntries<'a> {
+    /// Those of these bytes, which may be any.
+    pub fn new(chunk: &'a [u8]) -> ChunkEntries<'a> {
         ChunkEntries { chunk, rest: chunk }
     }
 }

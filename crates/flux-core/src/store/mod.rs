@@ -27,10 +27,9 @@ mod slab;
 #[cfg(test)]
 mod tests;
 
-pub use entry::{ChunkError, Entry, encode_entry};
+pub use entry::{ChunkEntries, ChunkError, Entry, encode_entry};
 pub use memory::Memory;
 
-use entry::ChunkEntries;
 use shard::{END, Shard};
 
 /// What a table is made with.

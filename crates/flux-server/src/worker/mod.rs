@@ -354,6 +354,7 @@ impl Worker {
             Message::HandOver { partition, to, answer } => {
                 let _ = answer.send(self.begin_hand_over(partition, to));
             }
+            Message::Snapshot { partition, answer } => self.snapshots.want(partition, answer),
             Message::HandAllOver => self.dispatch.hand_all_over(),
             Message::Listen(listener) => self.listen(listener),
             Message::Connection(stream) => self.adopt(stream),

@@ -1,9 +1,10 @@
-//! Takes snapshots of a worker's partitions, one at a time, when its log has grown too long.
+//! Takes snapshots of a worker's partitions, one at a time, when its log has grown too long or somebody
+//! asks for one.
 //!
 //! The worker walks the table in small chunks between its turns; a thread writes them to the disk. At
 //! most `WINDOW` chunks are between the two, so a slow disk slows the walk and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,12 +15,12 @@ use std::time::{Duration, Instant};
 use flux_core::PartitionId;
 use flux_core::replica::SnapshotMeta;
 use flux_core::store::Table;
-use flux_log::{Disk, LogError, SnapshotWriter};
+use flux_log::{Disk, LogError, SnapshotId, SnapshotWriter};
 
 use super::dispatch::Dispatch;
 use super::turn::Turn;
 use crate::config::Settings;
-use crate::mailbox::{Mailbox, Return};
+use crate::mailbox::{Mailbox, Return, SnapshotAnswer, TakenSnapshot};
 
 /// Bytes of a chunk: what the walk adds to a turn.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -46,9 +47,23 @@ struct Walk {
     complete: bool,
     /// The replica has left or begun anew meanwhile: the snapshot is of no use.
     void: bool,
+    /// Who waits for it.
+    answers: Vec<SnapshotAnswer>,
+}
+
+impl Walk {
+    fn answer(&mut self, result: impl Fn() -> Result<TakenSnapshot, String>) {
+        for answer in self.answers.drain(..) {
+            // Whoever asked may have given up.
+            let _ = answer.send(result());
+        }
+    }
 }
 
 pub(super) struct Snapshots {
+    disk: Arc<dyn Disk>,
+    /// Snapshots that were asked for and have not begun.
+    wanted: VecDeque<(PartitionId, SnapshotAnswer)>,
     sender: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
     walk: Option<Walk>,
@@ -69,10 +84,13 @@ impl Snapshots {
     ) -> io::Result<Snapshots> {
         // Start, the chunks of the window, and Finish or Abort: a send never waits.
         let (sender, receiver) = sync_channel(WINDOW + 2);
+        let own_disk = Arc::clone(&disk);
         let thread = std::thread::Builder::new()
             .name(format!("flux-snapshot-{worker}"))
             .spawn(move || write_snapshots(&receiver, &disk, &mailbox))?;
         Ok(Snapshots {
+            disk: own_disk,
+            wanted: VecDeque::new(),
             sender: Some(sender),
             thread: Some(thread),
             walk: None,
@@ -83,7 +101,13 @@ impl Snapshots {
         })
     }
 
-    /// Starts a snapshot if one is due, or walks one chunk of the one under way.
+    /// Takes a snapshot of the partition as soon as the one under way is done. Whoever asks bounds how
+    /// many are asked for.
+    pub(super) fn want(&mut self, partition: PartitionId, answer: SnapshotAnswer) {
+        self.wanted.push_back((partition, answer));
+    }
+
+    /// Starts a snapshot if one is due or wanted, or walks one chunk of the one under way.
     pub(super) fn step(&mut self, dispatch: &mut Dispatch, turn: &mut Turn) {
         if self.walk.is_none() && !self.begin(dispatch, turn) {
             return;
@@ -109,32 +133,18 @@ impl Snapshots {
         if self.not_before.is_some_and(|time| Instant::now() < time) {
             return false;
         }
-        if let Some(partition) = dispatch.snapshot_wanted() {
-            return self.begin_walk(dispatch, partition);
+        let asked = self.wanted.front().map(|(partition, _)| *partition);
+        let needed = asked.or_else(|| dispatch.snapshot_wanted());
+        let Some(partition) = needed.or_else(|| self.due(dispatch, turn)) else { return false };
+        let mut answers = Vec::new();
+        for (of, answer) in std::mem::take(&mut self.wanted) {
+            if of == partition {
+                answers.push(answer);
+            } else {
+                self.wanted.push_back((of, answer));
+            }
         }
-        let log_bytes = turn.log().bytes();
-        if log_bytes < self.log_bytes {
-            return false;
-        }
-        // A log as long as the data itself is no reason to write all the data again.
-        let own = dispatch.own().iter();
-        let views = &dispatch.shared().views;
-        let data: u64 = own.map(|one| views[usize::from(one.0)].table.memory_bytes()).sum();
-        if log_bytes < data {
-            return false;
-        }
-        let behind = |(partition, index): &&(u16, u64)| {
-            self.indexes.get(partition).is_none_or(|snapshot| snapshot < index)
-        };
-        let Some(&(partition, _)) = turn.log().oldest_segment().iter().find(behind) else {
-            // All snapshots that it takes are there: an earlier trim failed, or never began.
-            self.trim(turn);
-            return false;
-        };
-        self.begin_walk(dispatch, PartitionId(partition))
-    }
-
-    fn begin_walk(&mut self, dispatch: &mut Dispatch, partition: PartitionId) -> bool {
+        // Without a replica nobody is told but by the answers that are dropped.
         let Some((replica, _)) = dispatch.replica(partition) else { return false };
         let meta = replica.snapshot_meta();
         let table = Arc::clone(replica.table());
@@ -142,8 +152,33 @@ impl Snapshots {
         let index = meta.position.index;
         tracing::debug!(%partition, index, "snapshot begins");
         self.send(Job::Start { partition: partition.0, index, meta: meta.encode() });
-        self.walk = Some(Walk { partition, index, meta, table, complete: false, void: false });
+        let (complete, void) = (false, false);
+        self.walk = Some(Walk { partition, index, meta, table, complete, void, answers });
         true
+    }
+
+    /// The partition whose entries keep the log from being trimmed, once that has grown too long.
+    fn due(&mut self, dispatch: &Dispatch, turn: &mut Turn) -> Option<PartitionId> {
+        let log_bytes = turn.log().bytes();
+        if log_bytes < self.log_bytes {
+            return None;
+        }
+        // A log as long as the data itself is no reason to write all the data again.
+        let own = dispatch.own().iter();
+        let views = &dispatch.shared().views;
+        let data: u64 = own.map(|one| views[usize::from(one.0)].table.memory_bytes()).sum();
+        if log_bytes < data {
+            return None;
+        }
+        let behind = |(partition, index): &&(u16, u64)| {
+            self.indexes.get(partition).is_none_or(|snapshot| snapshot < index)
+        };
+        let Some(&(partition, _)) = turn.log().oldest_segment().iter().find(behind) else {
+            // All snapshots that it takes are there: an earlier trim failed, or never began.
+            self.trim(turn);
+            return None;
+        };
+        Some(PartitionId(partition))
     }
 
     /// The replica of a partition has left: nothing of it keeps the log from being trimmed.
@@ -163,6 +198,7 @@ impl Snapshots {
         let Some(walk) = self.walk.as_mut().filter(|walk| walk.partition == partition) else {
             return;
         };
+        walk.answer(|| Err("the partition's contents were replaced meanwhile".to_owned()));
         if walk.complete {
             walk.void = true;
         } else {
@@ -191,7 +227,7 @@ impl Snapshots {
         turn: &mut Turn,
     ) {
         // A walk that was given up may still be heard of.
-        let Some(walk) = self.walk.take_if(|walk| walk.partition == partition) else { return };
+        let Some(mut walk) = self.walk.take_if(|walk| walk.partition == partition) else { return };
         if walk.void {
             return;
         }
@@ -201,12 +237,18 @@ impl Snapshots {
                 dispatch.shared().last_snapshot_s.store(dispatch.now.ms / 1000, Ordering::Relaxed);
                 self.indexes.insert(walk.partition.0, walk.index);
                 tracing::debug!(partition = %walk.partition, index = walk.index, "snapshot done");
+                let id = SnapshotId { partition: walk.partition.0, index: walk.index };
+                walk.answer(|| match self.disk.open(&id.file_name()) {
+                    Ok(file) => Ok(TakenSnapshot { id, file }),
+                    Err(error) => Err(format!("cannot open the snapshot: {error}")),
+                });
                 if let Some((replica, _)) = dispatch.replica(walk.partition) {
                     replica.snapshot_taken(walk.meta);
                 }
                 self.trim(turn);
             }
             Err(error) => {
+                walk.answer(|| Err(format!("the snapshot cannot be written: {error}")));
                 if !walk.complete {
                     walk.table.end_snapshot();
                     self.send(Job::Abort);
@@ -232,7 +274,10 @@ impl Snapshots {
 
     /// Whether `step` has something to do though no event comes.
     pub(super) fn has_work(&self) -> bool {
-        self.walk.as_ref().is_some_and(|walk| !walk.complete && self.room > 0)
+        match &self.walk {
+            Some(walk) => !walk.complete && self.room > 0,
+            None => !self.wanted.is_empty(),
+        }
     }
 }
 

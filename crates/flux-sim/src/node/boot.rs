@@ -224,7 +224,7 @@ impl Recovering {
         let mut replica = Replica::new(&config, self.recovery, memory, Arc::clone(&view), now)?;
         if options.has(Plant::VoteAfterRestart) {
             // The time for which it keeps its vote passes at once; that of an election does not.
-            (0..config.election_ticks).for_each(|_| replica.tick(now));
+            (0..config.election_ticks).for_each(|_| drop(replica.tick(now)));
         }
         Ok(Hosted {
             replica,
