@@ -104,18 +104,20 @@ impl Node {
     ///
     /// What is wrong with the settings' addresses, the data directory, the data, or the cluster.
     pub async fn start(settings: &Settings) -> Result<Node, StartError> {
-        Node::start_in(settings, joining::registry(settings)).await
+        Node::start_in(settings, || joining::registry(settings)).await
     }
 
-    /// The same in the cluster of a registry that the caller has.
+    /// The same in the cluster of a registry that the caller makes; again, if the node has to begin anew as
+    /// another one. None makes a node alone.
     ///
     /// # Errors
     ///
     /// As `start`.
     pub async fn start_in(
         settings: &Settings,
-        registry: Option<Arc<dyn Registry>>,
+        make_registry: impl Fn() -> Option<Arc<dyn Registry>>,
     ) -> Result<Node, StartError> {
+        let mut registry = make_registry();
         let listeners = Listeners::open(settings, registry.is_some()).await?;
         let Listeners { mut data, mut peer, admin, grpc, addresses } = listeners;
         let (stop, stopping) = watch::channel(false);
@@ -138,6 +140,7 @@ impl Node {
                         control.stop().await;
                     }
                     joining::begin_anew(settings, &error)?;
+                    registry = make_registry();
                 }
             }
         };

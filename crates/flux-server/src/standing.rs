@@ -36,19 +36,8 @@ impl Shared {
         if leader == Some(seat.me) {
             return Route::Here;
         }
-        let topology = seat.topology.read();
-        let targets = topology.map.as_ref().map_or(&[][..], |map| map.target(partition));
-        let holds = targets.iter().any(|replica| replica.node() == seat.me);
-        if leader.is_none() && holds {
-            return Route::Here;
-        }
-        let alive = |node: &NodeId| topology.members.get(node).is_some_and(|one| one.alive);
-        let to = leader.or_else(|| targets.iter().map(|one| one.node()).find(|one| alive(one)));
-        match to.and_then(|node| topology.members.get(&node)).map(Member::data_addr) {
-            Some(to) if holds => Route::Replica { host: to.ip().to_string(), port: to.port() },
-            Some(to) => Route::Elsewhere { host: to.ip().to_string(), port: to.port() },
-            None => Route::Unserved,
-        }
+        // Not every command: a client that asks the wrong node learns where to ask.
+        self.cluster_view().route(slot)
     }
 
     /// The cluster in the terms of Redis.

@@ -8,7 +8,7 @@
 //!
 //! It saves nobody from the loss of a machine: it is for trying, developing and testing a cluster.
 
-use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use flux_server::{
@@ -79,12 +79,12 @@ pub fn settings_of_nodes(settings: &Settings, count: u16) -> anyhow::Result<Vec<
 
 /// Starts the nodes side by side: a new cluster is there only when enough of them are.
 pub async fn start(data_dir: &Path, nodes: &[Settings]) -> anyhow::Result<Vec<Node>> {
-    let registry = InProcess::open(Some(data_dir.join(REGISTRY)))?;
+    let registry = Arc::new(InProcess::open(Some(data_dir.join(REGISTRY)))?);
     let mut starting = JoinSet::new();
     for (number, settings) in (1..).zip(nodes) {
-        let (settings, registry) = (settings.clone(), registry.attach());
+        let (settings, registry) = (settings.clone(), Arc::clone(&registry));
         starting.spawn(async move {
-            let started = Node::start_in(&settings, Some(registry)).await;
+            let started = Node::start_in(&settings, || Some(registry.attach())).await;
             (number, started.with_context(|| format!("node {number}")))
         });
     }
