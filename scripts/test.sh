@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Runs every test of the project: Rust tests and doc tests, the end-to-end tests in tests/ against a
-# built node, and a short run of each fuzz target. Installs what the tests need, or says what is missing.
+# Runs every test of the project: Rust tests and doc tests, simulated clusters, the end-to-end tests in
+# tests/ against real nodes, and a short run of each fuzz target. Installs what the tests need, or says
+# what is missing.
 #
 #   scripts/test.sh                   everything
-#   scripts/test.sh rust e2e          only these parts (rust, e2e, fuzz)
+#   scripts/test.sh rust e2e          only these parts (rust, sim, e2e, fuzz)
+#   SIM_SEEDS=5000 scripts/test.sh sim
 #   FUZZ_SECONDS=300 scripts/test.sh fuzz
 #   scripts/test.sh e2e -- -k golden  arguments after -- go to pytest
 set -euo pipefail
@@ -13,6 +15,7 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 tools=$target/tools
 venv=$target/tests-venv
 fuzz_seconds=${FUZZ_SECONDS:-20}
+sim_seeds=${SIM_SEEDS:-500}
 export PATH="$tools/bin:$PATH"
 # One profile for all: optimised enough for the end-to-end tests, with every check of a debug build.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
@@ -20,9 +23,9 @@ export CARGO_PROFILE_DEV_OPT_LEVEL=1
 parts=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case "$1" in
-        rust | e2e | fuzz) parts+=("$1") ;;
+        rust | sim | e2e | fuzz) parts+=("$1") ;;
         *)
-            sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+            sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
             exit 2
             ;;
     esac
@@ -30,7 +33,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ "${1-}" != -- ] || shift
 pytest_arguments=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(rust e2e fuzz)
+[ ${#parts[@]} -gt 0 ] || parts=(rust sim e2e fuzz)
 
 begun=$SECONDS
 section=
@@ -59,18 +62,20 @@ as_root() {
     fi
 }
 
-install_redis() {
-    if command -v redis-server >/dev/null && command -v redis-benchmark >/dev/null; then
-        return
-    fi
+# Installs Debian's packages that give these commands, where they are not there. Says so where it cannot:
+# tests that need them then fail or are skipped, and say which.
+install_packages() {
+    local missing=() pair
+    for pair in "$@"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%=*}" >/dev/null || missing+=("${pair##*=}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
     if ! command -v apt-get >/dev/null || ! as_root true 2>/dev/null; then
-        echo "Redis is not installed and cannot be installed from here: the tests that need" >&2
-        echo "redis-server, redis-cli or redis-benchmark are skipped. To run them, install the" >&2
-        echo "packages redis-server and redis-tools (Debian, Ubuntu) or redis (elsewhere)." >&2
+        echo "Cannot install from here what some tests need; install: ${missing[*]}" >&2
         return
     fi
-    # Debian starts a daemon on the default port when it installs the package. The tests start their own,
-    # so a policy forbids that for as long as the installation takes, where there is no other policy.
+    # Debian starts a daemon on the default port when it installs a server. The tests start their own, so
+    # a policy forbids that for as long as the installation takes, where there is no other policy.
     (
         policy=/usr/sbin/policy-rc.d
         if [ ! -e "$policy" ]; then
@@ -80,7 +85,7 @@ install_redis() {
         fi
         as_root apt-get update -qq
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            redis-server redis-tools
+            "${missing[@]}"
     )
 }
 
@@ -98,6 +103,8 @@ install_python_packages() {
 }
 
 run_rust_tests() {
+    section "What the Rust tests need"
+    install_packages etcd=etcd-server
     section "Rust tests"
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace --no-fail-fast
@@ -111,7 +118,8 @@ run_rust_tests() {
 
 run_end_to_end_tests() {
     section "What the end-to-end tests need"
-    install_redis
+    install_packages redis-server=redis-server redis-benchmark=redis-tools etcd=etcd-server \
+        faketime=faketime ip=iproute2
     install_python_packages
     section "The node"
     # With the features that the Rust tests were built with, so that nothing is built twice.
@@ -121,6 +129,11 @@ run_end_to_end_tests() {
     ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
     FLUX_BIN=${FLUX_BIN:-$target/debug/flux} \
         "$venv/bin/python" -m pytest tests -p no:cacheprovider --durations=10 "${pytest_arguments[@]}"
+}
+
+run_simulation() {
+    section "Simulation, $sim_seeds seeds"
+    cargo run --quiet -p flux-sim -- --seeds "0..$sim_seeds"
 }
 
 run_fuzz_targets() {
@@ -157,6 +170,7 @@ run_fuzz_targets() {
 }
 
 ! wanted rust || run_rust_tests
+! wanted sim || run_simulation
 ! wanted fuzz || run_fuzz_targets
 ! wanted e2e || run_end_to_end_tests
 section ""

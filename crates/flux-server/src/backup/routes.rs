@@ -100,7 +100,7 @@ async fn overview(State(node): State<Arc<Node>>) -> Json<Overview> {
 fn leader(shared: &Shared, partition: PartitionId) -> Option<SocketAddr> {
     let node = shared.leader(partition)?;
     let topology = shared.cluster.as_ref()?.topology.read();
-    topology.members.get(&node).map(|member| member.admin_addr())
+    topology.members.get(&node).map(Member::admin_addr)
 }
 
 async fn snapshot(State(node): State<Arc<Node>>, Path(partition): Path<u16>) -> Response {
