@@ -147,7 +147,7 @@ def client(nodes, request):
 def test_redis_cluster_knows_all_leaders(client, nodes):
     ports = {node.port for node in nodes}
     assert {node.port for node in client.get_primaries()} == ports
-    # Each of them is a replica of the others' slots, too.
+    # Each of them is a replica of the others' slots, too, and is named as one once it was named as a leader.
     cached = client.nodes_manager.slots_cache
     assert {len(cached[slot]) for slot in range(16384)} == {1, 2, 3}
 
@@ -236,6 +236,8 @@ def test_asynchronous_redis_cluster(nodes, protocol):
             host="127.0.0.1", port=nodes[2].port, protocol=protocol, decode_responses=True
         )
         try:
+            # Before that it does not know where keys are in commands, and sends them anywhere.
+            await client.initialize()
             await asyncio.gather(*(client.set(f"k{number}", number) for number in range(100)))
             values = await asyncio.gather(*(client.get(f"k{number}") for number in range(100)))
             assert values == [str(number) for number in range(100)]
