@@ -91,7 +91,7 @@ impl WalkRender {
         let keys = |walk: Walk| walk.items.into_iter().map(|item| item.key);
         let reply = match (self, outcome) {
             (WalkRender::Native(form), outcome) => {
-                return native::render_page(form, &walk, outcome, out);
+                return native::render_page(form, &walk, outcome.as_ref().copied(), out);
             }
             (_, Err(error)) => NodeReply::Failed(error),
             (WalkRender::Page, _) => NodeReply::Page { next, keys: keys(walk).collect() },

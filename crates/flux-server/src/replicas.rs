@@ -45,11 +45,12 @@ impl Replicas {
         let leads = |one: &Inspected| {
             one.status.role == Role::Leader && one.status.members.voters.len() > 1
         };
-        for mailbox in &self.shared.mailboxes {
-            // A worker that takes no message has its connections cut, and its followers elect.
-            let _ = mailbox.send(Message::HandAllOver);
-        }
         for _ in 0..HAND_OVER_CHECKS {
+            // Again each time: a replica may have found nobody fit to take over a moment ago.
+            for mailbox in &self.shared.mailboxes {
+                // One that takes no message has its followers elect.
+                let _ = mailbox.send(Message::HandAllOver);
+            }
             if !self.inspect().await.iter().any(leads) {
                 return;
             }

@@ -8,12 +8,13 @@
 //!
 //! It saves nobody from the loss of a machine: it is for trying, developing and testing a cluster.
 
+use std::time::{Duration, Instant};
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use flux_server::{
     Node,
-    cluster::InProcess,
+    cluster::{Client, ClusterStatus, InProcess},
     config::{Role, Settings},
 };
 use tokio::task::JoinSet;
@@ -27,6 +28,11 @@ const PORT_STEP: u16 = 100;
 const REGISTRY: &str = "registry.json";
 /// A node's data directory is named so, and its number follows.
 const NODE: &str = "node-";
+/// How long a start waits until every partition has a leader, and how often it looks.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(20);
+const LEADERS_CHECK: Duration = Duration::from_millis(50);
+/// How long a node may take to say how many have one.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the data directory of a node has in it, and that of `flux up --nodes` has not.
 const NODE_DESCRIPTION: &str = "node.toml";
 
@@ -77,7 +83,8 @@ pub fn settings_of_nodes(settings: &Settings, count: u16) -> anyhow::Result<Vec<
     Ok(nodes)
 }
 
-/// Starts the nodes side by side: a new cluster is there only when enough of them are.
+/// Starts the nodes side by side, since a new cluster is there only when enough of them are, and waits
+/// until it serves.
 pub async fn start(data_dir: &Path, nodes: &[Settings]) -> anyhow::Result<Vec<Node>> {
     let registry = Arc::new(InProcess::open(Some(data_dir.join(REGISTRY)))?);
     let mut starting = JoinSet::new();
@@ -94,7 +101,24 @@ pub async fn start(data_dir: &Path, nodes: &[Settings]) -> anyhow::Result<Vec<No
             ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         started.insert(number, node?);
     }
-    Ok(started.into_values().collect())
+    let nodes: Vec<Node> = started.into_values().collect();
+    await_leaders(&nodes).await;
+    Ok(nodes)
+}
+
+/// Waits until every partition has a leader, but not for ever: what is served is served.
+async fn await_leaders(nodes: &[Node]) {
+    let Some(first) = nodes.first() else { return };
+    let (client, admin) = (Client::default(), first.addresses().admin);
+    let begun = Instant::now();
+    while begun.elapsed() < LEADERS_TIMEOUT {
+        let asked = client.get::<ClusterStatus>(admin, "/cluster/status", STATUS_TIMEOUT).await;
+        if asked.is_ok_and(|status| status.partitions_led == status.partitions) {
+            return;
+        }
+        tokio::time::sleep(LEADERS_CHECK).await;
+    }
+    tracing::warn!("some partitions have no leader yet");
 }
 
 fn check_directory(settings: &Settings, count: u16) -> anyhow::Result<()> {

@@ -246,11 +246,6 @@ impl<W> Replica<W> {
         self.node.raft.lead_transferee.is_some()
     }
 
-    /// Whether another voter was asked to take over in this term.
-    pub fn has_given_up_lease(&self) -> bool {
-        self.rounds.is_given_up_in(self.node.raft.term)
-    }
-
     /// The voter that is best fit to take over, if there is one.
     pub fn heir(&self) -> Option<u64> {
         let voters = self.members().voters.iter();

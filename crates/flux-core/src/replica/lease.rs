@@ -57,10 +57,6 @@ impl<W> Rounds<W> {
         self.lease_until_us = 0;
     }
 
-    pub(super) fn is_given_up_in(&self, term: u64) -> bool {
-        self.given_up_in == term
-    }
-
     /// Notes that a quorum heard from this leader at this time or later.
     pub(super) fn extend_lease(&mut self, term: u64, from_us: u64) {
         if self.given_up_in != term {

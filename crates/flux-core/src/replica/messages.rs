@@ -101,8 +101,12 @@ impl<W> Replica<W> {
         if !quiet && !asks_for_vote {
             self.stir();
         }
+        let stood = matches!(self.node.raft.state, StateRole::PreCandidate | StateRole::Candidate);
         // An error says that the sender is no member, or that Raft dropped it.
         let _ = self.node.step(message);
+        if stood && self.node.raft.state == StateRole::Follower && self.node.raft.leader_id == 0 {
+            self.stand_again_soon();
+        }
         let raft = &self.node.raft;
         if raft.leader_id != leader_before || (from_leader && self.is_asleep()) {
             self.stir();
@@ -167,14 +171,19 @@ impl<W> Replica<W> {
         let campaigned = self.node.tick();
         let state = self.node.raft.state;
         if campaigned && matches!(state, StateRole::PreCandidate | StateRole::Candidate) {
-            self.election.attempts += 1;
-            self.draw_timeout();
-            let quarter = (self.election.election_ticks / 4).max(1);
-            let pause =
-                quarter + mix(self.election.seed ^ self.election.attempts) as usize % quarter;
-            let timeout = self.node.raft.randomized_election_timeout();
-            self.node.raft.election_elapsed = timeout.saturating_sub(pause);
+            self.stand_again_soon();
         }
+    }
+
+    /// Nobody leads: the next attempt need not wait for a whole timeout. It waits for a time of its own, so
+    /// that two do not stand against each other again.
+    fn stand_again_soon(&mut self) {
+        self.election.attempts += 1;
+        self.draw_timeout();
+        let spread = (self.election.election_ticks / 2).max(1);
+        let pause = 2 + mix(self.election.seed ^ self.election.attempts) as usize % spread;
+        let timeout = self.node.raft.randomized_election_timeout();
+        self.node.raft.election_elapsed = timeout.saturating_sub(pause);
     }
 
     /// Puts a timeout of our own in the place of each that Raft has drawn from ambient randomness.

@@ -44,6 +44,8 @@ pub struct Overview {
     pub cluster_id: Option<String>,
     /// How many partitions there are.
     pub partitions: u16,
+    /// Keys that this node has, of whatever it leads and follows.
+    pub keys: u64,
     /// The data ports of the nodes that are there.
     pub data_addrs: Vec<SocketAddr>,
     /// For each partition the admin port of the node that leads it, as far as this one knows. A node
@@ -91,6 +93,7 @@ async fn overview(State(node): State<Arc<Node>>) -> Json<Overview> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_id: cluster_id.map(|id| format!("{id:016x}")),
         partitions: partitions.count(),
+        keys: shared.keys() as u64,
         data_addrs,
         leaders: partitions.iter().map(|partition| leader(shared, partition)).collect(),
     })
@@ -100,7 +103,7 @@ async fn overview(State(node): State<Arc<Node>>) -> Json<Overview> {
 fn leader(shared: &Shared, partition: PartitionId) -> Option<SocketAddr> {
     let node = shared.leader(partition)?;
     let topology = shared.cluster.as_ref()?.topology.read();
-    topology.members.get(&node).map(Member::admin_addr)
+    topology.members.get(&node).map(crate::cluster::Member::admin_addr)
 }
 
 async fn snapshot(State(node): State<Arc<Node>>, Path(partition): Path<u16>) -> Response {

@@ -1,7 +1,7 @@
 //! Every command and reply comes back as it was, and no junk gets further than an error.
 
 use flux_core::command::{ExpireCondition, KeyFilter, PageLimits};
-use flux_core::reply::{Description, Item, Lcs, LcsRun};
+use flux_core::reply::{Description, Lcs, LcsRun};
 use flux_core::{Condition, Error, Expiry, Value};
 use proptest::collection::vec;
 use proptest::prelude::*;

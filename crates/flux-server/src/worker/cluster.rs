@@ -47,7 +47,7 @@ pub(super) struct Cluster {
     /// Requests of these attempts are refused, since one before them was: by node, worker and partition.
     fences: BTreeMap<(u32, u64), u64>,
     /// Partitions whose leadership is being handed over, and to which replica.
-    pub(super) handing_over: BTreeMap<PartitionId, u64>,
+    pub(super) handing_over: BTreeMap<PartitionId, HandOver>,
     /// Snapshots that followers are to be sent.
     pub(super) snapshots_to_send: Vec<(PartitionId, RaftMessage)>,
     /// A partition that is led here and needs a snapshot for a follower, as of the last tick.
@@ -72,6 +72,14 @@ pub(super) struct Cluster {
     gone: Vec<(PartitionId, u64)>,
     /// Replicas of this worker that belong to their groups no more.
     pub(super) to_remove: Vec<PartitionId>,
+}
+
+/// Leadership on its way to another replica.
+#[derive(Clone, Copy)]
+pub(super) struct HandOver {
+    to: u64,
+    /// The other has been asked.
+    begun: bool,
 }
 
 /// A read that was given to a replica which may not lead any more.
@@ -658,7 +666,7 @@ impl Dispatch {
     /// Begins to hand the leadership of a partition over. Commands for it wait from now on.
     pub(super) fn hand_over(&mut self, partition: PartitionId, to: u64) {
         if let Some(cluster) = &mut self.cluster {
-            cluster.handing_over.insert(partition, to);
+            cluster.handing_over.entry(partition).or_insert(HandOver { to, begun: false });
         }
         self.activate(partition);
     }
@@ -683,18 +691,19 @@ impl Dispatch {
             return;
         };
         let (now, all) = (self.now, cluster.handing_over.clone());
-        for (partition, to) in all {
+        for (partition, HandOver { to, begun }) in all {
             let Some((replica, _)) = self.replica(partition) else { continue };
-            let (leads, begun) = (replica.leads(), replica.is_handing_over());
-            if leads && (begun || (!replica.has_given_up_lease() && replica.has_open_batch())) {
+            let leads = replica.leads();
+            if leads && (replica.is_handing_over() || (!begun && replica.has_open_batch())) {
                 continue;
             }
-            if leads && !replica.has_given_up_lease() && replica.transfer_leader(now, to) {
+            let begins = leads && !begun && replica.transfer_leader(now, to);
+            let Some(cluster) = &mut self.cluster else { return };
+            if begins {
+                cluster.handing_over.insert(partition, HandOver { to, begun: true });
                 self.activate(partition);
-                continue;
-            }
-            // Somebody else leads, or this replica goes on because the other did not take over.
-            if let Some(cluster) = &mut self.cluster {
+            } else {
+                // Somebody else leads, or this replica goes on because the other did not take over.
                 cluster.handing_over.remove(&partition);
             }
         }

@@ -10,8 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use flux_client::{Client, Code, Config, Error, Expiry, ScanOptions, SetOptions};
-use flux_server::backup::{Manifest, PartitionFile, PartitionRecord};
+use flux_client::{Client, Code, Config, Error, Expiry, SetOptions};
+use flux_server::{
+    backup::{Manifest, Overview, PartitionFile, PartitionRecord},
+    cluster::{Client as AdminClient, ClusterStatus},
+};
 use serde::Serialize;
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -21,9 +24,11 @@ use super::{backup, table};
 const WRITES: usize = 256;
 /// Bytes of keys and values that are under way at one time: two of the largest values fit.
 const BYTES: usize = 64 << 20;
-/// How long one key is tried for, when the cluster is not there or overloaded.
+/// How long a node may take to ask all others how many keys they have.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one request is tried for, when the cluster is not there or overloaded.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The pause after an attempt at a key.
+/// The pause after an attempt.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was restored.
@@ -53,15 +58,15 @@ pub async fn run(address: &str, folder: &Path, force: bool) -> anyhow::Result<Re
     let manifest = Manifest::read(folder)?;
     check(folder, &manifest)?;
     let overview = backup::overview(address).await?;
-    let client = Client::connect(Config::new(reachable(&overview.data_addrs, address)))
-        .await
-        .context("cannot reach the data port of a node")?;
-    if !force && has_keys(&client).await? {
+    if !force && has_keys(address, &overview).await? {
         bail!(
             "there are keys already, and nothing was restored. With --force the backup is written over \
              them: keys that it has too are overwritten, all others stay"
         );
     }
+    let client = Client::connect(Config::new(reachable(&overview.data_addrs, address)))
+        .await
+        .context("cannot reach the data port of a node")?;
     let restored = write_all(&client, folder, &manifest).await;
     client.close().await;
     restored.context("the restore is not complete; repeat it with --force")
@@ -89,19 +94,25 @@ fn reachable(data: &[SocketAddr], admin: &str) -> Vec<String> {
     data.iter().map(text).collect()
 }
 
-async fn has_keys(client: &Client) -> anyhow::Result<bool> {
-    let options = ScanOptions { limit: 1, keys_only: true, ..ScanOptions::default() };
-    let mut cursor = None;
+/// Whether there is a key. In a cluster all leaders are asked.
+async fn has_keys(address: &str, overview: &Overview) -> anyhow::Result<bool> {
+    if overview.cluster_id.is_none() {
+        return Ok(overview.keys > 0);
+    }
+    let (client, begun) = (AdminClient::default(), Instant::now());
     loop {
-        let page = client.scan(&options, cursor.as_deref()).await;
-        let page = page.context("cannot see whether there are keys already")?;
-        if !page.items.is_empty() {
-            return Ok(true);
+        let status = client.get::<ClusterStatus>(address, "/cluster/status", STATUS_TIMEOUT).await;
+        let status = status.context("cannot see whether there are keys already")?;
+        if status.keys > 0 || status.partitions_led == status.partitions {
+            return Ok(status.keys > 0);
         }
-        match page.cursor {
-            Some(next) => cursor = Some(next),
-            None => return Ok(false),
+        if begun.elapsed() >= PATIENCE {
+            let without = status.partitions - status.partitions_led;
+            bail!(
+                "{without} partitions have no leader, so it is not known whether there are keys already"
+            );
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
