@@ -278,7 +278,8 @@ impl Committed {
         };
         let key = effect.key().to_vec();
         let value = stored.as_ref().map(|stored| stored.value.clone());
-        let number = value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        let number =
+            value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
         if let Some(number) = number.filter(|number| *number != 0 && number % VALUE_STEP == 0) {
             self.by_value.entry((key.clone(), number)).or_default().push(revision);
         }
@@ -398,7 +399,9 @@ mod tests {
     #[test]
     fn writes_that_are_there_twice_are_found() {
         let mut reference = reference();
-        reference.applies(0, (4, 2), &batch(4, &[put("a", "7000"), put("b", "7000")])).expect("new");
+        reference
+            .applies(0, (4, 2), &batch(4, &[put("a", "7000"), put("b", "7000")]))
+            .expect("new");
         assert!(reference.repeats_nothing().is_none(), "two keys");
         reference.applies(0, (5, 2), &batch(6, &[put("b", "2"), put("b", "2")])).expect("new");
         assert!(reference.repeats_nothing().is_none(), "a sum may come twice");

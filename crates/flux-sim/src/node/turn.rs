@@ -18,7 +18,13 @@ const EXPIRE_LIMIT: usize = 16;
 impl Process {
     /// Takes a turn. `targets` are the voters that each partition should have, as this node knows them,
     /// and `read_now` is what reads are judged by: the same moment, unless a bug is planted.
-    pub fn turn(&mut self, now: Now, read_now: Now, targets: &[Vec<u64>], sync_early: bool) -> Output {
+    pub fn turn(
+        &mut self,
+        now: Now,
+        read_now: Now,
+        targets: &[Vec<u64>],
+        sync_early: bool,
+    ) -> Output {
         let mut out = Output::default();
         let result = self.try_turn(now, read_now, targets, sync_early, &mut out);
         self.end(result, &mut out);
@@ -48,7 +54,8 @@ impl Process {
         for (partition, hosted) in &mut self.hosted {
             let mut replies = Vec::new();
             hosted.replica.abandon(&mut replies);
-            out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
+            out.replies
+                .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
         }
         out.failed = Some(error.to_string());
     }
@@ -263,8 +270,7 @@ impl Process {
             return;
         }
         let target = self.log.sync_target();
-        let result =
-            (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
+        let result = (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
         self.syncing = Some(Syncing { covers: std::mem::take(&mut self.written), result, target });
         out.syncing = true;
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::session::{MAX_ANSWER_BYTES, TIMEOUT_MS};
+use crate::session::{MAX_ANSWER_BYTES, MAX_STEP_MS, TIMEOUT_MS};
 
 struct Partition {
     table: Table,
@@ -199,11 +199,13 @@ fn the_time_of_a_batch_without_answers_counts_too() {
     one.close();
     one.apply();
     assert_eq!(one.repeated(1), now(1));
-    let mut writer = BatchWriter::default();
-    writer.start(TIMEOUT_MS, 1);
-    writer.put(b"a", b"", None);
-    one.payloads.push_back(writer.payload().to_vec());
-    one.apply();
+    for number in 1..=TIMEOUT_MS / MAX_STEP_MS {
+        let mut writer = BatchWriter::default();
+        writer.start(number * MAX_STEP_MS, number);
+        writer.put(b"a", b"", None);
+        one.payloads.push_back(writer.payload().to_vec());
+        one.apply();
+    }
     assert!(one.sessions.is_empty());
 }
 
