@@ -36,6 +36,8 @@ const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_millis(1500);
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
+/// Ticks between two attempts of a replica without a place to learn that it is to go.
+const ASK_TICKS: u64 = 20;
 /// Ticks without a beat of a node until the groups that it leads wake up.
 const SILENT_TICKS: u64 = 5;
 
@@ -626,13 +628,35 @@ impl Dispatch {
         let changed = std::mem::take(&mut cluster.changed);
         cluster.forwards.tick(now, &mut self.replies);
         cluster.snapshot_wanted = None;
+        let ask = self.cluster.as_ref().is_some_and(|one| one.ticks.is_multiple_of(ASK_TICKS));
         for index in 0..self.own().len() {
             let partition = self.own()[index];
+            if ask {
+                self.ask_whether_gone(partition);
+            }
             let asleep = |(replica, _): (&mut Replica<Waiter>, _)| replica.is_asleep();
             if changed || !self.replica(partition).is_some_and(asleep) {
                 self.reconcile(partition);
             }
         }
+    }
+
+    /// A replica that has no leader and no place in the map asks those who have: all that it knows of may be
+    /// gone, too.
+    fn ask_whether_gone(&mut self, partition: PartitionId) {
+        let Some(cluster) = &self.cluster else { return };
+        let targets = cluster.targets(partition).to_vec();
+        let Some((replica, _)) = self.replica(partition) else { return };
+        let (from, term) = (replica.id(), replica.term() + 1);
+        if replica.leader() != 0 || targets.iter().any(|target| target.get() == from) {
+            return;
+        }
+        let ask = |to: &ReplicaId| {
+            let mut message = RaftMessage { from, to: to.get(), term, ..RaftMessage::default() };
+            message.set_msg_type(MessageType::MsgRequestPreVote);
+            message
+        };
+        self.send(partition, targets.iter().map(ask).collect());
     }
 
     /// Lets the group of a partition take its next step towards the replicas that it should have.

@@ -140,10 +140,14 @@ impl Worker {
             let here = self.dispatch.replica(partition).map(|(replica, _)| replica.id());
             match (mine, here) {
                 (Some(mine), None) => self.make_replica(partition, mine.get()),
-                // Made for a place that it does not have any more, before it learned anything.
                 (mine, Some(here)) if mine.is_none_or(|mine| mine.get() != here) => {
                     let (replica, _) = self.dispatch.replica(partition).expect("just seen");
-                    if replica.members().voters.is_empty()
+                    // Made for a place that it does not have any more, before it learned anything; or the
+                    // group has gone on without it for so long that it comes back as another one.
+                    let empty = replica.members().voters.is_empty();
+                    let later = ReplicaId::from_u64(here).sequence();
+                    let replaced = mine.is_some_and(|mine| mine.sequence() > later);
+                    if (empty || replaced)
                         && let Some(cluster) = &mut self.dispatch.cluster
                     {
                         cluster.to_remove.push(partition);
