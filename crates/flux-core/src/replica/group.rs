@@ -275,6 +275,7 @@ impl<W> Replica<W> {
             raft.become_follower(raft.term, 0);
         }
         self.node.mut_store().set_members(members);
+        self.rank_anew();
         Ok(())
     }
 
@@ -378,5 +379,6 @@ impl<W> Replica<W> {
         store.restart(Position { index, term });
         store.set_members(meta.members.clone());
         store.set_snapshot(meta);
+        self.rank_anew();
     }
 }

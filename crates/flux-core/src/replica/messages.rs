@@ -9,6 +9,7 @@ use raft::{CAMPAIGN_TRANSFER, StateRole};
 
 use super::lease::RoundMark;
 use super::{Now, Replica, ReplicaConfig};
+use crate::PartitionId;
 
 /// Appends a message as it travels to a peer.
 pub fn encode_message(message: &Message, out: &mut Vec<u8>) {
@@ -28,6 +29,8 @@ pub(super) struct Election {
     seed: u64,
     /// Elections this replica has tried to start.
     attempts: u64,
+    /// Which of the voters this one is, in an order that differs from group to group.
+    rank: usize,
     /// Ticks for which it keeps its vote after a start: it may have promised it before.
     silent_ticks: usize,
     /// When the leader was last heard of.
@@ -43,6 +46,7 @@ impl Election {
             heartbeat_ticks: config.heartbeat_ticks.max(1) as u64,
             seed: mix(config.seed ^ mix(config.id) ^ mix(u64::from(config.partition.0) + 1)),
             attempts: 0,
+            rank: 0,
             silent_ticks: if promised { config.election_ticks } else { 0 },
             heard_us: 0,
             commit_heard: u64::MAX,
@@ -58,11 +62,18 @@ impl Election {
         (self.election_ticks / 2).max(1)
     }
 
-    /// The timeout that belongs to this term and attempt.
-    fn timeout(&self, term: u64) -> usize {
+    /// How long this replica waits for its leader. Each voter of a group waits for another time, so that
+    /// the first one to stand is elected before the next one stands.
+    fn timeout(&self) -> usize {
         // One tick more than the least: those asked for their vote must not feel bound to the old leader.
-        let draw = mix(self.seed ^ mix(term) ^ self.attempts) % self.jitter_ticks() as u64;
-        self.election_ticks + 1 + draw as usize
+        self.election_ticks + 1 + (self.rank * 2).min(self.jitter_ticks())
+    }
+
+    /// Takes in who votes.
+    pub(super) fn rank_among(&mut self, partition: PartitionId, id: u64, voters: &[u64]) {
+        let place = |voter: &u64| mix(*voter ^ mix(u64::from(partition.0)));
+        let own = place(&id);
+        self.rank = voters.iter().filter(|voter| place(voter) < own).count();
     }
 }
 
@@ -75,6 +86,12 @@ fn mix(value: u64) -> u64 {
 }
 
 impl<W> Replica<W> {
+    /// The voters have changed.
+    pub(super) fn rank_anew(&mut self) {
+        let voters = self.node.store().members().voters.clone();
+        self.election.rank_among(self.partition, self.id, &voters);
+    }
+
     /// Takes a message of a peer. One that makes no sense is dropped.
     pub fn step(&mut self, now: Now, mut message: Message) {
         self.now = now;
@@ -188,7 +205,7 @@ impl<W> Replica<W> {
 
     /// Puts a timeout of our own in the place of each that Raft has drawn from ambient randomness.
     pub(super) fn draw_timeout(&mut self) {
-        let timeout = self.election.timeout(self.node.raft.term);
+        let timeout = self.election.timeout();
         self.node.raft.set_randomized_election_timeout(timeout);
     }
 }

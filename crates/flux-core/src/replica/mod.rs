@@ -276,6 +276,7 @@ impl<W> Replica<W> {
             restoring: None,
         };
         replica.rebuild_wheel(now.ms);
+        replica.rank_anew();
         replica.settle();
         Ok(replica)
     }
