@@ -143,7 +143,7 @@ def test_a_follower_far_behind_gets_a_snapshot(start_cluster):
         made.wait_until_well(deadline_s=120)
     load.check(made.nodes)
     made.wait_until_equal()
-    assert metric(away, "flux_snapshots_received_total") != 0
+    assert metric(away, "flux_snapshots_received_total") > 0
     # It is a full member: with one of the others gone, everything is still there.
     made.nodes[0].kill()
     servers.wait_until(lambda: made.serves(away), "the others serve", 30, 0.1)

@@ -250,7 +250,7 @@ async fn start_workers(
         Err(error) => return Err((StartError::Worker(error), control)),
     };
     // Recovery is long and blocks: not for the runtime's own threads.
-    let start = move || Workers::start(&owned, directory, listener, membership);
+    let start = move || Workers::start(&owned, directory, listener, membership.as_ref());
     let started = tokio::task::spawn_blocking(start).await;
     match started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(workers) => Ok((control, workers)),

@@ -63,4 +63,5 @@ stats! {
     log_syncs: "Syncs of the log.",
     log_sync_microseconds: "Time spent in syncs of the log, in microseconds.",
     snapshots: "Snapshots written.",
+    snapshots_received: "Snapshots of partitions that other nodes sent and replicas took.",
 }

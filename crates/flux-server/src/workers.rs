@@ -121,7 +121,7 @@ impl Workers {
         settings: &Settings,
         mut directory: DataDir,
         listener: TcpListener,
-        membership: Option<Membership>,
+        membership: Option<&Membership>,
     ) -> Result<Workers, StartError> {
         let count = settings.worker_count() as u16;
         let options = LogOptions { segment_bytes: settings.segment_bytes, salt: salt()? };
@@ -134,7 +134,7 @@ impl Workers {
         let shards = (SHARDS / usize::from(partitions.count())).max(1);
         // The same on all nodes, so that a cursor of one is good for the others.
         let own_seed = directory.description.seed();
-        let hash_seed = membership.as_ref().map_or(own_seed, Membership::hash_seed);
+        let hash_seed = membership.map_or(own_seed, Membership::hash_seed);
         let table_options = TableOptions { hash_seed, shards };
         let view = |_| PartitionView {
             table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
@@ -147,13 +147,7 @@ impl Workers {
             .iter()
             .zip(&views)
             .map(|(partition, view)| {
-                beginning(
-                    partition,
-                    Arc::clone(&view.table),
-                    settings,
-                    partitions,
-                    membership.as_ref(),
-                )
+                beginning(partition, Arc::clone(&view.table), settings, partitions, membership)
             })
             .collect();
         let recovered = recover(&directory, &beginnings, &options, &snapshots)?;
@@ -165,7 +159,7 @@ impl Workers {
             node_id: directory.description.node_id.clone(),
             data_addr,
             partitions,
-            cluster: membership.as_ref().map(|one| ClusterSeat {
+            cluster: membership.map(|one| ClusterSeat {
                 me: one.me,
                 transfers: OnceLock::new(),
                 topology: RwLock::new(Arc::clone(&one.topology)),
@@ -189,7 +183,7 @@ impl Workers {
             drained: AtomicUsize::new(0),
             settings: settings.clone(),
         });
-        if let Some(membership) = &membership {
+        if let Some(membership) = membership {
             start_transfers(&shared, membership, Arc::clone(&snapshots.place.disk));
         }
         let (started, all_started) = channel();
@@ -197,7 +191,7 @@ impl Workers {
             .zip(recovered.into_iter().zip(inboxes))
             .map(|(id, (recovered, inbox))| {
                 let disk = Arc::clone(&snapshots.place.disk);
-                let cluster = membership.as_ref().map(|one| one.parts(id, count));
+                let cluster = membership.map(|one| one.parts(id, count));
                 worker(id, &shared, recovered, inbox, disk, cluster, started.clone())
             })
             .collect::<Result<_, _>>()?;

@@ -158,7 +158,7 @@ impl Planner<'_> {
             Request::BatchWrite { guards, writes } => self.batch_write(&guards, &writes),
             Request::Scan { prefix, cursor, limit, keys_only, partition } => {
                 let partition = partition.map(PartitionId);
-                self.scan(scan::Request { prefix, cursor, limit, keys_only, partition })
+                self.scan(&scan::Request { prefix, cursor, limit, keys_only, partition })
             }
         }
     }
@@ -258,7 +258,7 @@ impl Planner<'_> {
         Plan::Many { parts: parts.into_iter().map(get).collect(), gather, ask }
     }
 
-    fn scan<'a>(&mut self, request: scan::Request<'_>) -> Plan<'a> {
+    fn scan<'a>(&mut self, request: &scan::Request<'_>) -> Plan<'a> {
         if request
             .partition
             .is_some_and(|one| one.0 < self.shared.partitions.count() && self.redirects(one))
@@ -268,7 +268,7 @@ impl Planner<'_> {
         // A scan of all partitions is of no use to a client that is sent elsewhere for each.
         let ask = Ask { redirect: self.ask.redirect && request.partition.is_some(), ..self.ask };
         let count = self.shared.partitions.count();
-        match scan::walk(self.id, &request, count, ask, self.out) {
+        match scan::walk(self.id, request, count, ask, self.out) {
             Some(walk) => {
                 let wants_position = self.header.wants_position();
                 let form = PageForm { id: self.id, wants_position };

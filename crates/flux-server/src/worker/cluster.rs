@@ -612,6 +612,24 @@ impl Dispatch {
         nodes
     }
 
+    /// Whether a command that has just come is carried out here: not if it would overtake earlier ones.
+    pub(super) fn takes(&mut self, partition: PartitionId) -> bool {
+        let behind = |cluster: &Cluster| cluster.forwards.has(partition);
+        !self.cluster.as_deref().is_some_and(behind) && self.leads(partition)
+    }
+
+    /// The log has failed: what the replicas here have on the disk is not known. The groups go on without
+    /// them, and commands go to the other nodes.
+    pub(super) fn give_up_replicas(&mut self) {
+        if self.cluster.is_none() {
+            return;
+        }
+        for partition in self.own().to_vec() {
+            self.remove(partition);
+            self.shared.views[usize::from(partition.0)].standing.clear();
+        }
+    }
+
     /// Whether commands of a partition are carried out here.
     pub(super) fn leads(&mut self, partition: PartitionId) -> bool {
         let handed = |cluster: &Cluster| cluster.handing_over.contains_key(&partition);

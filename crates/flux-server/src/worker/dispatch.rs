@@ -220,7 +220,7 @@ impl Dispatch {
         ask: Ask,
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
-        if self.cluster.is_some() && (!self.leads(partition) || self.is_fenced(&waiter)) {
+        if self.cluster.is_some() && (!self.takes(partition) || self.is_fenced(&waiter)) {
             if ask.stale
                 && !command.is_write()
                 && let Some(reply) = self.read_stale(partition, command)

@@ -137,6 +137,11 @@ impl Forwards {
         self.routes.iter().filter(pending).map(|(partition, _)| *partition).collect()
     }
 
+    /// Whether commands of a partition are on their way or wait: later ones must not overtake them.
+    pub(super) fn has(&self, partition: PartitionId) -> bool {
+        self.count > 0 && self.routes.contains_key(&partition)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }

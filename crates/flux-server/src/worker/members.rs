@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use flux_core::PartitionId;
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{Recovery, Replica, SnapshotMeta};
+use flux_core::{Error, PartitionId};
 use flux_log::SnapshotId;
 use mio::Interest;
 use mio::net::TcpListener;
@@ -102,6 +102,7 @@ impl Worker {
         if taken {
             // What is walked is about to be replaced, and the log begins anew after the snapshot.
             self.snapshots.restart(partition, id.index);
+            self.shared.stats.snapshots_received.add(1);
             tracing::info!(%partition, index = id.index, "a snapshot has come");
         }
         self.dispatch.activate(partition);
@@ -132,6 +133,9 @@ impl Worker {
         let Some(cluster) = &self.dispatch.cluster else { return };
         let (me, topology) = (cluster.me, Arc::clone(&cluster.topology));
         let Some(map) = &topology.map else { return };
+        if matches!(self.dispatch.refusing, Some(Error::LogFailed(_))) {
+            return;
+        }
         for partition in self.shared.partitions.iter() {
             if self.shared.owner(partition) != self.id {
                 continue;

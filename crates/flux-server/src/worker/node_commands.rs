@@ -59,7 +59,7 @@ impl Worker {
                 }
             }
             NodeCommand::RandomKey if self.shared.cluster.is_some() => {
-                let walk = self.to_random_key();
+                let walk = self.walk_to_random_key();
                 self.walk(key, walk, WalkRender::Key, Some(session));
                 return true;
             }
@@ -142,7 +142,7 @@ impl Worker {
 
     /// A walk from somewhere to the next key. A partition is the more likely the more keys the replica
     /// here has; one without a replica here counts as an average one.
-    fn to_random_key(&mut self) -> Walk {
+    fn walk_to_random_key(&mut self) -> Walk {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let seed = self.random;
         let scope = self.scope();

@@ -350,6 +350,7 @@ impl Turn {
             }
         }
         dispatch.recount_all();
+        dispatch.give_up_replicas();
         self.written.clear();
         self.syncing.clear();
         self.pending.clear();
