@@ -1,6 +1,5 @@
 //! Asks a node for the snapshot of a partition, and reads it as it comes.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,8 +36,6 @@ pub enum FetchError {
     Elsewhere {
         /// The node's words.
         message: String,
-        /// Who does, as far as that node knows: an admin port.
-        leader: Option<SocketAddr>,
     },
     /// The node cannot do it now.
     #[error("{message}")]
@@ -113,11 +110,11 @@ impl Source {
         if parts.status != StatusCode::OK {
             let body = Limited::new(body, MAX_REFUSAL_BYTES).collect().await;
             let bytes = body.map_err(|error| foreign(error.to_string()))?.to_bytes();
-            let Ok(Refused { error: message, leader }) = serde_json::from_slice(&bytes) else {
+            let Ok(Refused { error: message }) = serde_json::from_slice(&bytes) else {
                 return Err(foreign(format!("it answers {}", parts.status)));
             };
             return Err(match parts.status {
-                StatusCode::MISDIRECTED_REQUEST => FetchError::Elsewhere { message, leader },
+                StatusCode::MISDIRECTED_REQUEST => FetchError::Elsewhere { message },
                 _ => FetchError::Busy { message },
             });
         }

@@ -1,4 +1,4 @@
-//! The node's side, on the admin port: who leads what, and the snapshots of what this node leads.
+//! The node's side, on the admin port: snapshots of what this node leads.
 
 use std::future::Future;
 use std::io;
@@ -33,7 +33,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are read from a file at a time.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The answer to `GET /cluster/backup`: whom to ask for what.
+/// The answer to `GET /cluster/backup`: what there is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overview {
     /// Who answers.
@@ -48,17 +48,12 @@ pub struct Overview {
     pub keys: u64,
     /// The data ports of the nodes that are there.
     pub data_addrs: Vec<SocketAddr>,
-    /// For each partition the admin port of the node that leads it, as far as this one knows. A node
-    /// alone leads all and gives none.
-    pub leaders: Vec<Option<SocketAddr>>,
 }
 
 /// Why a node hands out no snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Refused {
     pub(super) error: String,
-    /// The admin port of the node to ask instead.
-    pub(super) leader: Option<SocketAddr>,
 }
 
 /// What the routes share.
@@ -78,7 +73,6 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
 
 async fn overview(State(node): State<Arc<Node>>) -> Json<Overview> {
     let shared = &node.shared;
-    let partitions = shared.partitions;
     let topology = shared.cluster.as_ref().map(|seat| Arc::clone(&seat.topology.read()));
     let data_addrs = match &topology {
         Some(topology) => {
@@ -92,18 +86,10 @@ async fn overview(State(node): State<Arc<Node>>) -> Json<Overview> {
         node: shared.node_id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_id: cluster_id.map(|id| format!("{id:016x}")),
-        partitions: partitions.count(),
+        partitions: shared.partitions.count(),
         keys: shared.keys() as u64,
         data_addrs,
-        leaders: partitions.iter().map(|partition| leader(shared, partition)).collect(),
     })
-}
-
-/// The admin port of the node that leads a partition; `None` for a node alone, and where nobody is known.
-fn leader(shared: &Shared, partition: PartitionId) -> Option<SocketAddr> {
-    let node = shared.leader(partition)?;
-    let topology = shared.cluster.as_ref()?.topology.read();
-    topology.members.get(&node).map(crate::cluster::Member::admin_addr)
 }
 
 async fn snapshot(State(node): State<Arc<Node>>, Path(partition): Path<u16>) -> Response {
@@ -111,11 +97,11 @@ async fn snapshot(State(node): State<Arc<Node>>, Path(partition): Path<u16>) -> 
     let count = shared.partitions.count();
     if partition >= count {
         let error = format!("there is no partition {partition}: they are 0 to {}", count - 1);
-        return refuse(StatusCode::BAD_REQUEST, error, None);
+        return refuse(StatusCode::BAD_REQUEST, error);
     }
     let Ok(permit) = Arc::clone(&node.streams).try_acquire_owned() else {
         let error = format!("{STREAMS} snapshots of this node are being read already");
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, error, None);
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
     };
     match take(shared, PartitionId(partition)).await.and_then(|taken| {
         let size = taken.file.size().map_err(Failure::Disk)?;
@@ -127,20 +113,19 @@ async fn snapshot(State(node): State<Arc<Node>>, Path(partition): Path<u16>) -> 
             ([(INDEX_HEADER, index)], Body::new(body)).into_response()
         }
         Err(Failure::Elsewhere) => {
-            let leader = leader(shared, PartitionId(partition));
             let error = format!("{} does not lead partition {partition}", shared.node_id);
-            refuse(StatusCode::MISDIRECTED_REQUEST, error, leader)
+            refuse(StatusCode::MISDIRECTED_REQUEST, error)
         }
-        Err(Failure::Busy(error)) => refuse(StatusCode::SERVICE_UNAVAILABLE, error, None),
+        Err(Failure::Busy(error)) => refuse(StatusCode::SERVICE_UNAVAILABLE, error),
         Err(Failure::Disk(error)) => {
             let error = format!("cannot read the snapshot of partition {partition}: {error}");
-            refuse(StatusCode::INTERNAL_SERVER_ERROR, error, None)
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, error)
         }
     }
 }
 
-fn refuse(status: StatusCode, error: String, leader: Option<SocketAddr>) -> Response {
-    (status, Json(Refused { error, leader })).into_response()
+fn refuse(status: StatusCode, error: String) -> Response {
+    (status, Json(Refused { error })).into_response()
 }
 
 /// Why there is no snapshot.

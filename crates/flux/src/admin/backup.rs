@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    net::SocketAddr,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,13 +16,15 @@ use flux_server::{
     backup::{
         Download, FetchError, MANIFEST, Manifest, Overview, PartitionFile, PartitionRecord, Source,
     },
-    cluster::{CallError, Client},
+    cluster::{CallError, Client, NodeReport, PartitionReport},
 };
 
 use super::table;
 
-/// How long a node may take to say who leads what.
+/// How long a node may take to say what there is.
 const OVERVIEW_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to ask all others who leads what.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// Attempts at one partition: its leader may change, or die, while it is read.
 const ATTEMPTS: u32 = 20;
 /// The pause after the first attempt; it doubles, up to the longest.
@@ -34,9 +37,13 @@ const NEW: &str = ".new";
 pub async fn run(address: &str, folder: &Path) -> anyhow::Result<Manifest> {
     let overview = overview(address).await?;
     prepare(folder)?;
-    let Overview { node, version, cluster_id, partitions, .. } = overview.clone();
+    let leaders = match &overview.cluster_id {
+        Some(_) => Some(leaders(address).await?),
+        None => None,
+    };
+    let Overview { node, version, cluster_id, partitions, .. } = overview;
     let mut manifest = Manifest::new(now_ms(), cluster_id, node, version);
-    let mut taking = Taking { source: Source::default(), address, folder, overview };
+    let mut taking = Taking { source: Source::default(), address, folder, leaders };
     let bar = super::progress(u64::from(partitions), "backup");
     for partition in 0..partitions {
         let record = taking.take(partition).await?;
@@ -62,7 +69,7 @@ pub fn done(manifest: &Manifest, folder: &Path) -> String {
     )
 }
 
-/// Who leads what.
+/// What there is to back up, or to restore into.
 pub async fn overview(address: &str) -> anyhow::Result<Overview> {
     match Client::default().get(address, "/cluster/backup", OVERVIEW_TIMEOUT).await {
         Ok(overview) => Ok(overview),
@@ -71,6 +78,19 @@ pub async fn overview(address: &str) -> anyhow::Result<Overview> {
         ),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The admin port of each partition's leader, by what all nodes say.
+async fn leaders(address: &str) -> Result<Vec<Option<SocketAddr>>, CallError> {
+    let client = Client::default();
+    let nodes: Vec<NodeReport> = client.get(address, "/cluster/nodes", LEADERS_TIMEOUT).await?;
+    let partitions: Vec<PartitionReport> =
+        client.get(address, "/cluster/partitions?all", LEADERS_TIMEOUT).await?;
+    let leader = |report: &PartitionReport| {
+        let leads = report.leader?;
+        nodes.iter().find(|node| node.node == leads).map(|node| node.admin_addr)
+    };
+    Ok(partitions.iter().map(leader).collect())
 }
 
 /// Makes the folder, or takes one in which nothing would be overwritten that counts.
@@ -97,7 +117,8 @@ struct Taking<'a> {
     source: Source,
     address: &'a str,
     folder: &'a Path,
-    overview: Overview,
+    /// For each partition the admin port of the node that leads it; `None` for a node alone.
+    leaders: Option<Vec<Option<SocketAddr>>>,
 }
 
 /// Why a partition was not taken.
@@ -122,29 +143,28 @@ impl Taking<'_> {
                 return Err(error).context(context);
             }
             attempt += 1;
-            let named = match &error {
-                FetchError::Elsewhere { leader, .. } => *leader,
-                _ => None,
-            };
-            let known = self.overview.leaders.get_mut(usize::from(partition));
-            if let (Some(known), Some(_)) = (known, named)
-                && *known != named
-            {
-                *known = named;
-                continue;
-            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
             // Where it is not reached, the backup still has what it knew.
-            if let Ok(newer) = overview(self.address).await {
-                self.overview = newer;
+            if self.leaders.is_some()
+                && let Ok(newer) = leaders(self.address).await
+            {
+                self.leaders = Some(newer);
             }
         }
     }
 
     async fn attempt(&self, partition: u16) -> Result<PartitionRecord, Setback> {
-        let leader = self.overview.leaders.get(usize::from(partition)).copied().flatten();
-        let address = leader.map_or_else(|| self.address.to_owned(), |leader| leader.to_string());
+        let address = match &self.leaders {
+            None => self.address.to_owned(),
+            Some(leaders) => match leaders.get(usize::from(partition)) {
+                Some(Some(leader)) => leader.to_string(),
+                _ => {
+                    let message = format!("partition {partition} has no leader");
+                    return Err(Setback::Fetch(FetchError::Busy { message }));
+                }
+            },
+        };
         let download = self.source.fetch(&address, partition).await.map_err(Setback::Fetch)?;
         let name = PartitionRecord::file_name(partition);
         let (path, new) = (self.folder.join(&name), self.folder.join(name + NEW));
