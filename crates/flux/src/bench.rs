@@ -11,6 +11,7 @@ mod pace;
 mod phase;
 mod random;
 mod report;
+mod slots;
 mod wire;
 mod workload;
 
@@ -68,7 +69,12 @@ pub struct Args {
     )]
     addr: Vec<String>,
 
-    /// Connections
+    /// Send each key to the node that leads it, as clients of Redis Cluster do; a client has a
+    /// connection to each
+    #[arg(long)]
+    cluster: bool,
+
+    /// Clients, each with a connection
     #[arg(
         long,
         value_name = "N",
@@ -77,7 +83,7 @@ pub struct Args {
     )]
     clients: u64,
 
-    /// Requests in flight on each connection
+    /// Requests in flight of each client
     #[arg(
         long,
         value_name = "N",
@@ -223,6 +229,9 @@ fn phases(args: &Args) -> anyhow::Result<(Option<Phase>, Phase)> {
     if args.threads > args.clients {
         bail!("--threads {} is more than --clients {}", args.threads, args.clients);
     }
+    if args.cluster && args.protocol != Protocol::Resp {
+        bail!("--cluster asks for the leaders by RESP: use --protocol resp");
+    }
     if args.requests == Some(0) && !args.load {
         bail!("--requests 0 makes sense with --load only");
     }
@@ -238,6 +247,7 @@ fn phases(args: &Args) -> anyhow::Result<(Option<Phase>, Phase)> {
         } else {
             args.addr.clone()
         },
+        cluster: args.cluster,
         clients: args.clients,
         pipeline: args.pipeline,
         threads: args.threads,

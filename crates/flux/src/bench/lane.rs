@@ -1,7 +1,8 @@
-//! One connection under load: sends what is due, and measures each reply.
+//! One client under load: sends what is due, and measures each reply.
 //!
-//! A lane writes a batch with one system call and reads as many replies as have arrived with one
-//! more. It never waits to write before it reads, so a server that answers a long pipeline while it
+//! It has one connection, or in a cluster one to each node that leads anything, and its window is of all
+//! of them together. A lane writes a batch with one system call and reads as many replies as have arrived with one
+//! more, on each connection. It never waits to write before it reads, so a server that answers a long pipeline while it
 //! still reads it cannot block against it.
 
 use std::{
@@ -26,6 +27,7 @@ use tokio::{
 use super::{
     measure::{CONNECTION_LOST, Measurements},
     pace::{Pace, Timer},
+    slots::Slots,
     wire::{Wire, WireError},
     workload::{Operation, Workload},
 };
@@ -75,13 +77,25 @@ pub struct Lane<W> {
     pub measurements: Rc<RefCell<Measurements>>,
     /// For whoever watches.
     pub shared: Shared,
+    /// Which connection is whose in a cluster; `None` where there is only one.
+    pub slots: Option<Slots>,
     /// What is sent and received; starts empty.
     pub traffic: Traffic,
 }
 
-/// The state of a lane's connection.
+/// The state of a lane's connections.
 #[derive(Default)]
 pub struct Traffic {
+    links: Vec<Link>,
+    /// How many requests are in flight on all of them.
+    in_flight: usize,
+    /// Whether a reply said that the leaders are not those of `slots`.
+    moved: bool,
+}
+
+/// The state of one connection.
+#[derive(Default)]
+struct Link {
     greeted: bool,
     input: Vec<u8>,
     /// How much of `input` has been dealt with.
@@ -89,12 +103,18 @@ pub struct Traffic {
     output: Vec<u8>,
     /// How much of `output` has been written.
     written: usize,
-    in_flight: VecDeque<InFlight>,
-    /// The id of the oldest request in flight; ids begin with 1 on each connection.
+    in_flight: InFlight,
+}
+
+/// The requests in flight on one connection, in the order of their ids.
+struct InFlight {
+    requests: VecDeque<Asked>,
+    /// The id of the oldest; ids begin with 1.
     oldest: u64,
 }
 
-struct InFlight {
+#[derive(Clone, Copy)]
+struct Asked {
     operation: Operation,
     due: Instant,
     answered: bool,
@@ -112,14 +132,19 @@ pub enum LaneError {
 }
 
 impl<W: Wire> Lane<W> {
-    /// Runs until the end of the phase. After an error the lane can go on with another connection.
-    pub async fn run<S>(&mut self, mut stream: S) -> Result<(), LaneError>
+    /// Runs until the end of the phase, or until the leaders have changed. After an error, too, the lane
+    /// can go on with other connections. In a cluster, `streams` are to the nodes of `slots`.
+    pub async fn run<S>(&mut self, mut streams: Vec<S>) -> Result<(), LaneError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.traffic = Traffic { oldest: 1, ..Traffic::default() };
-        self.wire.hello(&mut self.traffic.output);
-        let outcome = self.talk(&mut stream).await;
+        self.traffic = Traffic::default();
+        for _ in &streams {
+            let mut link = Link::default();
+            self.wire.hello(&mut link.output);
+            self.traffic.links.push(link);
+        }
+        let outcome = self.talk(&mut streams).await;
         let kind = if outcome.is_ok() { NO_REPLY } else { CONNECTION_LOST };
         self.abandon(kind);
         outcome
@@ -141,7 +166,7 @@ impl<W: Wire> Lane<W> {
         }
     }
 
-    async fn talk<S>(&mut self, stream: &mut S) -> Result<(), LaneError>
+    async fn talk<S>(&mut self, streams: &mut [S]) -> Result<(), LaneError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -149,15 +174,18 @@ impl<W: Wire> Lane<W> {
             let now = Instant::now();
             self.greet()?;
             self.send_due(now);
-            let idle = self.traffic.in_flight.is_empty();
-            if idle && self.traffic.greeted && self.sends_no_more(now) {
+            let traffic = &self.traffic;
+            if traffic.in_flight == 0
+                && traffic.is_greeted()
+                && (traffic.moved || self.sends_no_more(now))
+            {
                 return Ok(());
             }
             if self.window.give_up_at.is_some_and(|at| now >= at) {
                 return Ok(());
             }
             let wake_at = self.wake_at();
-            let arrived = poll_fn(|context| self.poll(context, stream, wake_at)).await?;
+            let arrived = poll_fn(|context| self.poll(context, streams, wake_at)).await?;
             if arrived > 0 {
                 self.take_replies(arrived)?;
             }
@@ -165,12 +193,13 @@ impl<W: Wire> Lane<W> {
     }
 
     fn greet(&mut self) -> Result<(), WireError> {
-        let traffic = &mut self.traffic;
-        if !traffic.greeted
-            && let Some(length) = self.wire.greeting(&traffic.input)?
-        {
-            traffic.consumed += length;
-            traffic.greeted = true;
+        for link in &mut self.traffic.links {
+            if !link.greeted
+                && let Some(length) = self.wire.greeting(&link.input)?
+            {
+                link.consumed += length;
+                link.greeted = true;
+            }
         }
         Ok(())
     }
@@ -187,15 +216,15 @@ impl<W: Wire> Lane<W> {
 
     /// Encodes the requests that are due and may go out.
     fn send_due(&mut self, now: Instant) {
-        if !self.traffic.greeted {
+        if self.traffic.moved || !self.traffic.is_greeted() {
             return;
         }
         // A closed loop sends its next batch when the last one is answered, as redis-benchmark
         // does.
-        if matches!(self.pace, Pace::Closed) && !self.traffic.in_flight.is_empty() {
+        if matches!(self.pace, Pace::Closed) && self.traffic.in_flight > 0 {
             return;
         }
-        while self.traffic.in_flight.len() < self.pipeline && !self.sends_no_more(now) {
+        while self.traffic.in_flight < self.pipeline && !self.sends_no_more(now) {
             let due = match &mut self.pace {
                 Pace::Closed => now,
                 Pace::Open(schedule) => {
@@ -212,12 +241,12 @@ impl<W: Wire> Lane<W> {
             {
                 *left -= 1;
             }
-            let traffic = &mut self.traffic;
-            let id = traffic.oldest + traffic.in_flight.len() as u64;
             let request = self.workload.next();
-            self.wire.encode(id, &request, &mut traffic.output);
-            let operation = request.operation;
-            traffic.in_flight.push_back(InFlight { operation, due, answered: false });
+            let place = self.slots.as_ref().map_or(0, |slots| slots.leader_of(request.key));
+            let link = &mut self.traffic.links[place];
+            let id = link.in_flight.push(request.operation, due);
+            self.wire.encode(id, &request, &mut link.output);
+            self.traffic.in_flight += 1;
         }
     }
 
@@ -225,8 +254,9 @@ impl<W: Wire> Lane<W> {
     fn wake_at(&self) -> Option<Instant> {
         match &self.pace {
             Pace::Open(schedule)
-                if self.traffic.greeted
-                    && self.traffic.in_flight.len() < self.pipeline
+                if self.traffic.is_greeted()
+                    && !self.traffic.moved
+                    && self.traffic.in_flight < self.pipeline
                     && !self.sends_no_more(schedule.due()) =>
             {
                 let due = schedule.due();
@@ -241,33 +271,20 @@ impl<W: Wire> Lane<W> {
     fn poll<S>(
         &mut self,
         context: &mut Context<'_>,
-        stream: &mut S,
+        streams: &mut [S],
         wake_at: Option<Instant>,
     ) -> Poll<io::Result<usize>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let traffic = &mut self.traffic;
-        while traffic.written < traffic.output.len() {
-            let rest = &traffic.output[traffic.written..];
-            match Pin::new(&mut *stream).poll_write(context, rest)? {
-                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(count) => {
-                    traffic.written += count;
-                    self.measurements.borrow_mut().bytes_sent += count as u64;
-                }
-                Poll::Pending => break,
-            }
+        let (mut sent, mut received) = (0, 0);
+        for (link, stream) in self.traffic.links.iter_mut().zip(streams) {
+            sent += link.write(context, stream)?;
+            received += link.read(context, stream)?;
         }
-        if traffic.written == traffic.output.len() {
-            traffic.output.clear();
-            traffic.written = 0;
-        }
-        traffic.input.reserve(READ_BYTES);
-        match pin!(stream.read_buf(&mut traffic.input)).poll(context)? {
-            Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-            Poll::Ready(count) => return Poll::Ready(Ok(count)),
-            Poll::Pending => {}
+        self.measurements.borrow_mut().bytes_sent += sent as u64;
+        if received > 0 {
+            return Poll::Ready(Ok(received));
         }
         match wake_at {
             Some(at) => self.timer.poll_until(context, at).map(|woken| woken.map(|()| 0)),
@@ -283,40 +300,104 @@ impl<W: Wire> Lane<W> {
         measurements.last_reply = Some(now);
         let traffic = &mut self.traffic;
         let mut answered = 0;
-        while traffic.greeted
-            && let Some(reply) = self.wire.reply(&traffic.input[traffic.consumed..])?
-        {
-            traffic.consumed += reply.length;
-            let position = reply.id.map_or(Some(0), |id| id.checked_sub(traffic.oldest));
-            let asked = position
-                .and_then(|position| traffic.in_flight.get_mut(position as usize))
-                .filter(|asked| !asked.answered)
-                .ok_or(WireError::Unasked)?;
-            asked.answered = true;
-            answered += 1;
-            if asked.due >= self.window.measure_from {
-                match reply.error {
-                    None => measurements.success(asked.operation, now - asked.due),
-                    Some(kind) => measurements.failure(&String::from_utf8_lossy(kind), 1),
+        for link in traffic.links.iter_mut().filter(|link| link.greeted) {
+            while let Some(reply) = self.wire.reply(&link.input[link.consumed..])? {
+                link.consumed += reply.length;
+                let asked = link.in_flight.answer(reply.id).ok_or(WireError::Unasked)?;
+                answered += 1;
+                if asked.due >= self.window.measure_from {
+                    match reply.error {
+                        None => measurements.success(asked.operation, now - asked.due),
+                        Some(kind) => measurements.failure(&String::from_utf8_lossy(kind), 1),
+                    }
                 }
+                traffic.moved |=
+                    self.slots.is_some() && reply.error.is_some_and(Slots::is_outdated_by);
             }
-            while traffic.in_flight.front().is_some_and(|oldest| oldest.answered) {
-                traffic.in_flight.pop_front();
-                traffic.oldest += 1;
-            }
+            link.input.drain(..link.consumed);
+            link.consumed = 0;
         }
-        traffic.input.drain(..traffic.consumed);
-        traffic.consumed = 0;
-        self.shared.answered.fetch_add(answered, Ordering::Relaxed);
+        traffic.in_flight -= answered;
+        self.shared.answered.fetch_add(answered as u64, Ordering::Relaxed);
         Ok(())
     }
 
     /// Counts what is in flight as failed.
     fn abandon(&mut self, kind: &str) {
         let from = self.window.measure_from;
-        let open = self.traffic.in_flight.iter().filter(|one| !one.answered && one.due >= from);
-        self.measurements.borrow_mut().failure(kind, open.count() as u64);
-        self.traffic.in_flight.clear();
+        let asked = self.traffic.links.iter().flat_map(|link| &link.in_flight.requests);
+        let open = asked.filter(|one| !one.answered && one.due >= from).count();
+        self.measurements.borrow_mut().failure(kind, open as u64);
+        self.traffic.links.clear();
+    }
+}
+
+impl Traffic {
+    fn is_greeted(&self) -> bool {
+        self.links.iter().all(|link| link.greeted)
+    }
+}
+
+impl Link {
+    /// Writes what can be written; gives the count of bytes.
+    fn write<S>(&mut self, context: &mut Context<'_>, stream: &mut S) -> io::Result<usize>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        let mut sent = 0;
+        while self.written < self.output.len() {
+            match Pin::new(&mut *stream).poll_write(context, &self.output[self.written..])? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(count) => {
+                    self.written += count;
+                    sent += count;
+                }
+                Poll::Pending => return Ok(sent),
+            }
+        }
+        self.output.clear();
+        self.written = 0;
+        Ok(sent)
+    }
+
+    /// Reads once, if anything has arrived; gives the count of bytes.
+    fn read<S>(&mut self, context: &mut Context<'_>, stream: &mut S) -> io::Result<usize>
+    where
+        S: AsyncRead + Unpin,
+    {
+        self.input.reserve(READ_BYTES);
+        match pin!(stream.read_buf(&mut self.input)).poll(context)? {
+            Poll::Ready(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Poll::Ready(count) => Ok(count),
+            Poll::Pending => Ok(0),
+        }
+    }
+}
+
+impl Default for InFlight {
+    fn default() -> InFlight {
+        InFlight { requests: VecDeque::new(), oldest: 1 }
+    }
+}
+
+impl InFlight {
+    /// Takes in a request; gives its id.
+    fn push(&mut self, operation: Operation, due: Instant) -> u64 {
+        self.requests.push_back(Asked { operation, due, answered: false });
+        self.oldest + self.requests.len() as u64 - 1
+    }
+
+    /// What a reply is to: the request of this id, or the oldest one. `None` if nobody waits for it.
+    fn answer(&mut self, id: Option<u64>) -> Option<Asked> {
+        let place = id.map_or(Some(0), |id| id.checked_sub(self.oldest))?;
+        let asked = self.requests.get_mut(usize::try_from(place).ok()?)?;
+        let answered = std::mem::replace(&mut asked.answered, true);
+        let asked = *asked;
+        while self.requests.front().is_some_and(|oldest| oldest.answered) {
+            self.requests.pop_front();
+            self.oldest += 1;
+        }
+        (!answered).then_some(asked)
     }
 }
 

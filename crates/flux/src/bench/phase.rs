@@ -27,6 +27,7 @@ use super::{
     lane::{Lane, Shared, Traffic, Window},
     measure::Measurements,
     pace::{Pace, Schedule, Timer},
+    slots::Slots,
     wire::{Native, Resp, Wire},
     workload::{Shape, Workload},
 };
@@ -54,7 +55,9 @@ pub struct Phase {
     pub protocol: Protocol,
     /// With whom; at least one. Connections take turns.
     pub addresses: Vec<String>,
-    /// Connections.
+    /// Whether these are nodes of a cluster, and each key is sent to its leader.
+    pub cluster: bool,
+    /// Connections; in a cluster, clients with a connection to each leader.
     pub clients: u64,
     /// Requests in flight on each.
     pub pipeline: u64,
@@ -150,11 +153,11 @@ impl Phase {
         wire: impl Fn() -> W,
     ) -> anyhow::Result<ThreadOutcome> {
         let mine = (number..self.clients).step_by(self.threads as usize);
-        let mut streams = Vec::new();
+        let mut ready = Vec::new();
         let mut connected = Ok(());
         for lane in mine {
-            match connect(self.address(lane)).await {
-                Ok(stream) => streams.push((lane, stream)),
+            match Connections::open(self.address(lane), self.cluster).await {
+                Ok(connections) => ready.push((lane, connections)),
                 Err(error) => connected = Err(error),
             }
             if connected.is_err() {
@@ -167,7 +170,7 @@ impl Phase {
         let measurements = Rc::new(RefCell::new(Measurements::default()));
         let window = self.window(start);
         let mut tasks = Vec::new();
-        for (lane, stream) in streams {
+        for (lane, connections) in ready {
             let share = Share { lane, lanes: self.clients };
             let addresses = self.addresses_of(lane);
             let lane = Lane {
@@ -180,9 +183,10 @@ impl Phase {
                 timer: Timer::exact()?,
                 measurements: measurements.clone(),
                 shared: shared.clone(),
+                slots: None,
                 traffic: Traffic::default(),
             };
-            let task = run_lane(lane, stream, addresses);
+            let task = run_lane(lane, connections, addresses);
             tasks.push(tokio::task::spawn_local(task));
         }
         for task in tasks {
@@ -255,25 +259,50 @@ impl StartLine {
     }
 }
 
-/// Runs a lane, over as many connections as it needs: the first was to the first address.
-async fn run_lane<W: Wire>(mut lane: Lane<W>, stream: TcpStream, addresses: Vec<String>) {
-    let mut stream = Some(stream);
+/// Runs a lane, over as many connections as it needs: the first were by the first address.
+async fn run_lane<W: Wire>(mut lane: Lane<W>, first: Connections, addresses: Vec<String>) {
+    let cluster = first.slots.is_some();
+    let mut connections = Some(first);
     for address in addresses.iter().cycle().skip(1) {
-        let outcome = match stream.take() {
-            Some(stream) => lane.run(stream).await,
-            None => Ok(()),
-        };
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "connection ended");
+        if let Some(Connections { streams, slots }) = connections.take() {
+            lane.slots = slots;
+            match lane.run(streams).await {
+                // The map that a node has just after a leader has changed may be the old one.
+                Ok(()) if !lane.is_over() => sleep(RECONNECT_AFTER).await,
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, "connection ended"),
+            }
         }
         if lane.is_over() {
             lane.count_unsent();
             return;
         }
-        match connect(address).await {
-            Ok(next) => stream = Some(next),
+        match Connections::open(address, cluster).await {
+            Ok(next) => connections = Some(next),
             Err(_) => sleep(RECONNECT_AFTER).await,
         }
+    }
+}
+
+/// The connections of a lane: to one address, or to the nodes that lead a cluster.
+struct Connections {
+    streams: Vec<TcpStream>,
+    /// Which of them is whose.
+    slots: Option<Slots>,
+}
+
+impl Connections {
+    async fn open(address: &str, cluster: bool) -> anyhow::Result<Connections> {
+        let mut stream = connect(address).await?;
+        if !cluster {
+            return Ok(Connections { streams: vec![stream], slots: None });
+        }
+        let slots = Slots::ask(&mut stream).await.with_context(|| format!("at {address}"))?;
+        let mut streams = Vec::new();
+        for node in slots.nodes() {
+            streams.push(connect(node).await?);
+        }
+        Ok(Connections { streams, slots: Some(slots) })
     }
 }
 

@@ -31,6 +31,7 @@ pub struct Report {
 pub struct Settings {
     protocol: String,
     addr: String,
+    cluster: bool,
     clients: u64,
     pipeline: u64,
     threads: u64,
@@ -53,6 +54,7 @@ impl Settings {
         Settings {
             protocol: format!("{:?}", phase.protocol).to_lowercase(),
             addr: phase.addresses.join(","),
+            cluster: phase.cluster,
             clients: phase.clients,
             pipeline: phase.pipeline,
             threads: phase.threads,

@@ -55,6 +55,14 @@ fn connections_take_turns_among_several_servers() {
 }
 
 #[test]
+fn a_cluster_is_for_resp_and_is_filled_as_one() {
+    let (load, main) = parsed("--cluster --load").unwrap();
+    assert!(main.cluster && load.unwrap().cluster);
+    assert!(!parsed("").unwrap().1.cluster);
+    assert!(parsed("--cluster --protocol native").unwrap_err().contains("--protocol resp"));
+}
+
+#[test]
 fn filling_writes_each_key_once() {
     let (load, main) = parsed("--load --requests 0 --keys 500 --rate 5").unwrap();
     let load = load.expect("filling was asked for");

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::{TcpListener, TcpStream},
+};
 
 use super::*;
 use crate::bench::{
@@ -37,6 +40,7 @@ fn lane(pace: Pace, pipeline: usize, window: Window, quota: Option<u64>) -> Lane
         timer: Timer::coarse(),
         measurements: Rc::default(),
         shared: Shared::default(),
+        slots: None,
         traffic: Traffic::default(),
     }
 }
@@ -83,7 +87,7 @@ async fn an_open_loop_counts_a_stall_for_every_request_that_was_due_in_it() {
     let mut lane = lane(pace, 1, window(start, 10_000 * MS), None);
     let (client, remote) = duplex(1 << 16);
     let serving = tokio::spawn(server(remote, 300, 2000 * MS));
-    lane.run(client).await.expect("the server stays");
+    lane.run(vec![client]).await.expect("the server stays");
     lane.count_unsent();
     let most = serving.await.expect("the server ends");
     let measurements = lane.measurements.borrow();
@@ -105,7 +109,7 @@ async fn a_closed_loop_waits_for_the_stalled_server() {
     let mut lane = lane(Pace::Closed, 1, window(start, 10_000 * MS), None);
     let (client, remote) = duplex(1 << 16);
     let serving = tokio::spawn(server(remote, 300, 2000 * MS));
-    lane.run(client).await.expect("the server stays");
+    lane.run(vec![client]).await.expect("the server stays");
     serving.await.expect("the server ends");
     let measurements = lane.measurements.borrow();
     let latencies = measurements.latencies(Operation::Get);
@@ -124,7 +128,7 @@ async fn what_an_overrun_open_loop_cannot_send_is_counted() {
     let mut lane = lane(pace, 10, no_grace, None);
     let (client, remote) = duplex(1 << 16);
     let serving = tokio::spawn(server(remote, usize::MAX, MS));
-    lane.run(client).await.expect("the server stays");
+    lane.run(vec![client]).await.expect("the server stays");
     lane.count_unsent();
     // One may be with the server while the others wait.
     let most = serving.await.expect("the server ends");
@@ -143,7 +147,7 @@ async fn a_quota_ends_a_closed_loop_and_warming_up_is_not_measured() {
     let mut lane = lane(Pace::Closed, 16, window, Some(100));
     let (client, remote) = duplex(1 << 16);
     let serving = tokio::spawn(server(remote, usize::MAX, MS));
-    lane.run(client).await.expect("the server stays");
+    lane.run(vec![client]).await.expect("the server stays");
     assert_eq!(serving.await.expect("the server ends"), 16);
     assert_eq!(lane.measurements.borrow().latencies(Operation::Get).len(), 100);
     assert!(lane.shared.answered.load(Ordering::Relaxed) > 500);
@@ -161,7 +165,7 @@ async fn errors_and_lost_connections_are_counted_by_kind() {
         let replies = b"-OVERLOADED busy\r\n+OK\r\n-ERR no\r\n";
         remote.write_all(replies).await.expect("the client reads");
     });
-    lane.run(client).await.expect_err("the server went away");
+    lane.run(vec![client]).await.expect_err("the server went away");
     serving.await.expect("the server ends");
     let kinds = [("OVERLOADED", 1), ("ERR", 1), (CONNECTION_LOST, 1)];
     let expected: BTreeMap<_, _> = kinds.map(|(kind, count)| (kind.to_owned(), count)).into();
@@ -175,6 +179,72 @@ async fn a_reply_that_nobody_asked_for_is_an_error() {
     let mut lane = lane(Pace::Closed, 1, window(Instant::now(), 10 * MS), None);
     let (client, mut remote) = duplex(1 << 16);
     remote.write_all(b"+OK\r\n+OK\r\n").await.expect("there is room");
-    let error = lane.run(client).await.expect_err("two replies to one request");
+    let error = lane.run(vec![client]).await.expect_err("two replies to one request");
     assert!(matches!(error, LaneError::Wire(WireError::Unasked)), "{error}");
+}
+
+/// A map in which the first node leads the lower half of the slots, and the second one the upper half.
+async fn halves() -> Slots {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let ranges = b"*2\r\n*3\r\n:0\r\n:8191\r\n*2\r\n$1\r\na\r\n:1\r\n\
+            *3\r\n:8192\r\n:16383\r\n*2\r\n$1\r\nb\r\n:2\r\n";
+        stream.write_all(ranges).await.expect("the client reads");
+        stream
+    });
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let slots = Slots::ask(&mut stream).await.expect("a good map");
+    serving.await.expect("the server ends");
+    slots
+}
+
+#[tokio::test]
+async fn in_a_cluster_each_key_goes_to_its_leader_within_one_window() {
+    let slots = halves().await;
+    let window = Window { measure_from: Instant::now(), stop_at: None, give_up_at: None };
+    let mut lane = lane(Pace::Closed, 10, window, Some(10));
+    lane.slots = Some(slots.clone());
+    let (lower, mut a) = duplex(1 << 16);
+    let (upper, mut b) = duplex(1 << 16);
+    let serving = tokio::spawn(async move {
+        let mut counts = [0; 2];
+        for (place, stream) in [&mut a, &mut b].into_iter().enumerate() {
+            let mut input = vec![0; 10 * GET_BYTES];
+            let read = stream.read(&mut input).await.expect("the client writes");
+            for request in input[..read].chunks(GET_BYTES) {
+                assert_eq!(slots.leader_of(&request[GET_BYTES - 10..GET_BYTES - 2]), place);
+                counts[place] += 1;
+                stream.write_all(b"$-1\r\n").await.expect("the client reads");
+            }
+        }
+        counts
+    });
+    lane.run(vec![lower, upper]).await.expect("both stay");
+    let counts = serving.await.expect("the server ends");
+    assert!(counts[0] > 0 && counts[1] > 0 && counts[0] + counts[1] == 10, "{counts:?}");
+    assert_eq!(lane.measurements.borrow().latencies(Operation::Get).len(), 10);
+}
+
+#[tokio::test]
+async fn a_lane_ends_for_another_map_when_a_key_has_moved() {
+    let mut lane = lane(Pace::Closed, 2, window(Instant::now(), 60_000 * MS), None);
+    lane.slots = Some(halves().await);
+    let (lower, a) = duplex(1 << 16);
+    let (upper, b) = duplex(1 << 16);
+    let serving = [a, b].map(|mut remote| {
+        tokio::spawn(async move {
+            let mut request = vec![0; GET_BYTES];
+            while remote.read_exact(&mut request).await.is_ok() {
+                remote.write_all(b"-MOVED 1 c:3\r\n").await.expect("the client reads");
+            }
+        })
+    });
+    lane.run(vec![lower, upper]).await.expect("both stay");
+    for server in serving {
+        server.await.expect("the server ends");
+    }
+    assert_eq!(lane.measurements.borrow().errors, BTreeMap::from([("MOVED".to_owned(), 2)]));
+    assert!(!lane.is_over());
 }
