@@ -40,7 +40,7 @@ class Etcd(servers.Server):
             "--listen-client-urls", client, "--advertise-client-urls", client,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
             "--initial-cluster", f"e={peer}", "--unsafe-no-fsync",
-        ]  # fmt: skip
+        ]
 
     def ready(self):
         try:

@@ -282,13 +282,13 @@ PROCESS_FAULTS = [
     kill_leader, kill_follower, kill_majority, kill_everything, kill_again_while_starting,
     kill_one_after_the_other, pause_leader, pause_leader_in_short_bursts, pause_majority, stop_leader,
     pause_etcd, kill_leader_without_etcd,
-]  # fmt: skip
+]
 DISK_FAULTS = [slow_disk, slow_disk_then_kill]
 CLOCK_FAULTS = [step_clock, drift_clock]
 NETWORK_FAULTS = [
     isolate_leader, isolate_follower, isolate_leader_and_etcd, mute_leader, deafen_leader, cut_one_wire,
     delay_everything, delay_leader, lose_packets,
-]  # fmt: skip
+]
 
 
 class ThrottledDisk:

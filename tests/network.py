@@ -58,6 +58,13 @@ class Network:
         return ["ip", "netns", "exec", self.namespace(place)]
 
     def __enter__(self):
+        try:
+            return self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _start(self):
         for place in range(1, self.count + 1):
             _ip("netns", "add", self.namespace(place))
             _ip("-n", self.namespace(place), "link", "set", "lo", "up")
@@ -77,7 +84,7 @@ class Network:
             self.process.kill()
             self.process.wait()
         for place in range(1, self.count + 1):
-            subprocess.run(["ip", "netns", "del", self.namespace(place)], check=False)
+            subprocess.run(["ip", "netns", "del", self.namespace(place)], capture_output=True)
 
     def _device(self, place):
         """Opens the TUN device of a place, with its address."""

@@ -1,4 +1,4 @@
-"""Measures for how long writes do not flow: to a key of each partition, again and again, through some nodes."""
+"""For how long writes stand still: to a key of each partition, again and again, through some nodes."""
 
 import threading
 import time

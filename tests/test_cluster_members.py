@@ -101,7 +101,7 @@ def test_a_node_joins_and_is_drained(start_cluster):
 
 def test_a_lost_node_is_replaced(start_cluster):
     """Killed for good, its replicas are placed on the others once it has been away long enough."""
-    made = start_cluster(4, replace_after_s=5, registry_ttl_s=2)
+    made = start_cluster(4, replace_after_s=3, registry_ttl_s=2)
     fill(made)
     with history.Load(made.nodes[:3]) as load:
         lost = made.nodes[3]
@@ -111,7 +111,7 @@ def test_a_lost_node_is_replaced(start_cluster):
         servers.wait_until(
             lambda: settled(made, {node: (PARTITIONS, PARTITIONS) for node in rest}),
             "the three have everything", 120, 0.3,
-        )  # fmt: skip
+        )
         print(f"\nreplaced after {time.monotonic() - begun:.1f} s")
         # Now another one may go.
         rest[0].kill()
@@ -161,8 +161,8 @@ def metric(node, name):
     return None
 
 
-def damage(node):
-    """Flips bytes in the middle of the log of a stopped node. Returns the file."""
+def damaged(node):
+    """The file of a stopped node's log in the middle of which bytes were flipped."""
     logs = sorted(node.data_dir.glob("log-*/*.log"), key=lambda path: path.stat().st_size)
     used = [path for path in logs if path.read_bytes().rstrip(b"\0")]
     path = used[0]
@@ -177,12 +177,12 @@ def damage(node):
 
 def test_a_damaged_log_is_rebuilt_from_the_others(start_cluster):
     """The node comes back as a new one, which votes for nothing that the old one did; the old data is kept."""
-    made = start_cluster(replace_after_s=5, registry_ttl_s=2)
+    made = start_cluster(replace_after_s=3, registry_ttl_s=2)
     fill(made)
     victim = made.nodes[1]
     old_id = victim.node_id
     assert victim.stop() == 0
-    path = damage(victim)
+    path = damaged(victim)
     with history.Load([made.nodes[0], made.nodes[2]]) as load:
         victim.start()
         servers.wait_until(
@@ -204,7 +204,7 @@ def test_a_damaged_log_is_rebuilt_from_the_others(start_cluster):
 
 def test_a_node_whose_data_is_gone_is_rebuilt(start_cluster):
     """Its directory is empty: it comes as a new node, and takes the place of the old one."""
-    made = start_cluster(replace_after_s=5, registry_ttl_s=2)
+    made = start_cluster(replace_after_s=3, registry_ttl_s=2)
     fill(made)
     victim = made.nodes[1]
     old_id = victim.node_id

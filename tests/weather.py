@@ -169,7 +169,8 @@ def round_of(where, seed, count, pool, made_network, counts, totals):
                 + "".join(f"\n     slow: {line}" for line in result["slow"]),
                 flush=True,
             )
-        print(f"     all {weather.check_all_again()} acknowledged writes of this cluster are there", flush=True)
+        count = weather.check_all_again()
+        print(f"     all {count} acknowledged writes of this cluster are there", flush=True)
 
 
 if __name__ == "__main__":
