@@ -103,7 +103,7 @@ struct Current {
 impl Client {
     /// A client that has not asked anything.
     pub fn new(id: u32, plan: &Plan, mut random: Random) -> Client {
-        let reads_per_mille = [50, 300, 600, 950][random.below(4) as usize];
+        let reads_per_mille = plan.reads_per_mille[random.below(4) as usize];
         let session = random.per_mille(600).then(|| random.next());
         let hosts = plan.hosts as u64;
         let believed = (0..plan.partitions).map(|_| random.below(hosts) as usize).collect();
@@ -176,7 +176,8 @@ impl Client {
         let place = usize::from(partition) * usize::from(plan.keys) + usize::from(number);
         let key = Key { partition, number };
         // Unique, so that a value says who wrote it.
-        let value = (i64::from(self.id + 1) * 1_000_000 + self.next_value) * VALUE_STEP;
+        let own = i64::from(self.id + 1) * 1_000_000 + self.next_value;
+        let value = own * VALUE_STEP;
         if random.per_mille(self.reads_per_mille) {
             return (key, Ask::Call(Call::Get));
         }
@@ -185,8 +186,9 @@ impl Client {
             0..40 => Call::Set(value),
             40..50 => Call::SetIfAbsent(value),
             50..70 => Call::SetIfVersion(self.versions[place], value),
-            70..80 => Call::Delete,
-            80..95 => Call::Increment(random.between(1, 9) as i64),
+            // Without a session nothing would tell afterwards whose removal took place.
+            70..80 if self.session.is_some() => Call::Delete,
+            70..95 => Call::Increment(own),
             _ => {
                 let key = Key { partition, number: VOLATILE_KEYS + number };
                 return (key, Ask::Expiring(value, random.between(20, 2000)));
@@ -277,8 +279,9 @@ impl Client {
         }
         // What was surely not carried out, and reads without an answer, changed nothing.
         if returned.is_some() || current.doubtful {
-            let Current { key, invoked_us, .. } = current;
-            history.add(key, Operation { client: self.id, call, invoked_us, returned });
+            let Current { key, invoked_us, once, .. } = current;
+            let once = once.map(|once| (once.session, once.sequence));
+            history.add(key, Operation { client: self.id, call, invoked_us, once, returned });
         }
         self.pause(plan)
     }

@@ -148,6 +148,8 @@ pub struct Plan {
     pub clients: u32,
     /// Keys of a partition.
     pub keys: u16,
+    /// How many of a thousand operations are reads, of one client or another.
+    pub reads_per_mille: [u32; 4],
     /// A client's pause between two operations.
     pub think_us: (u64, u64),
     /// How long a client waits for an answer.
@@ -200,11 +202,23 @@ impl Plan {
                 // Long enough that what clocks differ by in it is more than a tick.
                 plan.election_ticks = random.between(20, 40) as usize;
                 plan.fault_lasts_us = (300 * MS, 2000 * MS);
+                // With few writes one that hears nothing lacks nothing, and can be elected.
+                if random.per_mille(700) {
+                    plan.reads_per_mille = [960, 970, 980, 990];
+                }
+                plan.heartbeat_ticks = random.between(1, plan.election_ticks as u64 / 4) as usize;
                 plan.tick_us = 10 * MS;
                 plan.links.delay_us = (50, 500);
                 let bound = u64::from(plan.drift_percent) * 10_000;
                 plan.rate_ppm = if profile == Profile::Beyond { bound * 5 } else { bound };
             }
+        }
+        if let Some(faults) = plant.and_then(Plant::faults) {
+            plan.faults = faults.to_vec();
+            plan.fault_every_us = (20 * MS, 400 * MS);
+            (plan.hosts, plan.partitions, plan.replication) = (3, 1, 3);
+            let timeout = plan.tick_us * plan.election_ticks as u64;
+            plan.fault_lasts_us = (timeout, 2 * timeout);
         }
         plan
     }
@@ -253,6 +267,7 @@ impl Plan {
             client_delay_us: (50, MS),
             clients: random.between(4, 9) as u32,
             keys: random.between(2, 8) as u16,
+            reads_per_mille: [50, 300, 600, 950],
             think_us: (MS, random.between(10, 60) * MS),
             timeout_us: random.between(100, 600) * MS,
             sync_us: (100, random.between(1, 10) * MS),

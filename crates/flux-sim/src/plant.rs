@@ -4,7 +4,7 @@
 
 use clap::ValueEnum;
 
-use crate::plan::Profile;
+use crate::plan::{Fault, Profile};
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,6 +57,15 @@ impl Plant {
             | Plant::SnapshotWithoutSessions => Profile::Members,
             Plant::SameIdAfterLoss => Profile::Storm,
             _ => Profile::Mixed,
+        }
+    }
+
+    /// The faults that must come together for the bug to show, where any others would only be in the way.
+    pub fn faults(self) -> Option<&'static [Fault]> {
+        match self {
+            Plant::VoteAfterRestart => Some(&[Fault::OneWay, Fault::Kill]),
+            Plant::TicksInBursts => Some(&[Fault::OneWay, Fault::Freeze]),
+            _ => None,
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Values that clients write are multiples of this: so that no sum of increments is one of them, and a value
-/// says which write it came from.
-pub const VALUE_STEP: i64 = 1000;
+/// Values that clients write are multiples of this, and what they add together is less: so a value says
+/// which write it came from, and what was added to it since.
+pub const VALUE_STEP: i64 = 1 << 36;
 
 /// A key of the workload: a partition and a number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +70,8 @@ pub struct Operation {
     pub call: Call,
     /// When it was first sent, in true microseconds.
     pub invoked_us: u64,
+    /// Session and sequence of a write that is repeated until it is answered.
+    pub once: Option<(u64, u64)>,
     /// When the answer came and what it was. `None`: the outcome is unknown, it may take effect at any
     /// time from `invoked_us` on, or never.
     pub returned: Option<(u64, Answer)>,

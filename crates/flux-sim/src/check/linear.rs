@@ -22,7 +22,7 @@ use super::{Promise, Violation};
 pub const SEARCH_STEPS: u64 = 4_000_000;
 
 /// How many it may take before the outcomes that clients do not know are looked up.
-const UNAIDED_STEPS: u64 = 200_000;
+const UNAIDED_STEPS: u64 = 30_000;
 
 /// As many for a part of a key's operations, to see where a search that was given up gets long.
 const UNDECIDED_STEPS: u64 = 100_000;
@@ -46,18 +46,22 @@ pub enum Verdict {
 
 /// Searches every key; the violations found, with the shortest window that shows each.
 ///
-/// What a client does not know, `outcome` may: where the search gets long, it is asked for the versions of
-/// writes without an answer, as [`Reference::outcome`](super::reference::Reference::outcome) gives them.
+/// What a client does not know, `outcome` does: where the search gets long, it is asked for the answers that
+/// writes without one would have had, as [`Reference::outcome`](super::reference::Reference::outcome) gives
+/// them.
 pub fn check(
     history: &History,
-    outcome: &dyn Fn(Key, &Operation) -> Option<Option<u64>>,
+    outcome: &dyn Fn(Key, &Operation) -> Option<Answer>,
 ) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (key, operations) in history.keys() {
         let mut operations = operations.to_vec();
         operations.sort_by_key(|operation| operation.invoked_us);
         if search(Register::ABSENT, &operations, UNAIDED_STEPS) == Verdict::Undecided {
-            operations.retain_mut(|one| resolve(one, |one| outcome(key, one)));
+            for one in operations.iter_mut().filter(|one| one.returned.is_none()) {
+                one.returned = outcome(key, one).map(|answer| (NEVER_US, answer));
+            }
+            operations.retain(|one| one.returned.is_some());
         }
         match search(Register::ABSENT, &operations, SEARCH_STEPS) {
             Verdict::Linearizable => {}
@@ -72,22 +76,6 @@ pub fn check(
         }
     }
     violations
-}
-
-/// Gives an operation the answer that its client never had, at a time when nobody waits any more. False
-/// if it never took effect.
-fn resolve(operation: &mut Operation, outcome: impl Fn(&Operation) -> Option<Option<u64>>) -> bool {
-    if operation.returned.is_some() {
-        return true;
-    }
-    match outcome(operation) {
-        Some(Some(version)) => {
-            operation.returned = Some((NEVER_US, Answer::Written(version)));
-            true
-        }
-        Some(None) => false,
-        None => true,
-    }
 }
 
 /// Searches an order of `operations`, which are sorted by `invoked_us`, from a state.
@@ -163,22 +151,16 @@ impl Seen {
 
 impl<'a> Search<'a> {
     fn new(operations: &'a [Operation]) -> Search<'a> {
-        let answered = operations
-            .iter()
-            .enumerate()
-            .filter_map(|(at, one)| Some((at, one.invoked_us, one.returned?.0)));
+        let answered = operations.iter().enumerate().filter_map(|(at, one)| {
+            Some((at, one.invoked_us, one.returned?.0))
+        });
         // At equal times calls come first: operations that touch count as concurrent.
         let both = answered.flat_map(|(at, from, to)| [(from, 0, at), (to, 1, at)]);
         let mut order: Vec<(u64, u8, usize)> = both.collect();
         order.sort_unstable();
         let end = order.len() + 1;
-        let edge = |at_us, before, next| Event {
-            at_us,
-            operation: 0,
-            is_call: false,
-            answer: end,
-            before,
-            next,
+        let edge = |at_us, before, next| {
+            Event { at_us, operation: 0, is_call: false, answer: end, before, next }
         };
         let mut events = vec![edge(0, 0, 1)];
         let mut called = vec![0; operations.len()];
@@ -236,9 +218,8 @@ impl<'a> Search<'a> {
                 let Operation { call, returned, .. } = self.operations[operation];
                 let next = state.step(call, returned.map(|(_, answer)| answer));
                 // What an open write overwrites that nobody saw need not have been taken.
-                let hides =
-                    matches!((choice, path.last()), (Choice::Open(_), Some((Choice::Open(_), _))))
-                        && matches!(call, Call::Set(_) | Call::Delete);
+                let hides = matches!((choice, path.last()), (Choice::Open(_), Some((Choice::Open(_), _))))
+                    && matches!(call, Call::Set(_) | Call::Delete);
                 let fits = !hides && !self.is_taken(operation) && self.is_due(operation);
                 let next = next.filter(|_| fits);
                 match next.filter(|next| self.take(choice, operation, *next)) {
@@ -333,9 +314,7 @@ impl<'a> Search<'a> {
 fn rank_of(operation: &Operation) -> u64 {
     match operation.returned {
         Some((_, Answer::Written(version) | Answer::Counter(_, version))) => 2 * version,
-        Some((_, Answer::Value(Some((_, version))) | Answer::NotWritten(version)))
-            if version > 0 =>
-        {
+        Some((_, Answer::Value(Some((_, version))) | Answer::NotWritten(version))) if version > 0 => {
             2 * version + 1
         }
         _ => 0,
@@ -403,7 +382,7 @@ mod tests {
     use crate::random::Random;
 
     fn operation(invoked_us: u64, call: Call, returned: Option<(u64, Answer)>) -> Operation {
-        Operation { client: 0, call, invoked_us, returned }
+        Operation { client: 0, call, invoked_us, once: None, returned }
     }
 
     fn set(from: u64, to: u64, value: i64, version: u64) -> Operation {
@@ -483,8 +462,7 @@ mod tests {
 
     #[test]
     fn many_unknown_outcomes_do_not_make_a_search_long() {
-        let mut history: Vec<_> =
-            (0..40).map(|at| operation(at, Call::Set(at as i64), None)).collect();
+        let mut history: Vec<_> = (0..40).map(|at| operation(at, Call::Set(at as i64), None)).collect();
         history.extend((0..40).map(|at| set(100 + at, 200, 100 + at as i64, 10 + at)));
         history.push(get(300, 301, Some((139, 49))));
         history.push(get(302, 303, Some((20, 60))));
@@ -516,22 +494,15 @@ mod tests {
         history.sort_by_key(|one| one.invoked_us);
         let window = shortest_window(&history, SEARCH_STEPS);
         assert_eq!(window, vec![set(1000, 1005, 100, 101), get(1006, 1008, Some((98, 99)))]);
-        let violations = check(
-            &{
-                let mut all = History::default();
-                for one in &history {
-                    all.add(Key { partition: 1, number: 2 }, *one);
-                }
-                all
-            },
-            &|_, _| None,
-        );
+        let violations = check(&{
+            let mut all = History::default();
+            for one in &history {
+                all.add(Key { partition: 1, number: 2 }, *one);
+            }
+            all
+        }, &|_, _| None);
         assert_eq!(violations.len(), 1);
-        assert!(
-            violations[0].evidence.contains("p1/k2: no order of 2 of its 201"),
-            "{}",
-            violations[0]
-        );
+        assert!(violations[0].evidence.contains("p1/k2: no order of 2 of its 201"), "{}", violations[0]);
     }
 
     #[test]
@@ -543,16 +514,14 @@ mod tests {
         history.add(key, operation(31, Call::Set(8), None));
         history.add(key, get(100, 101, Some((8, 30))));
         history.add(key, get(102, 103, Some((7, 40))));
-        let outcome = |version| {
-            move |_: Key, one: &Operation| match one.call {
-                Call::Set(7) => Some(version),
-                Call::Set(_) => Some(Some(30)),
-                _ => Some(None),
-            }
+        let outcome = |_: Key, one: &Operation| match one.call {
+            Call::Set(7) => Some(Answer::Written(40)),
+            Call::Set(_) => Some(Answer::Written(30)),
+            _ => None,
         };
-        assert!(check(&history, &outcome(Some(40))).is_empty());
+        assert!(check(&history, &outcome).is_empty());
         history.add(key, get(104, 105, Some((-1, 40))));
-        let violations = check(&history, &outcome(Some(40)));
+        let violations = check(&history, &outcome);
         assert_eq!(violations[0].promise, Promise::Linearizable);
     }
 
@@ -567,9 +536,7 @@ mod tests {
             assert_eq!(verdict(history.clone()), Verdict::Linearizable, "seed {seed}");
             let place = random.below(history.len() as u64) as usize;
             match &mut history[place].returned {
-                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => {
-                    *value += 1
-                }
+                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => *value += 1,
                 Some((_, Answer::Written(version))) => *version += 1000,
                 Some((_, Answer::Deleted(there))) => *there = !*there,
                 _ => continue,

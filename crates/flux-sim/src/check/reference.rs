@@ -34,8 +34,10 @@ struct Committed {
     writes: BTreeMap<u64, (Vec<u8>, Option<Vec<u8>>)>,
     /// The revisions that gave a key a value which only one operation writes.
     by_value: BTreeMap<(Vec<u8>, i64), Vec<u64>>,
-    /// The entries with the answer to a write of a session.
-    answers: BTreeMap<(u64, u64), Vec<u64>>,
+    /// The versions and sums that adding to a key gave, by what was added.
+    by_addition: BTreeMap<(Vec<u8>, i64), Vec<(u64, i64)>>,
+    /// The entries with the answer to a write of a session, and what the write removed, if it did.
+    answers: BTreeMap<(u64, u64), Vec<(u64, Option<Vec<u8>>)>>,
     /// What the first replica that showed them had for sessions at an index.
     sessions: BTreeMap<u64, Vec<u8>>,
 }
@@ -203,8 +205,14 @@ impl Reference {
                 let key = String::from_utf8_lossy(key);
                 return violation(format!("{key} = {value} has revisions {revisions:?}"));
             }
+            let twice = committed.by_addition.iter().find(|(_, sums)| sums.len() > 1);
+            if let Some(((key, added), sums)) = twice {
+                let key = String::from_utf8_lossy(key);
+                return violation(format!("{key} + {added} has revisions and sums {sums:?}"));
+            }
             let twice = committed.answers.iter().find(|(_, indexes)| indexes.len() > 1);
-            if let Some(((session, sequence), indexes)) = twice {
+            if let Some(((session, sequence), entries)) = twice {
+                let indexes: Vec<u64> = entries.iter().map(|(index, _)| *index).collect();
                 return violation(format!(
                     "partition {partition}: write {sequence} of session {session:x} is in entries {indexes:?}"
                 ));
@@ -213,13 +221,26 @@ impl Reference {
         None
     }
 
-    /// What became of an operation whose outcome its client does not know: `Some(None)` if it never took
-    /// effect, `None` if the history does not tell.
-    pub fn outcome(&self, key: Key, operation: &Operation) -> Option<Option<u64>> {
-        let value = operation.own_value()?;
+    /// What became of a write whose outcome its client does not know: the answer it would have had, or
+    /// nothing if it never took effect.
+    pub fn outcome(&self, key: Key, operation: &Operation) -> Option<Answer> {
         let committed = self.partitions.get(&key.partition)?;
-        let revisions = committed.by_value.get(&(key.bytes(), value));
-        Some(revisions.and_then(|revisions| revisions.first().copied()))
+        let bytes = key.bytes();
+        match operation.call {
+            Call::Get => None,
+            Call::Set(value) | Call::SetIfAbsent(value) | Call::SetIfVersion(_, value) => {
+                let revisions = committed.by_value.get(&(bytes, value))?;
+                revisions.first().map(|version| Answer::Written(*version))
+            }
+            Call::Increment(by) => {
+                let (version, sum) = committed.by_addition.get(&(bytes, by))?.first()?;
+                Some(Answer::Counter(*sum, *version))
+            }
+            Call::Delete => {
+                let (_, removed) = committed.answers.get(&operation.once?)?.first()?;
+                (removed.as_deref() == Some(&bytes)).then_some(Answer::Deleted(true))
+            }
+        }
     }
 
     fn missing(&self, key: Key, (version, value): (u64, i64)) -> Option<String> {
@@ -248,12 +269,14 @@ impl Committed {
         let index = self.entries.len() as u64 + 1;
         let mut revision = self.revisions.last().copied().unwrap_or(0);
         if contents.entry_type == NORMAL && !contents.payload.is_empty() {
+            let mut removed = None;
             let parts = Parts::new(&contents.payload).map_err(|error| error.to_string())?;
             for part in parts {
                 let (found, effect) = match part.map_err(|error| error.to_string())? {
                     Part::Effect(found, effect) => (found, effect),
                     Part::Answer { once, .. } => {
-                        self.answers.entry((once.session, once.sequence)).or_default().push(index);
+                        let place = self.answers.entry((once.session, once.sequence)).or_default();
+                        place.push((index, removed.take()));
                         continue;
                     }
                 };
@@ -261,6 +284,10 @@ impl Committed {
                     return Err(format!("revision {found} follows on {revision}"));
                 }
                 revision = found;
+                removed = match effect {
+                    Effect::Delete { key, .. } => Some(key.to_vec()),
+                    Effect::Put { .. } => None,
+                };
                 self.effect(index, revision, &effect);
             }
         }
@@ -278,10 +305,18 @@ impl Committed {
         };
         let key = effect.key().to_vec();
         let value = stored.as_ref().map(|stored| stored.value.clone());
-        let number =
-            value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-        if let Some(number) = number.filter(|number| *number != 0 && number % VALUE_STEP == 0) {
-            self.by_value.entry((key.clone(), number)).or_default().push(revision);
+        let number = value.as_deref().and_then(parsed);
+        match number {
+            Some(number) if number != 0 && number % VALUE_STEP == 0 => {
+                self.by_value.entry((key.clone(), number)).or_default().push(revision);
+            }
+            Some(sum) => {
+                let before = self.at(&key, index).and_then(|stored| parsed(&stored.value));
+                let added = sum - before.unwrap_or(0);
+                let sums = self.by_addition.entry((key.clone(), added)).or_default();
+                sums.push((revision, sum));
+            }
+            None => {}
         }
         self.writes.insert(revision, (key.clone(), value));
         self.keys.entry(key).or_default().push((index, stored));
@@ -297,6 +332,10 @@ impl Committed {
     fn len_at(&self, index: u64) -> usize {
         self.keys.keys().filter(|key| self.at(key, index).is_some()).count()
     }
+}
+
+fn parsed(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -399,15 +438,35 @@ mod tests {
     #[test]
     fn writes_that_are_there_twice_are_found() {
         let mut reference = reference();
-        reference
-            .applies(0, (4, 2), &batch(4, &[put("a", "7000"), put("b", "7000")]))
-            .expect("new");
+        let own = (7 * VALUE_STEP).to_string();
+        reference.applies(0, (4, 2), &batch(4, &[put("a", &own), put("b", &own)])).expect("new");
         assert!(reference.repeats_nothing().is_none(), "two keys");
-        reference.applies(0, (5, 2), &batch(6, &[put("b", "2"), put("b", "2")])).expect("new");
-        assert!(reference.repeats_nothing().is_none(), "a sum may come twice");
-        reference.applies(0, (6, 2), &batch(8, &[put("a", "7000")])).expect("new");
+        reference.applies(0, (5, 2), &batch(6, &[put("b", "5"), put("b", "5")])).expect("new");
+        reference.applies(0, (6, 2), &batch(8, &[put("b", "5")])).expect("new");
+        let sums = reference.repeats_nothing().expect("0 was added twice");
+        assert!(sums.evidence.contains("b + 0"), "{sums}");
+        reference.applies(0, (7, 2), &batch(9, &[put("a", &own)])).expect("new");
         let violation = reference.repeats_nothing().expect("twice");
-        assert!(violation.evidence.contains("[4, 8]"), "{violation}");
+        assert!(violation.evidence.contains("[4, 9]"), "{violation}");
+    }
+
+    #[test]
+    fn what_became_of_a_write_is_looked_up() {
+        let key = Key { partition: 0, number: 4 };
+        let (name, value) = (key.to_string(), 7 * VALUE_STEP);
+        let (first, second) = (value.to_string(), (value + 5).to_string());
+        let mut reference = Reference::default();
+        let writes = batch(1, &[put(&name, &first), put(&name, &second)]);
+        reference.applies(0, (1, 1), &writes).expect("a batch");
+        let outcome = |call| {
+            let (invoked_us, once, returned) = (0, Some((1, 1)), None);
+            reference.outcome(key, &Operation { client: 0, call, invoked_us, once, returned })
+        };
+        assert_eq!(outcome(Call::SetIfAbsent(value)), Some(Answer::Written(1)));
+        assert_eq!(outcome(Call::Set(value + VALUE_STEP)), None);
+        assert_eq!(outcome(Call::Increment(5)), Some(Answer::Counter(value + 5, 2)));
+        assert_eq!(outcome(Call::Increment(6)), None);
+        assert_eq!(outcome(Call::Delete), None);
     }
 
     #[test]
@@ -419,7 +478,7 @@ mod tests {
         let keeps = |call, answer| {
             let mut history = History::default();
             let returned = Some((9, answer));
-            history.add(key, Operation { client: 0, call, invoked_us: 0, returned });
+            history.add(key, Operation { client: 0, call, invoked_us: 0, once: None, returned });
             reference.keeps(&history).is_empty()
         };
         assert!(keeps(Call::Set(5), Answer::Written(1)));

@@ -57,7 +57,8 @@ impl World {
                     return false;
                 }
                 self.say(format_args!("h{host} is killed"));
-                self.crash(host, false, lasts);
+                let down = self.down_time(lasts);
+                self.crash(host, false, down);
             }
             Fault::Freeze => return self.freeze(lasts),
             Fault::Split | Fault::IsolateLeader | Fault::OneWay => {
@@ -104,7 +105,9 @@ impl World {
                 self.network.isolate(&group);
             }
             Fault::OneWay => {
-                let from = self.random.below(count as u64) as usize;
+                let leading = self.leading_host();
+                let any = self.random.below(count as u64) as usize;
+                let from = if self.random.per_mille(500) { leading } else { any };
                 let to = (from + self.random.between(1, count as u64 - 1) as usize) % count;
                 self.say(format_args!("h{to} does not hear h{from}"));
                 self.network.cut(from, to);
@@ -136,6 +139,11 @@ impl World {
         host.unwrap_or(0)
     }
 
+    /// How long a process is down: some come back at once.
+    fn down_time(&mut self, lasts: u64) -> u64 {
+        if self.random.per_mille(300) { self.random.between(MS, 30 * MS) } else { lasts }
+    }
+
     /// Cuts the power now, or in the middle of one of the disk's next changes.
     fn cut_power(&mut self, host: usize, lasts: u64) -> bool {
         let number = match &self.hosts[host].process {
@@ -143,7 +151,8 @@ impl World {
             _ => return false,
         };
         if self.random.per_mille(500) {
-            self.crash(host, true, lasts);
+            let down = self.down_time(lasts);
+            self.crash(host, true, down);
             return true;
         }
         let changes = self.random.below(8);

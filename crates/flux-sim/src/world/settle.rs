@@ -139,7 +139,7 @@ impl World {
             });
             let returned = Some((end, Answer::Value(value)));
             let operation =
-                Operation { client: LAST_READER, call: Call::Get, invoked_us: end, returned };
+                Operation { client: LAST_READER, call: Call::Get, invoked_us: end, once: None, returned };
             self.history.add(key, operation);
         }
     }
