@@ -70,6 +70,11 @@ impl Network {
         self.cut.fill(false);
     }
 
+    /// Whether a direction of a link is not cut.
+    pub fn reaches(&self, from: usize, to: usize) -> bool {
+        !self.cut[from * self.hosts + to]
+    }
+
     /// Whether something is cut.
     pub fn is_cut(&self) -> bool {
         self.cut.contains(&true)

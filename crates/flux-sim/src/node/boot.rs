@@ -10,6 +10,7 @@ use flux_core::store::{Memory, Table, TableOptions};
 use flux_log::{Disk, SnapshotWriter};
 use flux_log::{Entry, Log, LogError, LogOptions, Record, SimDisk, Snapshot, SnapshotId, State};
 
+use super::peers::Peers;
 use super::planted::Planted;
 use super::{Hosted, Options, Process};
 use crate::check::consensus::Contents;
@@ -105,6 +106,8 @@ impl Process {
             snapshot_indexes: BTreeMap::new(),
             walk: None,
             planted: Planted::new(options.plant),
+            peers: Peers::default(),
+            known_targets: Vec::new(),
         };
         for (partition, one) in recovering {
             if one.recovery.replica() == 0 {
@@ -126,16 +129,14 @@ impl Process {
         &mut self,
         partition: u16,
         id: u64,
-        founding: Option<SnapshotMeta>,
+        founding: SnapshotMeta,
         now: Now,
     ) -> Result<Hosted, BootError> {
-        if let Some(meta) = &founding {
-            let index = meta.position.index;
-            let disk: Arc<dyn Disk> = Arc::new(self.snapshot_disk.clone());
-            SnapshotWriter::create(disk, partition, index, &meta.encode())?.finish()?;
-            self.snapshot_indexes.insert(partition, index);
-        }
-        let mut one = Recovering::new(&self.options, self.options.table(), founding);
+        let index = founding.position.index;
+        let disk: Arc<dyn Disk> = Arc::new(self.snapshot_disk.clone());
+        SnapshotWriter::create(disk, partition, index, &founding.encode())?.finish()?;
+        self.snapshot_indexes.insert(partition, index);
+        let mut one = Recovering::new(&self.options, self.options.table(), Some(founding));
         one.reset.0 = id;
         let hosted = one.finish(&self.options, partition, now)?;
         self.append_state(partition, &hosted.replica.first_record())?;
@@ -144,9 +145,21 @@ impl Process {
         Ok(hosted)
     }
 
+    /// Makes a replica that has nothing yet.
+    pub(super) fn empty(
+        &self,
+        partition: u16,
+        id: u64,
+        now: Now,
+    ) -> Result<Hosted, BootError> {
+        let mut one = Recovering::new(&self.options, self.options.table(), None);
+        one.reset.0 = id;
+        one.finish(&self.options, partition, now)
+    }
+
     /// Writes that a partition is not here any more, and removes its snapshots then: in this order, since
     /// a log whose snapshot is gone is damaged.
-    pub(super) fn forget(&mut self, partition: u16) -> Result<(), BootError> {
+    pub(super) fn forget(&mut self, partition: u16) -> Result<(), LogError> {
         let gone = StateRecord { replica: 0, start: 0, term: 0, vote: 0 };
         self.append_state(partition, &gone)?;
         self.log.write()?;
@@ -154,7 +167,7 @@ impl Process {
         self.remove_snapshots(partition)
     }
 
-    fn remove_snapshots(&mut self, partition: u16) -> Result<(), BootError> {
+    fn remove_snapshots(&mut self, partition: u16) -> Result<(), LogError> {
         self.snapshot_indexes.remove(&partition);
         for id in Snapshot::list(&self.snapshot_disk)? {
             if id.partition == partition {
@@ -224,7 +237,7 @@ impl Recovering {
         let mut replica = Replica::new(&config, self.recovery, memory, Arc::clone(&view), now)?;
         if options.has(Plant::VoteAfterRestart) {
             // The time for which it keeps its vote passes at once; that of an election does not.
-            (0..config.election_ticks).for_each(|_| drop(replica.tick(now)));
+            (0..config.election_ticks).for_each(|_| _ = replica.tick(now));
         }
         Ok(Hosted {
             replica,

@@ -6,6 +6,7 @@
 //! write is proposed only while no sync is under way.
 
 mod boot;
+mod peers;
 mod planted;
 mod snapshots;
 mod turn;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use flux_core::replica::{Now, Replica, ReplicaConfig, SnapshotMeta, View};
 use flux_core::store::Table;
 use flux_core::{PartitionId, Reply};
-use flux_log::{Log, Lsn, SimDisk};
+use flux_log::{Log, LogError, Lsn, SimDisk};
 use raft::eraftpb::Message;
 
 use crate::check::consensus::Contents;
@@ -25,6 +26,7 @@ use crate::plan::Plan;
 use crate::plant::Plant;
 
 pub use boot::BootError;
+pub use peers::Frame;
 
 /// Whom a reply is for: a request of a client.
 pub type Waiter = (u32, u64);
@@ -34,6 +36,12 @@ pub type Waiter = (u32, u64);
 pub enum Work {
     /// A message of a peer.
     Message(u16, Message),
+    /// What another node says.
+    Frame(u32, Frame),
+    /// A connection from a node is new.
+    LinkUp(u32),
+    /// A connection to or from a node has broken.
+    LinkDown(u32),
     /// A request of a client.
     Request(Request),
     /// A snapshot of a peer, complete.
@@ -70,6 +78,10 @@ pub struct SnapshotParcel {
 pub struct Output {
     /// Messages for peers, by partition.
     pub messages: Vec<(u16, Message)>,
+    /// What other nodes are told, in this order.
+    pub frames: Vec<(u32, Frame)>,
+    /// Nodes to which the connection is to be opened anew.
+    pub resets: Vec<u32>,
     /// Snapshots for peers; `Err` names a replica whose snapshot could not be read.
     pub snapshots: Vec<Result<SnapshotParcel, (u16, u64)>>,
     /// Snapshots that were taken in, or were of no use: the partition, who sent it, to whom, and whether
@@ -120,6 +132,24 @@ pub struct Process {
     snapshot_indexes: BTreeMap<u16, u64>,
     walk: Option<snapshots::Walk>,
     planted: planted::Planted,
+    peers: peers::Peers,
+    /// What the map said when it was last followed.
+    known_targets: Vec<Vec<u64>>,
+}
+
+/// What a turn is told of the world.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// The time.
+    pub now: Now,
+    /// What reads are judged by: the same time, unless a bug is planted.
+    pub read_now: Now,
+    /// The voters that each partition should have, as this node knows them.
+    pub targets: &'a [Vec<u64>],
+    /// The nodes of the cluster.
+    pub nodes: &'a [u32],
+    /// Whether the disk does a sync that begins now at once.
+    pub sync_early: bool,
 }
 
 /// What a process is started with.
@@ -204,20 +234,28 @@ impl Process {
         self.syncing.is_some()
     }
 
-    /// Puts a new replica here, which knows nothing yet. `voters` are those that the partition begins with
-    /// where it is one of them.
+    /// Puts a replica here with which its partition begins.
     ///
     /// # Errors
     /// What the log or disk says; the process cannot go on then.
-    pub fn place(
+    pub fn found(
         &mut self,
         partition: u16,
         id: u64,
-        voters: Option<&[u64]>,
+        voters: &[u64],
         now: Now,
     ) -> Result<(), BootError> {
-        let founding = voters.map(|voters| SnapshotMeta::founding(voters.to_vec()));
-        let hosted = self.begin(partition, id, founding, now)?;
+        let hosted = self.begin(partition, id, SnapshotMeta::founding(voters.to_vec()), now)?;
+        self.hosted.insert(partition, hosted);
+        Ok(())
+    }
+
+    /// Puts a new replica here, which knows nothing. It writes who it is with the first that it learns.
+    ///
+    /// # Errors
+    /// None that an empty replica has.
+    pub fn place(&mut self, partition: u16, id: u64, now: Now) -> Result<(), BootError> {
+        let hosted = self.empty(partition, id, now)?;
         self.hosted.insert(partition, hosted);
         Ok(())
     }
@@ -226,7 +264,7 @@ impl Process {
     ///
     /// # Errors
     /// What the log or disk says; the process cannot go on then.
-    pub fn remove(&mut self, partition: u16) -> Result<(), BootError> {
+    pub fn remove(&mut self, partition: u16) -> Result<(), LogError> {
         self.hosted.remove(&partition);
         self.written.retain(|written| written.partition != partition);
         if let Some(syncing) = &mut self.syncing {

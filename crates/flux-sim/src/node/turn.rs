@@ -1,12 +1,12 @@
 //! A process's turn, and the end of its syncs.
 
-use flux_core::replica::{Now, Ready, Role};
-use flux_core::store::Position;
+use flux_core::replica::{Now, Ready, Replica, Role};
+use flux_core::store::{Position, Table};
 use flux_core::{Command, Condition, Error, Expiry, Reply};
 use flux_log::{Entry, LogError, Record};
 use raft::eraftpb::{Message, MessageType};
 
-use super::{Hosted, Output, Process, Syncing, Work, Written};
+use super::{Output, Process, Surroundings, Syncing, Work, Written};
 use crate::check::consensus::Contents;
 use crate::check::history::Call;
 use crate::client::{Ask, Request};
@@ -16,17 +16,10 @@ use crate::plant::Plant;
 const EXPIRE_LIMIT: usize = 16;
 
 impl Process {
-    /// Takes a turn. `targets` are the voters that each partition should have, as this node knows them,
-    /// and `read_now` is what reads are judged by: the same moment, unless a bug is planted.
-    pub fn turn(
-        &mut self,
-        now: Now,
-        read_now: Now,
-        targets: &[Vec<u64>],
-        sync_early: bool,
-    ) -> Output {
+    /// Takes a turn.
+    pub fn turn(&mut self, around: Surroundings<'_>) -> Output {
         let mut out = Output::default();
-        let result = self.try_turn(now, read_now, targets, sync_early, &mut out);
+        let result = self.try_turn(around, &mut out);
         self.end(result, &mut out);
         out
     }
@@ -54,52 +47,17 @@ impl Process {
         for (partition, hosted) in &mut self.hosted {
             let mut replies = Vec::new();
             hosted.replica.abandon(&mut replies);
-            out.replies
-                .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
+            out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
         }
         out.failed = Some(error.to_string());
     }
 
-    fn try_turn(
-        &mut self,
-        now: Now,
-        read_now: Now,
-        targets: &[Vec<u64>],
-        sync_early: bool,
-        out: &mut Output,
-    ) -> Result<(), LogError> {
+    fn try_turn(&mut self, around: Surroundings<'_>, out: &mut Output) -> Result<(), LogError> {
         // Reads are answered by whatever thread they come to, and do not wait behind messages.
         let (reads, others): (Vec<Work>, Vec<Work>) =
             std::mem::take(&mut self.inbox).into_iter().partition(is_read);
         for work in reads.into_iter().chain(others) {
-            match work {
-                Work::Message(partition, message) => {
-                    if let Some(hosted) = self.hosted.get_mut(&partition) {
-                        hosted.replica.step(now, message);
-                    }
-                }
-                Work::Request(request) => self.request(request, now, read_now, out),
-                Work::Snapshot(parcel) => self.take_in(parcel, now, out)?,
-                Work::SnapshotReport(partition, to, arrived) => {
-                    if let Some(hosted) = self.hosted.get_mut(&partition) {
-                        hosted.replica.report_snapshot(to, arrived);
-                    }
-                }
-                Work::Unreachable(partition, to) => {
-                    if let Some(hosted) = self.hosted.get_mut(&partition) {
-                        hosted.replica.report_unreachable(to);
-                    }
-                }
-                Work::Tick => self.tick(now, targets, out),
-                Work::Transfer(partition, to) => {
-                    if let Some(hosted) = self.hosted.get_mut(&partition)
-                        && let Some(to) = to.or_else(|| hosted.replica.heir())
-                        && hosted.replica.transfer_leader(now, to)
-                    {
-                        out.notes.push(format!("p{partition} hands over to {to:x}"));
-                    }
-                }
-            }
+            self.take(work, around, out)?;
         }
         if self.syncing.is_none() {
             for (partition, hosted) in &mut self.hosted {
@@ -110,21 +68,81 @@ impl Process {
             }
         }
         self.write(out)?;
+        for partition in std::mem::take(&mut self.peers.to_remove) {
+            if let Some(id) = self.replica(partition).map(Replica::id) {
+                out.notes.push(format!("p{partition} drops {id:x}"));
+                self.remove(partition)?;
+            }
+        }
         self.step_snapshot(out)?;
-        self.begin_sync(sync_early, out);
+        self.begin_sync(around.sync_early, out);
+        self.flush_frames(out);
         Ok(())
     }
 
-    fn tick(&mut self, now: Now, targets: &[Vec<u64>], out: &mut Output) {
-        for (partition, hosted) in &mut self.hosted {
-            hosted.replica.tick(now);
-            hosted.replica.expire(now.ms, EXPIRE_LIMIT);
-            let target = targets.get(usize::from(*partition)).map_or(&[][..], Vec::as_slice);
-            if let Some(change) = hosted.replica.reconcile(now, target) {
-                out.notes.push(format!("p{partition} {change:x?}"));
+    fn take(
+        &mut self,
+        work: Work,
+        around: Surroundings<'_>,
+        out: &mut Output,
+    ) -> Result<(), LogError> {
+        let now = around.now;
+        match work {
+            Work::Message(partition, message) => self.step(partition, message, now),
+            Work::Frame(from, frame) => self.take_frame(from, frame, now),
+            Work::LinkUp(from) => self.link_opened(from, now),
+            Work::LinkDown(node) => self.link_broken(node, now),
+            Work::Request(request) => self.request(request, now, around.read_now, out),
+            Work::Snapshot(parcel) => self.take_in(parcel, now, out)?,
+            Work::SnapshotReport(partition, to, arrived) => {
+                if let Some(hosted) = self.hosted.get_mut(&partition) {
+                    hosted.replica.report_snapshot(to, arrived);
+                }
             }
-            if self.options.has(Plant::FollowerExpires) && !hosted.replica.leads() {
-                drop_expired(hosted, now.ms);
+            Work::Unreachable(partition, to) => {
+                if let Some(hosted) = self.hosted.get_mut(&partition) {
+                    hosted.replica.report_unreachable(to);
+                }
+            }
+            Work::Tick => self.tick(around, out),
+            Work::Transfer(partition, to) => {
+                if let Some(hosted) = self.hosted.get_mut(&partition)
+                    && let Some(to) = to.or_else(|| hosted.replica.heir())
+                    && hosted.replica.transfer_leader(now, to)
+                {
+                    out.notes.push(format!("p{partition} hands over to {to:x}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, around: Surroundings<'_>, out: &mut Output) {
+        let now = around.now;
+        for hosted in self.hosted.values_mut() {
+            hosted.replica.tick(now);
+        }
+        self.beat(now, around.nodes, out);
+        let changed = self.known_targets != around.targets;
+        if changed {
+            self.known_targets = around.targets.to_vec();
+        }
+        for (partition, hosted) in &mut self.hosted {
+            let replica = &mut hosted.replica;
+            if replica.next_expiry_ms().is_some_and(|due| due <= now.ms) {
+                replica.expire(now.ms, EXPIRE_LIMIT);
+            }
+            if self.options.has(Plant::FollowerExpires) && !replica.leads() {
+                drop_expired(&hosted.table, now.ms);
+            }
+            if replica.is_asleep() && !changed {
+                continue;
+            }
+            let target = around.targets.get(usize::from(*partition)).map_or(&[][..], Vec::as_slice);
+            if replica.is_removed() {
+                self.peers.to_remove.push(*partition);
+            } else if let Some(change) = replica.reconcile(now, target) {
+                out.notes.push(format!("p{partition} {change:x?}"));
             }
         }
     }
@@ -270,7 +288,8 @@ impl Process {
             return;
         }
         let target = self.log.sync_target();
-        let result = (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
+        let result =
+            (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
         self.syncing = Some(Syncing { covers: std::mem::take(&mut self.written), result, target });
         out.syncing = true;
     }
@@ -291,15 +310,15 @@ fn is_read(work: &Work) -> bool {
 }
 
 /// The planted bug: what is expired goes, though no effect says so.
-fn drop_expired(hosted: &mut Hosted, now_ms: u64) {
+fn drop_expired(table: &Table, now_ms: u64) {
     let mut expired = Vec::new();
-    hosted.table.scan(Position(0), usize::MAX, |entry| {
+    table.scan(Position(0), usize::MAX, |entry| {
         if entry.expires_at_ms.is_some_and(|at| at <= now_ms) {
             expired.push(entry.key.to_vec());
         }
     });
     for key in expired {
-        hosted.table.remove(hosted.table.hash(&key), &key);
+        table.remove(table.hash(&key), &key);
     }
 }
 

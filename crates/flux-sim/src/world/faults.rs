@@ -196,6 +196,7 @@ impl World {
             self.say(format_args!("h{host} has no power"));
         }
         self.note(10, &[host as u64, u64::from(power)]);
+        self.links_end(host, power);
         if !was_down {
             self.queue.push(now_us + down_us, Event::Start(host));
         }
@@ -230,6 +231,7 @@ impl World {
                 machine.ticked_us = machine.clock.monotonic_us(self.now_us);
                 let phase = self.random.below(self.plan.tick_us);
                 self.queue.push(self.now_us + phase, Event::Tick(host, number));
+                self.links_begin(host);
                 self.wake(host);
                 self.observe(host);
             }

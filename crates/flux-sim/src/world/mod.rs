@@ -6,6 +6,7 @@
 mod clients;
 mod faults;
 mod host;
+mod links;
 mod observe;
 mod placement;
 pub mod queue;
@@ -23,12 +24,13 @@ use crate::check::{Promise, Violation};
 use crate::client::{Client, Request, Response};
 use crate::clock::NodeClock;
 use crate::network::Network;
-use crate::node::{Options, Output, Process, SnapshotParcel, Work};
+use crate::node::{Frame, Options, Output, Process, SnapshotParcel, Surroundings, Work};
 use crate::plan::{Fault, MS, Plan};
 use crate::plant::Plant;
 use crate::random::Random;
 use crate::trace::Trace;
 use host::Host;
+use links::Link;
 use queue::Queue;
 
 /// Events of a run at the most: a run that needs more goes in a circle.
@@ -46,6 +48,15 @@ enum Event {
     Tick(usize, u64),
     /// For the node of the number, wherever it runs.
     Message(u32, u16, Message),
+    /// What a node says to the process of a host.
+    Frame(usize, u32, Frame),
+    /// A connection between two hosts is found to be broken.
+    LinkBreaks(usize, usize, u64),
+    /// A connection of a node to a host has ended with its process.
+    LinkEnded(usize, u32),
+    LinkOpens(usize, usize),
+    /// A new connection of a node has reached a host.
+    LinkOpened(usize, u32),
     Snapshot(usize, SnapshotParcel),
     SnapshotReport(usize, u64, u16, u64, bool),
     Unreachable(usize, u64, u16, u64),
@@ -104,6 +115,8 @@ pub struct World {
     random: Random,
     hosts: Vec<Host>,
     network: Network,
+    /// Connections, by the hosts that they come from and go to.
+    frame_links: Vec<Link>,
     clients: Vec<Client>,
     trace: Trace,
     history: History,
@@ -139,6 +152,7 @@ impl World {
         let mut client_seeds = random.fork();
         let clients =
             (0..plan.clients).map(|id| Client::new(id, &plan, client_seeds.fork())).collect();
+        let frame_links = vec![Link::default(); plan.hosts * plan.hosts];
         let mut world = World {
             now_us: 0,
             queue: Queue::new(),
@@ -146,6 +160,7 @@ impl World {
             next_node: hosts.len() as u32 + 1,
             hosts,
             network,
+            frame_links,
             clients,
             trace,
             history: History::default(),
@@ -223,6 +238,14 @@ impl World {
                     self.deliver(host, Work::Message(partition, message));
                 }
             }
+            Event::Frame(host, from, frame) => {
+                self.note(12, &[host as u64, u64::from(from)]);
+                self.deliver(host, Work::Frame(from, frame));
+            }
+            Event::LinkBreaks(from, to, session) => self.link_breaks(from, to, session),
+            Event::LinkEnded(host, node) => self.deliver(host, Work::LinkDown(node)),
+            Event::LinkOpens(from, to) => self.link_opens(from, to),
+            Event::LinkOpened(host, node) => self.deliver(host, Work::LinkUp(node)),
             Event::Snapshot(host, parcel) => self.deliver(host, Work::Snapshot(parcel)),
             Event::SnapshotReport(host, process, partition, to, arrived) => {
                 self.for_process(host, process, Work::SnapshotReport(partition, to, arrived));
@@ -338,10 +361,12 @@ impl World {
         let stopped_at = machine.stopped_at.take();
         let stale = self.plan.plant == Some(Plant::StaleClock);
         let read_now = stopped_at.filter(|_| stale).unwrap_or(now);
-        let Host { process, targets, .. } = machine;
+        let nodes: Vec<u32> = self.hosts.iter().map(|host| host.node).collect();
+        let Host { process, targets, .. } = &mut self.hosts[host];
         let Some(process) = process else { return };
         let waiting = process.inbox.len() as u64;
-        let output = process.turn(now, read_now, targets, sync_early);
+        let output =
+            process.turn(Surroundings { now, read_now, targets, nodes: &nodes, sync_early });
         self.note(2, &[host as u64, waiting]);
         self.carry_out(host, number, output);
     }
@@ -367,6 +392,12 @@ impl World {
         for (partition, message) in output.messages {
             self.observe_message(partition, &message);
             self.send(host, number, partition, message);
+        }
+        for (node, frame) in output.frames {
+            self.send_frame(host, node, frame);
+        }
+        for node in output.resets {
+            self.link_resets(host, node);
         }
         for snapshot in output.snapshots {
             self.send_snapshot(host, number, snapshot);

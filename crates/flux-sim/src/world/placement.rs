@@ -1,5 +1,7 @@
 //! Who has which replicas: the part of the controller, of the registry, and of a node that follows them.
 
+use flux_core::replica::Replica;
+
 use super::{Event, World};
 use crate::check::{Promise, Violation};
 use crate::node::BootError;
@@ -29,7 +31,7 @@ impl World {
             let own = voters.iter().find(|id| (**id >> 32) as u32 == node);
             let process = self.hosts[host].process.as_mut();
             if let (Some(process), Some(id)) = (process, own) {
-                let placed = process.place(partition, *id, Some(&voters), now);
+                let placed = process.found(partition, *id, &voters, now);
                 placed.expect("the disk of a new node works");
             }
         }
@@ -65,14 +67,16 @@ impl World {
             let target = &machine.targets[usize::from(partition)];
             let due = target.iter().copied().find(|id| (*id >> 32) as u32 == machine.node);
             let Some(process) = &machine.process else { return };
-            let has = process.replica(partition).map(|replica| replica.id());
-            let done = match (has, due) {
+            let has = process.replica(partition);
+            let done = match (has.map(Replica::id), due) {
                 (None, Some(id)) => self.place(host, partition, id),
-                (Some(id), due) if due != Some(id) && self.is_dismissed(host, partition, id) => {
-                    self.say(format_args!("h{host} p{partition} drops {id:x}"));
-                    self.note(8, &[host as u64, id]);
-                    let process = self.hosts[host].process.as_mut();
-                    process.map_or(Ok(()), |process| process.remove(partition))
+                // Made for a place that it does not have any more, before it learned anything.
+                (Some(id), due) if due != Some(id) => {
+                    if has.is_some_and(|replica| replica.members().voters.is_empty()) {
+                        self.drop_replica(host, partition, id)
+                    } else {
+                        Ok(())
+                    }
                 }
                 _ => Ok(()),
             };
@@ -88,21 +92,16 @@ impl World {
         self.note(7, &[host as u64, id]);
         let now = super::node_now(&self.plan, &self.hosts[host], self.now_us);
         let process = self.hosts[host].process.as_mut();
-        let placed = process.map_or(Ok(()), |process| process.place(partition, id, None, now));
+        let placed = process.map_or(Ok(()), |process| process.place(partition, id, now));
         self.wake(host);
         placed
     }
 
-    /// Whether the leader of the group is sure that a replica is not in it any more, and can be asked.
-    fn is_dismissed(&self, host: usize, partition: u16, id: u64) -> bool {
-        if self.network.is_cut() {
-            return false;
-        }
-        let asked =
-            self.hosts.iter().enumerate().filter(|(other, one)| *other != host && one.is_awake());
-        asked
-            .flat_map(|(_, one)| one.process.as_ref()?.replica(partition))
-            .any(|replica| replica.knows_members() && !replica.members().contains(id))
+    fn drop_replica(&mut self, host: usize, partition: u16, id: u64) -> Result<(), BootError> {
+        self.say(format_args!("h{host} p{partition} drops {id:x}, which is empty"));
+        self.note(8, &[host as u64, id]);
+        let process = self.hosts[host].process.as_mut();
+        process.map_or(Ok(()), |process| process.remove(partition).map_err(BootError::from))
     }
 
     /// Whether a partition has the replicas that it should have, and none of them is lost.

@@ -72,7 +72,8 @@ impl World {
             match process.replica(partition) {
                 None if due => return Some(format!("h{place} has no replica of p{partition}")),
                 Some(replica) if !due => {
-                    return Some(format!("h{place} still has {:x} of p{partition}", replica.id()));
+                    let standing = self.standing(partition);
+                    return Some(format!("h{place} still has {:x}{standing}", replica.id()));
                 }
                 Some(replica) if replica.applied().index != end => {
                     let applied = replica.applied().index;
