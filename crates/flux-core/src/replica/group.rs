@@ -231,6 +231,7 @@ impl<W> Replica<W> {
         // A vote for the other needs no timeout: from here on no lease can be relied on.
         self.stir();
         self.rounds.give_up_lease(self.node.raft.term);
+        self.transfer_tick = self.ticks;
         self.node.transfer_leader(to);
         self.settle();
         true

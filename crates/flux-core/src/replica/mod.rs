@@ -62,6 +62,9 @@ const MAX_WAITING_READS: usize = 65_536;
 /// Ticks after which a proposal's outcome is called unknown; it may still be committed.
 const OUTCOME_TICKS: u64 = 100;
 
+/// Ticks that another replica has to take over. Nothing is proposed meanwhile.
+const TRANSFER_TICKS: u64 = 4;
+
 /// Entries for followers that are behind are kept in memory up to so many times `tail_bytes`.
 const LAGGING_TAILS: usize = 8;
 
@@ -195,6 +198,8 @@ pub struct Replica<W> {
     start: u64,
     /// A snapshot that was received, until Raft has decided whether it is of use.
     received: Option<(SnapshotMeta, Table)>,
+    /// The tick at which another replica was last asked to take over.
+    transfer_tick: u64,
     /// The `Ready` that makes a received snapshot count; nothing else happens before it is persisted.
     restoring: Option<u64>,
 }
@@ -273,6 +278,7 @@ impl<W> Replica<W> {
             // A replica that has not written its id yet does so with its first state.
             start: if replica == config.id { start } else { applied.index },
             received: None,
+            transfer_tick: 0,
             restoring: None,
         };
         replica.rebuild_wheel(now.ms);
@@ -405,6 +411,11 @@ impl<W> Replica<W> {
             return true;
         }
         self.tick_election();
+        let raft = &mut self.node.raft;
+        if raft.lead_transferee.is_some() && self.ticks > self.transfer_tick + TRANSFER_TICKS {
+            // It may still take over; until then this one goes on, without a lease.
+            raft.abort_leader_transfer();
+        }
         let leads = self.node.raft.state == StateRole::Leader;
         if leads && !self.is_alone() && self.ticks.is_multiple_of(self.election.heartbeat_ticks) {
             self.begin_round();

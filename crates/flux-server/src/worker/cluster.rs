@@ -54,6 +54,8 @@ pub(super) struct Cluster {
     pub(super) snapshots_to_send: Vec<(PartitionId, RaftMessage)>,
     /// A partition that is led here and needs a snapshot for a follower, as of the last tick.
     snapshot_wanted: Option<PartitionId>,
+    /// The node is stopping, and takes no leadership over.
+    pub(super) declines: bool,
     /// The topology has changed since the last tick.
     pub(super) changed: bool,
     ticks: u64,
@@ -102,6 +104,7 @@ impl Cluster {
             handing_over: BTreeMap::new(),
             snapshots_to_send: Vec::new(),
             snapshot_wanted: None,
+            declines: false,
             changed: true,
             ticks: 0,
             kept: BTreeMap::new(),
@@ -224,8 +227,12 @@ impl Dispatch {
             return;
         }
         let now = self.now;
-        let Some((replica, _)) = self.replica(partition) else { return };
         let from = message.from;
+        let declines = self.cluster.as_ref().is_some_and(|cluster| cluster.declines);
+        if declines && message.msg_type() == MessageType::MsgTimeoutNow {
+            return;
+        }
+        let Some((replica, _)) = self.replica(partition) else { return };
         let asks_for_votes = matches!(
             message.msg_type(),
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote

@@ -355,7 +355,12 @@ impl Worker {
                 let _ = answer.send(self.begin_hand_over(partition, to));
             }
             Message::Snapshot { partition, answer } => self.snapshots.want(partition, answer),
-            Message::HandAllOver => self.dispatch.hand_all_over(),
+            Message::HandAllOver => {
+                if let Some(cluster) = &mut self.dispatch.cluster {
+                    cluster.declines = true;
+                }
+                self.dispatch.hand_all_over();
+            }
             Message::Listen(listener) => self.listen(listener),
             Message::Connection(stream) => self.adopt(stream),
             Message::Kill(id) => self.kill(id),
