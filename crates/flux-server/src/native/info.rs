@@ -1,6 +1,7 @@
 //! INFO, and the answer to a preface: what a node tells of itself and its cluster.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use flux_core::PartitionId;
 use flux_core::placement::NodeId;
@@ -15,7 +16,7 @@ use crate::shared::Shared;
 pub(super) fn info(id: u64, shared: &Shared, out: &mut Vec<u8>) {
     match &shared.cluster {
         Some(seat) => {
-            let topology = std::sync::Arc::clone(&seat.topology.read());
+            let topology = Arc::clone(&seat.topology.read());
             info_of_cluster(id, shared, &topology, out);
         }
         None => info_alone(id, shared, out),
@@ -51,7 +52,7 @@ fn info_of_cluster(id: u64, shared: &Shared, topology: &Topology, out: &mut Vec<
         let targets = topology.map.as_ref().map_or(&[][..], |map| map.target(partition));
         targets.iter().filter_map(|replica| places.get(&replica.node()).copied()).collect()
     };
-    let leader = |partition| places.get(&shared.leader(partition)?).copied();
+    let leader = |partition| places.get(&likely_leader(shared, topology, partition)?).copied();
     let info = wire::Info {
         node: &shared.node_id,
         server_version: env!("CARGO_PKG_VERSION"),
@@ -61,6 +62,22 @@ fn info_of_cluster(id: u64, shared: &Shared, topology: &Topology, out: &mut Vec<
         replicas: shared.partitions.iter().map(replicas).collect(),
     };
     respond(out, id, Opcode::Info, &Response::Info(info), None);
+}
+
+/// The node to ask about a partition: its leader, as far as that is known. A node that has no replica of it
+/// hears of no elections, and names the one that should lead: that one knows better.
+pub(super) fn likely_leader(
+    shared: &Shared,
+    topology: &Topology,
+    partition: PartitionId,
+) -> Option<NodeId> {
+    let known = shared.leader(partition);
+    if known.is_some() || shared.holds(partition) {
+        return known;
+    }
+    let targets = topology.map.as_ref()?.target(partition).iter().map(|replica| replica.node());
+    let is_alive = |node: &NodeId| topology.members.get(node).is_some_and(|member| member.alive);
+    targets.into_iter().find(is_alive)
 }
 
 /// The answer to a preface. False if the client is refused.

@@ -4,6 +4,7 @@ mod info;
 mod render;
 mod scan;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use flux_core::command::{Guard, TransactionMode};
@@ -182,11 +183,11 @@ impl Planner<'_> {
         let Some(seat) = self.shared.cluster.as_ref().filter(|_| self.ask.redirect) else {
             return false;
         };
-        let leader = self.shared.leader(partition);
-        if leader == Some(seat.me) {
+        if self.shared.leader(partition) == Some(seat.me) {
             return false;
         }
-        let topology = seat.topology.read();
+        let topology = Arc::clone(&seat.topology.read());
+        let leader = info::likely_leader(self.shared, &topology, partition);
         let leader = leader.and_then(|node| topology.members.get(&node));
         let leader_addr = leader.map(|member| member.data_addr().to_string()).unwrap_or_default();
         let hint = wire::LeaderHint { partition: partition.0, leader_addr: &leader_addr };

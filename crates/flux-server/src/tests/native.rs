@@ -1,6 +1,6 @@
 //! The native protocol on a node alone: features, sessions, stale reads, scans.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
@@ -13,7 +13,7 @@ use flux_proto::native::{
 
 use super::machine::Machine;
 use super::node::{small, start};
-use crate::config::Fsync;
+use crate::config::{Fsync, Settings};
 
 /// A connection that asks one thing at a time.
 struct Client {
@@ -219,5 +219,53 @@ fn scans_are_of_all_partitions_or_of_one() {
     for refused in [page(b"x", None), page(b"", Some(4)), page(&of_another, Some(0))] {
         assert_eq!(client.refusal(&refused, None), Code::InvalidArgument);
     }
+    workers.stop().expect("closed");
+}
+
+#[test]
+fn pages_with_the_largest_values_fit_into_frames() {
+    let settings = Settings {
+        segment_bytes: 64 << 20,
+        snapshot_log_bytes: 256 << 20,
+        max_inflight_bytes: 256 << 20,
+        overload_wait_ms: 60_000,
+        ..small(1, Fsync::No)
+    };
+    let workers = start(&Machine::new(1), &settings).expect("started");
+    let mut client = Client::connect(workers.shared().data_addr, feature::ALL);
+    let sizes = [native::MAX_VALUE_BYTES, 3 << 20, 3 << 20, native::MAX_VALUE_BYTES, 10];
+    for (number, size) in sizes.into_iter().enumerate() {
+        let (key, value) = (format!("{{tag}}{number}"), vec![0; size]);
+        let set = Request::Set {
+            key: key.as_bytes(),
+            value: &value,
+            expiry: Expiry::Never,
+            condition: native::Condition::Always,
+            return_previous: false,
+        };
+        client.ask(&set, |header| header, |frame| assert_eq!(frame.status, 0));
+    }
+    let (mut found, mut cursor, mut pages) = (BTreeMap::new(), Vec::new(), 0);
+    loop {
+        let (prefix, limit, keys_only, partition) = (&b""[..], 100, false, None);
+        let request = Request::Scan { prefix, cursor: &cursor, limit, keys_only, partition };
+        let read = |frame: &ResponseFrame<'_>| match frame.response().expect("valid") {
+            Ok(Response::Page(page)) => {
+                let sizes =
+                    page.items.iter().map(|item| (item.key.to_vec(), item.value.bytes.len()));
+                (page.cursor.to_vec(), sizes.collect::<Vec<_>>())
+            }
+            other => panic!("{other:?}"),
+        };
+        let (next, sizes) = client.ask(&request, |header| header, read);
+        found.extend(sizes);
+        pages += 1;
+        if next.is_empty() {
+            break;
+        }
+        cursor = next;
+    }
+    assert!(found.into_values().eq(sizes), "each comes once, or again as it was");
+    assert!(pages >= 4, "{pages} pages");
     workers.stop().expect("closed");
 }
