@@ -32,8 +32,8 @@ const MAX_KEPT: usize = 16 * 1024;
 /// Answers that are kept for nodes whose links are down, and for how long.
 const MAX_UNSENT: usize = 4096;
 const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
-/// After so long without a beat the links to and from a node are opened anew.
-const SILENCE: Duration = Duration::from_millis(1500);
+/// After so long without a frame the links to and from a node are opened anew.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
@@ -66,6 +66,8 @@ pub(super) struct Cluster {
     sessions: BTreeSet<u64>,
     /// Answers for nodes whose links are down, until when they are kept.
     unsent: Vec<(Instant, u32, u64, Reply)>,
+    /// When the last frame of each node came.
+    seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came.
     heard: BTreeMap<u32, u64>,
     /// Beats to be answered.
@@ -110,6 +112,7 @@ impl Cluster {
             kept: BTreeMap::new(),
             next_kept: 0,
             sessions: BTreeSet::new(),
+            seen: BTreeMap::new(),
             unsent: Vec::new(),
             heard: BTreeMap::new(),
             beats: Vec::new(),
@@ -161,7 +164,9 @@ impl Dispatch {
 
     /// A new connection from a node may be from a new process, which has forgotten that its replicas slept.
     fn note_session(&mut self, from: u32, session: u64) {
+        let now_us = self.now.us;
         let Some(cluster) = &mut self.cluster else { return };
+        cluster.seen.insert(from, now_us);
         if cluster.sessions.insert(session) {
             cluster.heard.insert(from, self.now.us);
             while cluster.sessions.len() > MAX_SESSIONS {
@@ -331,11 +336,11 @@ impl Dispatch {
                 }
             }
         }
-        for (&node, heard) in &mut cluster.heard {
-            let silent_us = now.us.saturating_sub(*heard);
+        for (&node, seen) in &mut cluster.seen {
+            let silent_us = now.us.saturating_sub(*seen);
             if silent_us > SILENCE.as_micros() as u64 && peers.is_up(node) {
                 peers.reset(node, Instant::now());
-                *heard = now.us;
+                *seen = now.us;
             }
         }
         let heard = &cluster.heard;
