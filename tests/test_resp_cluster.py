@@ -58,8 +58,10 @@ def shown(node):
 @pytest.fixture
 def nodes(all_nodes):
     """Three nodes that lead a third of the slots each, empty."""
-    with all_nodes[0].connect() as connection:
-        assert connection.call("FLUSHALL") == b"OK"
+    # With redirection a node answers for what it leads, as in Redis Cluster.
+    for node in all_nodes:
+        with node.connect() as connection:
+            assert connection.call("FLUSHALL") == b"OK"
     servers.wait_until(lambda: size(all_nodes) == 0, "all nodes are empty")
     return all_nodes
 

@@ -81,7 +81,9 @@ impl Operation {
     /// The value that it writes, if that is no other operation's.
     pub fn own_value(&self) -> Option<i64> {
         match self.call {
-            Call::Set(value) | Call::SetIfAbsent(value) | Call::SetIfVersion(_, value) => Some(value),
+            Call::Set(value) | Call::SetIfAbsent(value) | Call::SetIfVersion(_, value) => {
+                Some(value)
+            }
             Call::Get | Call::Delete | Call::Increment(_) => None,
         }
     }

@@ -151,16 +151,22 @@ impl Seen {
 
 impl<'a> Search<'a> {
     fn new(operations: &'a [Operation]) -> Search<'a> {
-        let answered = operations.iter().enumerate().filter_map(|(at, one)| {
-            Some((at, one.invoked_us, one.returned?.0))
-        });
+        let answered = operations
+            .iter()
+            .enumerate()
+            .filter_map(|(at, one)| Some((at, one.invoked_us, one.returned?.0)));
         // At equal times calls come first: operations that touch count as concurrent.
         let both = answered.flat_map(|(at, from, to)| [(from, 0, at), (to, 1, at)]);
         let mut order: Vec<(u64, u8, usize)> = both.collect();
         order.sort_unstable();
         let end = order.len() + 1;
-        let edge = |at_us, before, next| {
-            Event { at_us, operation: 0, is_call: false, answer: end, before, next }
+        let edge = |at_us, before, next| Event {
+            at_us,
+            operation: 0,
+            is_call: false,
+            answer: end,
+            before,
+            next,
         };
         let mut events = vec![edge(0, 0, 1)];
         let mut called = vec![0; operations.len()];
@@ -218,8 +224,9 @@ impl<'a> Search<'a> {
                 let Operation { call, returned, .. } = self.operations[operation];
                 let next = state.step(call, returned.map(|(_, answer)| answer));
                 // What an open write overwrites that nobody saw need not have been taken.
-                let hides = matches!((choice, path.last()), (Choice::Open(_), Some((Choice::Open(_), _))))
-                    && matches!(call, Call::Set(_) | Call::Delete);
+                let hides =
+                    matches!((choice, path.last()), (Choice::Open(_), Some((Choice::Open(_), _))))
+                        && matches!(call, Call::Set(_) | Call::Delete);
                 let fits = !hides && !self.is_taken(operation) && self.is_due(operation);
                 let next = next.filter(|_| fits);
                 match next.filter(|next| self.take(choice, operation, *next)) {
@@ -314,7 +321,9 @@ impl<'a> Search<'a> {
 fn rank_of(operation: &Operation) -> u64 {
     match operation.returned {
         Some((_, Answer::Written(version) | Answer::Counter(_, version))) => 2 * version,
-        Some((_, Answer::Value(Some((_, version))) | Answer::NotWritten(version))) if version > 0 => {
+        Some((_, Answer::Value(Some((_, version))) | Answer::NotWritten(version)))
+            if version > 0 =>
+        {
             2 * version + 1
         }
         _ => 0,
@@ -462,7 +471,8 @@ mod tests {
 
     #[test]
     fn many_unknown_outcomes_do_not_make_a_search_long() {
-        let mut history: Vec<_> = (0..40).map(|at| operation(at, Call::Set(at as i64), None)).collect();
+        let mut history: Vec<_> =
+            (0..40).map(|at| operation(at, Call::Set(at as i64), None)).collect();
         history.extend((0..40).map(|at| set(100 + at, 200, 100 + at as i64, 10 + at)));
         history.push(get(300, 301, Some((139, 49))));
         history.push(get(302, 303, Some((20, 60))));
@@ -494,15 +504,22 @@ mod tests {
         history.sort_by_key(|one| one.invoked_us);
         let window = shortest_window(&history, SEARCH_STEPS);
         assert_eq!(window, vec![set(1000, 1005, 100, 101), get(1006, 1008, Some((98, 99)))]);
-        let violations = check(&{
-            let mut all = History::default();
-            for one in &history {
-                all.add(Key { partition: 1, number: 2 }, *one);
-            }
-            all
-        }, &|_, _| None);
+        let violations = check(
+            &{
+                let mut all = History::default();
+                for one in &history {
+                    all.add(Key { partition: 1, number: 2 }, *one);
+                }
+                all
+            },
+            &|_, _| None,
+        );
         assert_eq!(violations.len(), 1);
-        assert!(violations[0].evidence.contains("p1/k2: no order of 2 of its 201"), "{}", violations[0]);
+        assert!(
+            violations[0].evidence.contains("p1/k2: no order of 2 of its 201"),
+            "{}",
+            violations[0]
+        );
     }
 
     #[test]
@@ -536,7 +553,9 @@ mod tests {
             assert_eq!(verdict(history.clone()), Verdict::Linearizable, "seed {seed}");
             let place = random.below(history.len() as u64) as usize;
             match &mut history[place].returned {
-                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => *value += 1,
+                Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => {
+                    *value += 1
+                }
                 Some((_, Answer::Written(version))) => *version += 1000,
                 Some((_, Answer::Deleted(there))) => *there = !*there,
                 _ => continue,

@@ -54,7 +54,8 @@ mod tests {
         let mut history = History::default();
         for &(number, invoked_us, returned_us, version) in writes {
             let returned = Some((returned_us, Answer::Written(version)));
-            let operation = Operation { client: 0, call: Call::Set(1), invoked_us, once: None, returned };
+            let operation =
+                Operation { client: 0, call: Call::Set(1), invoked_us, once: None, returned };
             history.add(Key { partition: 0, number }, operation);
         }
         check(&history)

@@ -146,12 +146,7 @@ impl Process {
     }
 
     /// Makes a replica that has nothing yet.
-    pub(super) fn empty(
-        &self,
-        partition: u16,
-        id: u64,
-        now: Now,
-    ) -> Result<Hosted, BootError> {
+    pub(super) fn empty(&self, partition: u16, id: u64, now: Now) -> Result<Hosted, BootError> {
         let mut one = Recovering::new(&self.options, self.options.table(), None);
         one.reset.0 = id;
         one.finish(&self.options, partition, now)

@@ -47,7 +47,8 @@ impl Process {
         for (partition, hosted) in &mut self.hosted {
             let mut replies = Vec::new();
             hosted.replica.abandon(&mut replies);
-            out.replies.extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
+            out.replies
+                .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
         }
         out.failed = Some(error.to_string());
     }
@@ -288,8 +289,7 @@ impl Process {
             return;
         }
         let target = self.log.sync_target();
-        let result =
-            (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
+        let result = (early && !self.options.has(Plant::SkippedSync)).then(|| target.sync());
         self.syncing = Some(Syncing { covers: std::mem::take(&mut self.written), result, target });
         out.syncing = true;
     }

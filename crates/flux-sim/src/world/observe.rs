@@ -143,8 +143,7 @@ impl World {
         let (index, revision) = (hosted.replica.applied().index, hosted.replica.revision());
         let shown = self.reference.shows(partition, index, revision, &hosted.table);
         let sessions = hosted.replica.snapshot_meta().sessions;
-        let shown =
-            shown.and_then(|()| self.reference.shows_sessions(partition, index, &sessions));
+        let shown = shown.and_then(|()| self.reference.shows_sessions(partition, index, &sessions));
         let shown = shown.map_err(|mut violation| {
             violation.evidence = format!("h{host} {}", violation.evidence);
             violation

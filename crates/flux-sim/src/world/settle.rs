@@ -139,8 +139,13 @@ impl World {
                 Some((value, entry.version))
             });
             let returned = Some((end, Answer::Value(value)));
-            let operation =
-                Operation { client: LAST_READER, call: Call::Get, invoked_us: end, once: None, returned };
+            let operation = Operation {
+                client: LAST_READER,
+                call: Call::Get,
+                invoked_us: end,
+                once: None,
+                returned,
+            };
             self.history.add(key, operation);
         }
     }
