@@ -6,6 +6,8 @@
 //!
 //! Not simulated: sockets, frames, worker threads, etcd; see `docs/simulation.md`.
 
+#![allow(clippy::type_complexity, reason = "checkers compare plain tuples")]
+
 pub mod check;
 pub mod client;
 pub mod clock;

@@ -93,7 +93,7 @@ impl Process {
             Work::Frame(from, frame) => self.take_frame(from, frame, now),
             Work::LinkUp(from) => self.link_opened(from, now),
             Work::LinkDown(node) => self.link_broken(node, now),
-            Work::Request(request) => self.request(request, now, around.read_now, out),
+            Work::Request(request) => self.request(&request, now, around.read_now, out),
             Work::Snapshot(parcel) => self.take_in(parcel, now, out)?,
             Work::SnapshotReport(partition, to, arrived) => {
                 if let Some(hosted) = self.hosted.get_mut(&partition) {
@@ -148,7 +148,7 @@ impl Process {
         }
     }
 
-    fn request(&mut self, request: Request, now: Now, read_now: Now, out: &mut Output) {
+    fn request(&mut self, request: &Request, now: Now, read_now: Now, out: &mut Output) {
         let (waiter, partition) = ((request.client, request.attempt), request.key.partition);
         let Some(hosted) = self.hosted.get_mut(&partition) else {
             out.replies.push((waiter, partition, Reply::Error(Error::NotLeader)));
@@ -174,7 +174,7 @@ impl Process {
         let mut once = request.once.as_ref();
         if self.planted.is_active() {
             once = once.filter(|_| !self.options.has(Plant::AnswersNotReplicated));
-            if let Some(reply) = self.planted.asks(&request) {
+            if let Some(reply) = self.planted.asks(request) {
                 out.replies.push((waiter, partition, reply));
                 return;
             }

@@ -91,7 +91,7 @@ impl World {
         let mut text = format!(": {target:x?}; lost: {:x?}", self.lost);
         for (place, host) in self.hosts.iter().enumerate() {
             let replica = host.process.as_ref().and_then(|process| process.replica(partition));
-            let Some(status) = replica.map(|replica| replica.status()) else { continue };
+            let Some(status) = replica.map(flux_core::replica::Replica::status) else { continue };
             let _ = write!(text, "\n    h{place} {status:x?}");
         }
         text
