@@ -554,7 +554,7 @@ mod tests {
             let place = random.below(history.len() as u64) as usize;
             match &mut history[place].returned {
                 Some((_, Answer::Value(Some((value, _))) | Answer::Counter(value, _))) => {
-                    *value += 1
+                    *value += 1;
                 }
                 Some((_, Answer::Written(version))) => *version += 1000,
                 Some((_, Answer::Deleted(there))) => *there = !*there,
