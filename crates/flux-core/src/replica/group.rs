@@ -260,9 +260,19 @@ impl<W> Replica<W> {
         !members.voters.is_empty() && !members.contains(self.id)
     }
 
-    /// Whether this replica can say with certainty who belongs to the group: it leads, and nobody else.
-    pub fn knows_members(&self) -> bool {
-        self.leads && self.has_lease()
+    /// Whether a message asks for votes though its sender does not belong to the group any more. Then the
+    /// sender may be told that it can go.
+    ///
+    /// A sender that believes to have a vote read so in its own log. If this replica has applied all that is
+    /// in it and the group does not have the sender now, it was removed, and an id is not given again. One
+    /// whose log goes further may have been added by what is not applied here yet; then only a leader that
+    /// is sure to be one can tell.
+    pub fn has_left(&self, message: &Message) -> bool {
+        let kind = message.msg_type();
+        let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        let members = self.members();
+        let sure = message.index <= self.applied.index || self.leads && self.has_lease();
+        asks && sure && !members.voters.is_empty() && !members.contains(message.from)
     }
 
     pub(super) fn apply_change(&mut self, index: u64, data: &[u8]) -> Result<(), Broken> {

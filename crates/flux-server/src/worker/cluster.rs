@@ -232,19 +232,14 @@ impl Dispatch {
             return;
         }
         let now = self.now;
-        let from = message.from;
         let declines = self.cluster.as_ref().is_some_and(|cluster| cluster.declines);
         if declines && message.msg_type() == MessageType::MsgTimeoutNow {
             return;
         }
         let Some((replica, _)) = self.replica(partition) else { return };
-        let asks_for_votes = matches!(
-            message.msg_type(),
-            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
-        );
-        if asks_for_votes && replica.knows_members() && !replica.members().contains(from) {
+        if replica.has_left(&message) {
             if let Some(cluster) = &mut self.cluster {
-                cluster.gone.push((partition, from));
+                cluster.gone.push((partition, message.from));
             }
             return;
         }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use flux_core::replica::{Now, Signal};
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::Message;
 
 use super::{Output, Process};
 
@@ -55,9 +55,7 @@ impl Process {
     pub(super) fn step(&mut self, partition: u16, message: Message, now: Now) {
         let Some(hosted) = self.hosted.get_mut(&partition) else { return };
         let replica = &mut hosted.replica;
-        let kind = message.msg_type();
-        let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        if asks && replica.knows_members() && !replica.members().contains(message.from) {
+        if replica.has_left(&message) {
             let gone = Frame::Gone(partition, message.from);
             self.peers.frames.push((node_of(message.from), gone));
             return;
