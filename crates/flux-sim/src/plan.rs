@@ -29,6 +29,8 @@ pub enum Profile {
     Disks,
     /// Replicas that move, and snapshots.
     Members,
+    /// Messages that come so late that another leads by then.
+    Late,
     /// Elections all the time, and nodes that lose power in them.
     Elections,
     /// Clocks that run more differently than they may: reads are not checked.
@@ -46,6 +48,7 @@ impl Profile {
             Profile::Clocks => "clocks",
             Profile::Disks => "disks",
             Profile::Members => "members",
+            Profile::Late => "late",
             Profile::Elections => "elections",
             Profile::Beyond => "beyond",
         }
@@ -191,6 +194,14 @@ impl Plan {
                 plan.fault_lasts_us = (50 * MS, 1500 * MS);
             }
             Profile::Disks => plan.sync_us = (MS, 20 * MS),
+            Profile::Late => {
+                plan.tick_us = 10 * MS;
+                plan.links.slow_per_mille = 200;
+                plan.links.slow_us = 3 * plan.tick_us * plan.election_ticks as u64;
+                plan.links.in_order = false;
+                plan.fault_lasts_us = (200 * MS, 1000 * MS);
+                plan.reads_per_mille = [500, 800, 900, 990];
+            }
             Profile::Elections => {
                 plan.tick_us = 10 * MS;
                 plan.links.slow_per_mille = 200;
@@ -230,12 +241,7 @@ impl Plan {
 
     /// The links as they are when all is well.
     pub fn calm_links(&self) -> LinkQuality {
-        LinkQuality {
-            slow_per_mille: 0,
-            drop_per_mille: 0,
-            duplicate_per_mille: 0,
-            ..self.links.clone()
-        }
+        LinkQuality { slow_per_mille: 0, drop_per_mille: 0, duplicate_per_mille: 0, ..self.links.clone() }
     }
 
     fn basic(seed: u64, profile: Profile, plant: Option<Plant>, random: &mut Random) -> Plan {
@@ -288,7 +294,8 @@ fn mixed(random: &mut Random) -> Profile {
         7..11 => Profile::Storm,
         11..14 => Profile::Members,
         14 | 15 => Profile::Clocks,
-        16 | 17 => Profile::Elections,
+        16 => Profile::Elections,
+        17 => Profile::Late,
         _ => Profile::Disks,
     }
 }
@@ -299,21 +306,20 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
     let favoured: &[Fault] = match profile {
         Profile::Calm => return vec![Fault::Transfer],
         Profile::Mixed | Profile::Weather | Profile::Storm => &[],
-        Profile::Clocks | Profile::Beyond => &[
-            Fault::IsolateLeader,
-            Fault::OneWay,
-            Fault::WallClock,
-            Fault::ClockRate,
-            Fault::Freeze,
-            Fault::Kill,
-        ],
-        Profile::Disks => &[
-            Fault::PowerCut,
-            Fault::Blackout,
-            Fault::FailedSync,
-            Fault::FailedWrite,
-            Fault::BitRot,
-        ],
+        Profile::Clocks | Profile::Beyond => {
+            &[
+                Fault::IsolateLeader,
+                Fault::OneWay,
+                Fault::WallClock,
+                Fault::ClockRate,
+                Fault::Freeze,
+                Fault::Kill,
+            ]
+        }
+        Profile::Disks => {
+            &[Fault::PowerCut, Fault::Blackout, Fault::FailedSync, Fault::FailedWrite, Fault::BitRot]
+        }
+        Profile::Late => &[Fault::IsolateLeader, Fault::OneWay, Fault::Split],
         Profile::Elections => {
             &[Fault::PowerCut, Fault::Blackout, Fault::Split, Fault::IsolateLeader, Fault::OneWay]
         }
