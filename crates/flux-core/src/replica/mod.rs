@@ -361,20 +361,28 @@ impl<W> Replica<W> {
     }
 
     /// Makes the open batch one entry of the log. Commands without effects wait for the newest
-    /// proposal that they may have read from. While leadership is being handed over the batch stays open.
+    /// proposal that they may have read from; or, where nothing proves that this replica leads now, for
+    /// an empty entry of their own. While leadership is being handed over the batch stays open.
     pub fn propose(&mut self, replies: &mut Replies<W>) {
         if !self.leads || self.node.raft.lead_transferee.is_some() {
             return;
         }
         let waiting = std::mem::take(&mut self.open);
-        let Some(batch) = self.in_flight.close() else {
-            match self.proposed.back_mut() {
-                Some(last) => last.replies.extend(waiting),
-                None => replies.extend(waiting),
+        let sure = self.has_lease();
+        let payload = match self.in_flight.close() {
+            Some(batch) => batch.payload.to_vec(),
+            None if waiting.is_empty() => return,
+            // What a quorum has said of earlier proposals it may have said before these commands came.
+            None if !sure => Vec::new(),
+            None => {
+                match self.proposed.back_mut() {
+                    Some(last) => last.replies.extend(waiting),
+                    None => replies.extend(waiting),
+                }
+                return;
             }
-            return;
         };
-        let proposed = self.node.propose(Vec::new(), batch.payload.to_vec());
+        let proposed = self.node.propose(Vec::new(), payload);
         proposed.expect("a leader that does not hand over takes proposals");
         let raft = &self.node.raft;
         let position = Position { index: raft.raft_log.last_index(), term: raft.term };

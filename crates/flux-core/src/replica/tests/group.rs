@@ -260,6 +260,53 @@ fn a_leader_without_a_lease_answers_only_when_a_quorum_confirms_it() {
 }
 
 #[test]
+fn a_late_acknowledgement_of_an_earlier_write_confirms_no_read() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "v");
+    group.ticks(4);
+    let old = group.leader().expect("a leader");
+    let mut late = Vec::new();
+    let mut sleeper = group.replicas.remove(&old).expect("there");
+    // A write has reached the others; what they say to it is long on its way.
+    let now = group.now();
+    assert_eq!(sleeper.replica.execute(now, &set(b"a", b"1", Expiry::Never), None, 76), None);
+    sleeper.replica.propose(&mut sleeper.replies);
+    while let Some(ready) = sleeper.replica.ready(&mut sleeper.replies).expect("sound") {
+        sleeper.replica.persisted(ready.number);
+        for message in ready.messages {
+            let Some(to) = group.replicas.get_mut(&message.to) else { continue };
+            to.replica.step(now, message);
+            while let Some(ready) = to.replica.ready(&mut to.replies).expect("sound") {
+                to.replica.persisted(ready.number);
+                late.extend(ready.persisted_messages);
+            }
+        }
+    }
+    group.elect();
+    assert_eq!(group.put("k", "new"), Some(Reply::Written { version: 3 }));
+    let now = group.now();
+    assert!(sleeper.replica.leads() && !sleeper.view.may_serve(now.us));
+    for (waiter, command) in [(77, get("k")), (78, get("a"))] {
+        assert_eq!(sleeper.replica.execute(now, &command, None, waiter), None);
+    }
+    sleeper.replica.propose(&mut sleeper.replies);
+    late.iter().for_each(|message| sleeper.replica.step(now, message.clone()));
+    while let Some(ready) = sleeper.replica.ready(&mut sleeper.replies).expect("sound") {
+        sleeper.replica.persisted(ready.number);
+    }
+    let answered: Vec<u32> = sleeper.replies.iter().map(|(waiter, _)| *waiter).collect();
+    assert_eq!(answered, [76], "the write is committed, and nothing is known of the reads");
+    // Nor are reads that are proposed only after all that they waited for was applied.
+    let waiter = sleeper.replica.execute(now, &set(b"a", b"2", Expiry::Never), None, 79);
+    assert_eq!(waiter, None);
+    group.replicas.insert(old, sleeper);
+    group.ticks(10);
+    for waiter in [77, 78, 79] {
+        assert_eq!(group.reply(old, waiter), Some(Reply::Error(Error::NotLeader)));
+    }
+}
+
+#[test]
 fn a_lease_outlives_no_promise_of_a_follower() {
     let mut group = Group::of(&[1, 2, 3]);
     group.ticks(4);
