@@ -271,7 +271,8 @@ impl<W> Replica<W> {
         let kind = message.msg_type();
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         let members = self.members();
-        let sure = message.index <= self.applied.index || self.leads && self.has_lease();
+        let known = 0 < message.index && message.index <= self.applied.index;
+        let sure = known || self.leads && self.has_lease();
         asks && sure && !members.voters.is_empty() && !members.contains(message.from)
     }
 

@@ -676,8 +676,10 @@ impl Dispatch {
         if replica.leader() != 0 || targets.iter().any(|target| target.get() == from) {
             return;
         }
+        let index = replica.status().last;
         let ask = |to: &ReplicaId| {
-            let mut message = RaftMessage { from, to: to.get(), term, ..RaftMessage::default() };
+            let to = to.get();
+            let mut message = RaftMessage { from, to, term, index, ..RaftMessage::default() };
             message.set_msg_type(MessageType::MsgRequestPreVote);
             message
         };

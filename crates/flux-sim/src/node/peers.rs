@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 
 use flux_core::replica::{Now, Signal};
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 
 use super::{Output, Process};
 
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
+/// Ticks between two attempts of a replica without a place to learn that it is to go.
+const ASK_TICKS: u64 = 20;
 /// Ticks without a beat of a node until the groups that it leads wake up.
 const SILENT_TICKS: u64 = 5;
 /// Ticks without a beat of a node until the connection to it is opened anew.
@@ -155,6 +157,27 @@ impl Process {
                 if silent >= SILENT_TICKS {
                     replica.wake_from_silence(now, silent as usize);
                 }
+            }
+        }
+    }
+
+    /// A replica that has no leader and no place in the map asks those who have: all that it knows of may be
+    /// gone, too.
+    pub(super) fn ask_whether_gone(&mut self, targets: &[Vec<u64>], out: &mut Output) {
+        if !self.peers.ticks.is_multiple_of(ASK_TICKS) {
+            return;
+        }
+        for (partition, hosted) in &self.hosted {
+            let Some(targets) = targets.get(usize::from(*partition)) else { continue };
+            let status = hosted.replica.status();
+            if status.leader != 0 || targets.contains(&status.id) {
+                continue;
+            }
+            for to in targets {
+                let (from, term, index) = (status.id, status.term + 1, status.last);
+                let mut message = Message { from, to: *to, term, index, ..Message::default() };
+                message.set_msg_type(MessageType::MsgRequestPreVote);
+                out.messages.push((*partition, message));
             }
         }
     }

@@ -70,9 +70,11 @@ impl World {
             let has = process.replica(partition);
             let done = match (has.map(Replica::id), due) {
                 (None, Some(id)) => self.place(host, partition, id),
-                // Made for a place that it does not have any more, before it learned anything.
+                // Made for a place that it does not have any more, before it learned anything; or the group
+                // has gone on without it for so long that it comes back as another one.
                 (Some(id), due) if due != Some(id) => {
-                    if has.is_some_and(|replica| replica.members().voters.is_empty()) {
+                    let empty = has.is_some_and(|replica| replica.members().voters.is_empty());
+                    if empty || due.is_some_and(|due| due as u32 > id as u32) {
                         self.drop_replica(host, partition, id)
                     } else {
                         Ok(())
@@ -98,7 +100,7 @@ impl World {
     }
 
     fn drop_replica(&mut self, host: usize, partition: u16, id: u64) -> Result<(), BootError> {
-        self.say(format_args!("h{host} p{partition} drops {id:x}, which is empty"));
+        self.say(format_args!("h{host} p{partition} drops {id:x} for the map"));
         self.note(8, &[host as u64, id]);
         let process = self.hosts[host].process.as_mut();
         process.map_or(Ok(()), |process| process.remove(partition).map_err(BootError::from))
