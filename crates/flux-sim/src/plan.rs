@@ -241,7 +241,12 @@ impl Plan {
 
     /// The links as they are when all is well.
     pub fn calm_links(&self) -> LinkQuality {
-        LinkQuality { slow_per_mille: 0, drop_per_mille: 0, duplicate_per_mille: 0, ..self.links.clone() }
+        LinkQuality {
+            slow_per_mille: 0,
+            drop_per_mille: 0,
+            duplicate_per_mille: 0,
+            ..self.links.clone()
+        }
     }
 
     fn basic(seed: u64, profile: Profile, plant: Option<Plant>, random: &mut Random) -> Plan {
@@ -306,19 +311,21 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
     let favoured: &[Fault] = match profile {
         Profile::Calm => return vec![Fault::Transfer],
         Profile::Mixed | Profile::Weather | Profile::Storm => &[],
-        Profile::Clocks | Profile::Beyond => {
-            &[
-                Fault::IsolateLeader,
-                Fault::OneWay,
-                Fault::WallClock,
-                Fault::ClockRate,
-                Fault::Freeze,
-                Fault::Kill,
-            ]
-        }
-        Profile::Disks => {
-            &[Fault::PowerCut, Fault::Blackout, Fault::FailedSync, Fault::FailedWrite, Fault::BitRot]
-        }
+        Profile::Clocks | Profile::Beyond => &[
+            Fault::IsolateLeader,
+            Fault::OneWay,
+            Fault::WallClock,
+            Fault::ClockRate,
+            Fault::Freeze,
+            Fault::Kill,
+        ],
+        Profile::Disks => &[
+            Fault::PowerCut,
+            Fault::Blackout,
+            Fault::FailedSync,
+            Fault::FailedWrite,
+            Fault::BitRot,
+        ],
         Profile::Late => &[Fault::IsolateLeader, Fault::OneWay, Fault::Split],
         Profile::Elections => {
             &[Fault::PowerCut, Fault::Blackout, Fault::Split, Fault::IsolateLeader, Fault::OneWay]
