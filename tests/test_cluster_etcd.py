@@ -97,7 +97,12 @@ def test_etcd_without_its_data(start_cluster):
         time.sleep(3 * TTL_S)
         assert is_told(made)
     load.check(made.nodes)
-    assert any("ERROR" in line and "etcd" in line for line in made.nodes[1].logs().splitlines())
+
+    def is_logged():
+        return any("ERROR" in line and "etcd" in line for line in made.nodes[1].logs().splitlines())
+
+    # It is told when it lasts.
+    servers.wait_until(is_logged, "the log says what to do", 30, 0.1)
     with history.Load(made.nodes) as load:
         admin(made.nodes[1], "republish")
         made.wait_until_well()
