@@ -196,7 +196,7 @@ class FluxCluster(Cluster):
             seen.append(sorted((first, last, leader[1]) for first, last, leader, *_ in ranges))
         return seen[0] if all(other == seen[0] for other in seen) else None
 
-    def settle(self, quiet_s=5.0, deadline_s=180.0):
+    def settle(self, quiet_s=5.0, deadline_s=300.0):
         """Until the nodes agree on who leads what and have not changed it for a while."""
         known, since = None, time.monotonic()
 
