@@ -90,7 +90,7 @@ impl Turn {
             return;
         }
         let active = dispatch.take_active();
-        let waiting = self.policy == Fsync::Always && self.syncing_since.is_some();
+        let waiting = self.waits_for_sync(dispatch);
         let may_propose = !waiting && self.make_room(&active, dispatch, now);
         if may_propose {
             self.touch(&active, dispatch);
@@ -146,6 +146,12 @@ impl Turn {
                 false
             }
         }
+    }
+
+    /// Whether what comes in gathers until the sync that is under way has ended. In a cluster it does not:
+    /// the followers are to have it meanwhile, and their syncs count as much.
+    fn waits_for_sync(&self, dispatch: &Dispatch) -> bool {
+        self.policy == Fsync::Always && self.syncing_since.is_some() && dispatch.cluster.is_none()
     }
 
     /// Loads what the small batches of this turn will need of their tables: alone each of them waits for
@@ -359,8 +365,7 @@ impl Turn {
 
     /// Whether `take` has something to do though no event comes.
     pub(super) fn is_due(&self, dispatch: &Dispatch) -> bool {
-        let waiting = self.policy == Fsync::Always && self.syncing_since.is_some();
-        !waiting && !dispatch.active().is_empty()
+        !self.waits_for_sync(dispatch) && !dispatch.active().is_empty()
     }
 
     /// When the next sync is due, with `everysec`.
