@@ -248,8 +248,12 @@ class Cluster:
 
     def wait_until_equal(self):
         """Without load: until the replicas of each partition are at one index; then they must be the same."""
-        servers.wait_until(lambda: not self.behind(), "the replicas are equal", 30, 0.1)
-        for partition, replicas in self.replicas().items():
+        def settled():
+            replicas = self.replicas()
+            at_one = all(len({one["applied"] for one in of}) == 1 for of in replicas.values())
+            return replicas if at_one else None
+
+        for partition, replicas in servers.wait_until(settled, "replicas are at one index", 30, 0.1).items():
             seen = {(one["applied"], one["revision"], one["keys"]) for one in replicas}
             assert len(seen) == 1, (partition, replicas)
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -120,6 +122,26 @@ def test_a_backup_under_load_comes_back_whole_in_other_clusters(start_up, start_
             assert connection.call("GET", b"\x00\xff binary") == b"\r\n"
             assert 3500 <= connection.call("TTL", "hour") <= 3600
             assert connection.call("EXISTS", "moment") == 0
+
+
+def test_only_the_leader_hands_out_a_snapshot(start_up):
+    cluster = start_up()
+
+    def status(port, partition):
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/cluster/backup/{partition}", timeout=60
+            ) as answer:
+                assert len(answer.read()) == int(answer.headers["content-length"])
+                return answer.status
+        except urllib.error.HTTPError as error:
+            assert json.load(error)["error"]
+            return error.code
+
+    ports = [admin for _, _, admin in cluster.rows()]
+    for partition in range(4):
+        assert sorted(status(port, partition) for port in ports) == [200, 421, 421]
+    assert status(ports[0], 64) == 400
 
 
 def test_a_node_alone_is_backed_up_and_restored(start_flux, tmp_path):

@@ -60,9 +60,12 @@ pub async fn run(address: &str, folder: &Path) -> anyhow::Result<Manifest> {
 
 /// What was done, in words.
 pub fn done(manifest: &Manifest, folder: &Path) -> String {
+    let (keys, are) = match manifest.keys() {
+        1 => ("1 key".to_owned(), "is"),
+        keys => (format!("{keys} keys"), "are"),
+    };
     format!(
-        "{} keys of {} partitions, {}, are in {}\n",
-        manifest.keys(),
+        "{keys} of {} partitions, {}, {are} in {}\n",
         manifest.partitions.len(),
         table::size(manifest.bytes()),
         folder.display()

@@ -45,7 +45,8 @@ pub struct Restored {
 impl fmt::Display for Restored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Restored { keys, bytes, expired } = *self;
-        write!(f, "{keys} keys restored, {}", table::size(bytes))?;
+        let s = if keys == 1 { "" } else { "s" };
+        write!(f, "{keys} key{s} restored, {}", table::size(bytes))?;
         if expired > 0 {
             write!(f, "; {expired} had expired and were left out")?;
         }
