@@ -80,12 +80,11 @@ fn replay(seed: u64, arguments: &Arguments) -> Result<bool> {
     )?;
     writeln!(
         out,
-        "{} operations, {} messages ({} lost), {} terms, {} naps, {} snapshots installed, {} nodes replaced",
+        "{} operations, {} messages ({} lost), {} terms, {} snapshots installed, {} nodes replaced",
         outcome.operations,
         outcome.messages,
         outcome.lost,
         outcome.terms,
-        outcome.naps,
         outcome.snapshots,
         outcome.replaced
     )?;
@@ -154,13 +153,12 @@ fn report(
     writeln!(out, "faults: {}", list(faults))?;
     writeln!(
         out,
-        "{} operations, {} messages ({} lost), {} terms, {} naps, {} snapshots installed, {} nodes replaced, \
+        "{} operations, {} messages ({} lost), {} terms, {} snapshots installed, {} nodes replaced, \
          {} events",
         totals.operations,
         totals.messages,
         totals.lost,
         totals.terms,
-        totals.naps,
         totals.snapshots,
         totals.replaced,
         totals.events

@@ -601,7 +601,7 @@ impl<W> Replica<W> {
         self.view.set_lease(lease_until_us);
         self.view.set_leader(self.node.raft.leader_id);
         self.view.set_revision(self.revision);
-        if leads {
+        if leads && self.has_lease() {
             self.view.set_fresh(self.now.us);
         } else if self.applied.index >= self.election.commit_heard {
             self.view.set_fresh(self.election.heard_us);
