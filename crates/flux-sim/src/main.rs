@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use flux_sim::plan::Profile;
 use flux_sim::plant::Plant;
-use flux_sim::sweep::{Settings, Summary, run_seed, sweep};
+use flux_sim::sweep::{Failure, Settings, Summary, run_seed, sweep};
 
 /// Simulates whole Flux-KV clusters in virtual time, with faults from a seed, and checks what clients saw.
 #[derive(Debug, Parser)]
@@ -109,7 +109,12 @@ fn sweep_all(arguments: &Arguments) -> Result<bool> {
     let count = seeds.end - seeds.start;
     let (started, terminal) = (Instant::now(), stderr().is_terminal());
     let step = if terminal { 5 } else { (count / 10).max(1) };
-    let progress = |runs: u64, failures: usize| {
+    let progress = |runs: u64, failures: usize, failure: Option<&Failure>| {
+        if let Some(Failure { seed, violations, .. }) = failure {
+            let what = violations.first().map(|one| one.promise.to_string()).unwrap_or_default();
+            let start = if terminal { "\r" } else { "" };
+            let _ = writeln!(stderr(), "{start}FAILED seed {seed}: {what}          ");
+        }
         if runs.is_multiple_of(step) || runs == count {
             let (start, end) = if terminal { ("\r", "") } else { ("", "\n") };
             let seconds = started.elapsed().as_secs();

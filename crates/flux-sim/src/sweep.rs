@@ -67,14 +67,14 @@ pub fn run_seed(seed: u64, settings: Settings, out: Option<Box<dyn Write>>) -> (
     (plan, outcome)
 }
 
-/// Runs seeds on so many threads; `progress` hears how many are done, and how many of them failed. Ends
-/// early after `enough` failures.
+/// Runs seeds on so many threads; `progress` hears after each how many are done and how many failed, and of
+/// the failure if it is one. Ends early after `enough` failures.
 pub fn sweep(
     seeds: Range<u64>,
     settings: Settings,
     threads: usize,
     enough: usize,
-    progress: &(dyn Fn(u64, usize) + Sync),
+    progress: &(dyn Fn(u64, usize, Option<&Failure>) + Sync),
 ) -> Summary {
     let next = AtomicU64::new(seeds.start);
     let summary = Mutex::new(Summary::default());
@@ -89,8 +89,9 @@ pub fn sweep(
                     }
                     let (plan, outcome) = run_seed(seed, settings, None);
                     let mut summary = lock();
-                    summary.add(&plan, outcome);
-                    progress(summary.runs, summary.failures.len());
+                    let failed = summary.add(&plan, outcome);
+                    let failure = summary.failures.last().filter(|_| failed);
+                    progress(summary.runs, summary.failures.len(), failure);
                 }
             });
         }
@@ -101,7 +102,8 @@ pub fn sweep(
 }
 
 impl Summary {
-    fn add(&mut self, plan: &Plan, outcome: Outcome) {
+    /// True if the run went wrong.
+    fn add(&mut self, plan: &Plan, outcome: Outcome) -> bool {
         self.runs += 1;
         *self.profiles.entry(plan.profile.name()).or_default() += 1;
         let totals = &mut self.totals;
@@ -116,10 +118,12 @@ impl Summary {
         for (fault, count) in outcome.faults {
             *totals.faults.entry(fault).or_default() += count;
         }
-        if !outcome.violations.is_empty() {
+        let failed = !outcome.violations.is_empty();
+        if failed {
             let (seed, profile) = (plan.seed, plan.profile);
             self.failures.push(Failure { seed, profile, violations: outcome.violations });
         }
+        failed
     }
 
     /// Faults by kind, as words.

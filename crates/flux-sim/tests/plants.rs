@@ -27,7 +27,7 @@ const READS: &[Promise] = &[Promise::OneLease, Promise::Linearizable, Promise::O
 fn is_found(plant: Plant, promises: &[Promise]) {
     let settings = Settings { profile: plant.profile(), plant: Some(plant) };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let summary = sweep(0..SEEDS, settings, threads, 1, &|_, _| ());
+    let summary = sweep(0..SEEDS, settings, threads, 1, &|_, _, _| ());
     let failure = summary.failures.first();
     let failure = failure.unwrap_or_else(|| panic!("{plant:?} is not found by {SEEDS} seeds"));
     let found = failure.violations.iter().any(|one| promises.contains(&one.promise));

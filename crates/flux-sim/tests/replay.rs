@@ -46,8 +46,8 @@ fn a_seed_gives_one_trace() {
 #[test]
 fn threads_do_not_change_what_a_seed_is() {
     let settings = Settings::default();
-    let alone = sweep(0..6, settings, 1, usize::MAX, &|_, _| ());
-    let together = sweep(0..6, settings, 3, usize::MAX, &|_, _| ());
+    let alone = sweep(0..6, settings, 1, usize::MAX, &|_, _, _| ());
+    let together = sweep(0..6, settings, 3, usize::MAX, &|_, _, _| ());
     assert_eq!(alone.totals.events, together.totals.events);
     assert_eq!(alone.totals.faults, together.totals.faults);
     assert_eq!(alone.totals.messages, together.totals.messages);
@@ -55,7 +55,7 @@ fn threads_do_not_change_what_a_seed_is() {
 
 #[test]
 fn good_weather_and_bad_weather_are_survived() {
-    let summary = sweep(0..40, Settings::default(), 2, usize::MAX, &|_, _| ());
+    let summary = sweep(0..40, Settings::default(), 2, usize::MAX, &|_, _, _| ());
     assert!(summary.failures.is_empty(), "{:?}", summary.failures);
     assert_eq!(summary.runs, 40);
     assert!(summary.totals.operations > 10_000 && summary.totals.snapshots > 0);
@@ -68,6 +68,6 @@ fn good_weather_and_bad_weather_are_survived() {
 fn writes_survive_clocks_beyond_the_bound() {
     let settings = Settings { profile: Profile::Beyond, plant: None };
     assert!(!Plan::new(0, Profile::Beyond, None).checks_reads());
-    let summary = sweep(0..30, settings, 2, usize::MAX, &|_, _| ());
+    let summary = sweep(0..30, settings, 2, usize::MAX, &|_, _, _| ());
     assert!(summary.failures.is_empty(), "{:?}", summary.failures);
 }
