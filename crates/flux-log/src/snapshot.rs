@@ -286,7 +286,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The newest snapshot of each partition, in order of partitions. Removes what unfinished writers
-    /// left behind, so call it at start, before there is any writer.
+    /// and unfinished removals left behind, so call it at start, before there is any writer.
     ///
     /// # Errors
     /// What the disk says.
@@ -302,8 +302,20 @@ impl Snapshot {
         sync_dir(disk)?;
         let mut ids = list_all(disk)?;
         ids.sort_unstable_by_key(|id| (id.partition, std::cmp::Reverse(id.index)));
-        ids.dedup_by_key(|id| id.partition);
-        Ok(ids)
+        let found = ids.len();
+        let mut kept: Vec<SnapshotId> = Vec::with_capacity(found);
+        for id in ids {
+            if kept.last().is_some_and(|newest| newest.partition == id.partition) {
+                remove(disk, &id.file_name())?;
+            } else {
+                kept.push(id);
+            }
+        }
+        if kept.len() < found {
+            // Else a power cut in a later `Snapshot::remove` may leave the older one alone.
+            sync_dir(disk)?;
+        }
+        Ok(kept)
     }
 
     /// Removes every snapshot of a partition, durably. While it may be undone by a power cut the log

@@ -115,6 +115,27 @@ fn those_of_a_partition_can_be_removed() {
 }
 
 #[test]
+fn an_older_one_does_not_come_back_when_its_partition_is_removed() {
+    // Wherever the power fails while the second finishes, and then while both are removed.
+    for (seed, first_cut) in (0..40).flat_map(|seed| (0..12).map(move |cut| (seed, cut))) {
+        let disk = SimDisk::new(seed);
+        take(&disk, 1, 5, b"", &[]).unwrap();
+        disk.power_off_after(first_cut);
+        let _ = take(&disk, 1, 9, b"", &[]);
+        let disk = disk.power_cut();
+        let found = Snapshot::list(&disk).unwrap();
+        assert_eq!(found.len(), 1, "seed {seed}, cut {first_cut}");
+        for second_cut in 0..6 {
+            let disk = disk.duplicate();
+            disk.power_off_after(second_cut);
+            let _ = Snapshot::remove(&disk, 1);
+            let left = Snapshot::list(&disk.power_cut()).unwrap();
+            assert!(left.is_empty() || left == found, "seed {seed}: {left:?}, not {found:?}");
+        }
+    }
+}
+
+#[test]
 fn every_flipped_bit_and_truncation_is_noticed() {
     let disk = SimDisk::new(1);
     let chunks = [b"one".to_vec(), vec![0; 40], vec![], vec![255; 33]];
