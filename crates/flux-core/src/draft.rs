@@ -25,8 +25,8 @@ use in_flight::{Found, Old};
 /// command or transaction can write, however it multiplies the bytes it was sent with.
 pub const MAX_BATCH_BYTES: usize = 48 * 1024 * 1024;
 
-/// A table of so many entries is in the processor's cache, more or less.
-const CACHED_ENTRIES: usize = 4096;
+/// Tables that take so many bytes together are in the processor's cache, more or less.
+const CACHED_BYTES: u64 = 512 * 1024;
 
 /// How many effects of a batch are looked up together, so that their cache misses overlap.
 const TOUCHED_AHEAD: usize = 32;
@@ -137,7 +137,7 @@ impl<'a> Draft<'a> {
         let Draft { table, in_flight, now_ms, .. } = self;
         let before = in_flight.next_revision();
         for group in positions.chunks(TOUCHED_AHEAD) {
-            if table.len() > CACHED_ENTRIES {
+            if table.memory().used() > CACHED_BYTES {
                 std::hint::black_box(table.touch(group));
             }
             for &position in group {
@@ -324,7 +324,7 @@ pub fn apply(
     let committed_at_ms = parts.committed_at_ms();
     let written_at_s = unix_seconds(committed_at_ms);
     sessions.advance(committed_at_ms);
-    let ahead = if table.len() > CACHED_ENTRIES { TOUCHED_AHEAD } else { 1 };
+    let ahead = if table.memory().used() > CACHED_BYTES { TOUCHED_AHEAD } else { 1 };
     let mut applied = last;
     let mut parts = parts.peekable();
     let (mut group, mut positions) = (Vec::with_capacity(ahead), Vec::with_capacity(ahead));

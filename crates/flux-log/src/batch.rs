@@ -102,6 +102,12 @@ impl Batch {
         &self.bytes
     }
 
+    /// The sealed bytes with zeros behind them. Only `clear` may follow.
+    pub fn followed_by_zeros(&mut self, count: usize) -> &[u8] {
+        self.bytes.resize(self.bytes.len() + count, 0);
+        &self.bytes
+    }
+
     pub fn clear(&mut self) {
         /// A buffer that one huge batch has grown is given back.
         const KEEP_BYTES: usize = 4 << 20;

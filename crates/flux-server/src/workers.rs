@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 
 use crate::clock;
 use crate::cluster::Topology;
-use crate::config::Settings;
+use crate::config::{Fsync, Settings};
 use crate::data_dir::DataDir;
 use crate::mailbox::{Mailbox, Message};
 use crate::node::StartError;
@@ -37,6 +37,8 @@ use crate::worker::{ClusterParts, WAKER, Worker, WorkerParts};
 
 /// Lock stripes of all tables of a node together, about: enough for its readers not to meet.
 const SHARDS: usize = 64;
+/// With a sync for every batch; see `LogOptions`.
+const ZERO_AHEAD_BYTES: u64 = 256 * 1024;
 /// How often a start looks whether a log has failed meanwhile.
 const FAILURE_CHECK: Duration = Duration::from_millis(100);
 
@@ -124,7 +126,11 @@ impl Workers {
         membership: Option<&Membership>,
     ) -> Result<Workers, StartError> {
         let count = settings.worker_count() as u16;
-        let options = LogOptions { segment_bytes: settings.segment_bytes, salt: salt()? };
+        let options = LogOptions {
+            segment_bytes: settings.segment_bytes,
+            salt: salt()?,
+            zero_ahead_bytes: if settings.fsync == Fsync::Always { ZERO_AHEAD_BYTES } else { 0 },
+        };
         if directory.description.workers != count {
             recovery::relayout(&mut directory, count, &options)?;
         }

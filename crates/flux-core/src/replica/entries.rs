@@ -133,8 +133,13 @@ impl Entries {
         if index == self.truncated.index {
             return Some(self.truncated.term);
         }
+        self.entry(index).map(|entry| entry.term)
+    }
+
+    /// An entry that is kept.
+    pub(crate) fn entry(&self, index: u64) -> Option<&Entry> {
         let offset = index.checked_sub(self.truncated.index + 1)?;
-        self.entries.get(usize::try_from(offset).ok()?).map(|entry| entry.term)
+        self.entries.get(usize::try_from(offset).ok()?)
     }
 }
 

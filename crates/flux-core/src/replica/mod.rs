@@ -53,7 +53,7 @@ use lease::Rounds;
 use messages::Election;
 use sleep::Sleep;
 
-/// A batch of a few usual writes.
+/// Entries of a few usual writes.
 const SMALL_BATCH_BYTES: usize = 2048;
 
 /// Replies that may wait for a proof of leadership.
@@ -340,6 +340,11 @@ impl<W> Replica<W> {
         !self.open.is_empty() || self.in_flight.open_bytes() > 0
     }
 
+    /// Whether a batch was proposed that is not applied yet.
+    pub fn has_proposals(&self) -> bool {
+        !self.proposed.is_empty()
+    }
+
     /// The size of the batch that `propose` would propose.
     pub fn open_bytes(&self) -> usize {
         self.in_flight.open_bytes()
@@ -350,14 +355,21 @@ impl<W> Replica<W> {
         self.in_flight.bytes()
     }
 
-    /// Appends where the keys of the open batch are in the table, if the batch is small: for the owner
-    /// to look up those of all its replicas together. A large batch does so by itself.
-    pub fn open_positions(&self, positions: &mut Vec<crate::store::Position>) {
-        if self.in_flight.open_bytes() > SMALL_BATCH_BYTES {
-            return;
+    /// Appends where the keys of the next entries to be applied are in the table, if those are few: for
+    /// the owner to look up those of all its replicas together. Many are looked up when they are applied.
+    pub fn next_positions(&self, positions: &mut Vec<crate::store::Position>) {
+        let log = &self.node.raft.raft_log;
+        let mut bytes = 0;
+        for index in self.applied.index + 1..=log.committed.min(log.persisted) {
+            let Some(entry) = self.node.store().entry(index) else { return };
+            bytes += entry.data.len();
+            if bytes > SMALL_BATCH_BYTES {
+                return;
+            }
+            let Ok(effects) = Effects::new(&entry.data) else { continue };
+            let keys = effects.flatten().map(|(_, one)| self.table.hash(one.key()).position());
+            positions.extend(keys);
         }
-        let Ok(effects) = Effects::new(self.in_flight.open_payload()) else { return };
-        positions.extend(effects.flatten().map(|(_, one)| self.table.hash(one.key()).position()));
     }
 
     /// Makes the open batch one entry of the log. Commands without effects wait for the newest

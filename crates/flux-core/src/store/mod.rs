@@ -165,6 +165,11 @@ impl Table {
         f(shard.find(position, key))
     }
 
+    /// The account that this table reports to, with others.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// Loads what lookups at these positions will need, so that the memory accesses of a batch overlap.
     /// The sum returned means nothing: it keeps the loads from being optimised away.
     pub fn touch(&self, positions: &[Position]) -> u64 {

@@ -54,7 +54,7 @@ pub fn reset(partition: u16, replica: u64, start: u64) -> Owned {
 }
 
 pub fn options(segment_bytes: u64) -> LogOptions {
-    LogOptions { segment_bytes, ..LogOptions::new(0x5a17) }
+    LogOptions { segment_bytes, zero_ahead_bytes: 700, ..LogOptions::new(0x5a17) }
 }
 
 /// Opens the log and gives what it visited.

@@ -1,7 +1,9 @@
 //! A worker's turn: what gathered since the last one becomes one write to the log.
 //!
-//! With `fsync = always` a batch is proposed only when no sync is under way; what comes in meanwhile
-//! gathers into the next one. With the other policies a batch is applied as soon as it is written.
+//! With `fsync = always` one sync is under way at a time, and what is to be written meanwhile is written
+//! just before the next one. A replica that is alone proposes nothing until then. One in a group proposes
+//! a batch at once, for the followers to have it, and gathers what comes behind that one. With the other
+//! policies a batch is applied as soon as it is written.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ const RECORD_OVERHEAD: usize = 128;
 /// With `fsync = everysec`.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A batch of this size is written though a sync is under way.
+const WRITE_BYTES: usize = 1024 * 1024;
 /// So much is left to be synced at the most, whatever the policy.
 const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -45,6 +49,8 @@ pub(super) struct Turn {
     written: Vec<Written>,
     /// The partitions of both.
     pending: BTreeSet<PartitionId>,
+    /// Partitions whose batches are still open because a sync is under way.
+    gathering: Vec<PartitionId>,
     /// The batch of the last turn does not fit on the disk: nothing else happens before it does.
     stuck: bool,
     /// Written since the last sync, whoever waits for it.
@@ -68,6 +74,7 @@ impl Turn {
             syncing_since: None,
             syncing: Vec::new(),
             written: Vec::new(),
+            gathering: Vec::new(),
             pending: BTreeSet::new(),
             stuck: false,
             unsynced: false,
@@ -81,22 +88,24 @@ impl Turn {
 
     /// Proposes what has gathered, writes it, and applies what that commits.
     pub(super) fn take(&mut self, dispatch: &mut Dispatch, now: Instant) {
-        if dispatch.active().is_empty() {
-            self.sync_if_due(now);
-            dispatch.watch_load(self.waited_too_long(now));
-            return;
-        }
         if self.stuck && !self.finish_batch(dispatch) {
             return;
         }
+        if dispatch.active().is_empty() {
+            self.finish(Ok(()), dispatch, now);
+            return;
+        }
         let active = dispatch.take_active();
-        let waiting = self.waits_for_sync(dispatch);
-        let may_propose = !waiting && self.make_room(&active, dispatch, now);
+        let syncs = self.waits_for_sync();
+        let may_propose =
+            (!syncs || dispatch.cluster.is_some()) && self.make_room(&active, dispatch, now);
         if may_propose {
-            self.touch(&active, dispatch);
             for &partition in &active {
+                // In a group the followers are to have the first batch meanwhile; what comes behind it
+                // gathers, and costs them one entry.
                 if let Some((replica, replies)) = dispatch.replica(partition)
                     && replica.has_open_batch()
+                    && !(syncs && replica.has_proposals())
                 {
                     replica.propose(replies);
                 }
@@ -107,22 +116,23 @@ impl Turn {
             Some(Error::LogFailed(_)) => Ok(()),
             _ => self.write(&active, dispatch),
         };
-        if !may_propose {
-            // Their batches are still open.
-            for &partition in &active {
-                let open = dispatch.replica(partition).is_some_and(|(one, _)| one.has_open_batch());
-                if open {
-                    dispatch.activate(partition);
-                }
+        for &partition in &active {
+            let open = dispatch.replica(partition).is_some_and(|(one, _)| one.has_open_batch());
+            if open && syncs {
+                self.gathering.push(partition);
+            } else if open {
+                dispatch.activate(partition);
             }
         }
         dispatch.recount(&active);
         dispatch.recycle(active);
-        match result {
-            Ok(()) => {
-                self.sync_if_due(now);
-                self.prepare_segment();
-            }
+        self.finish(result, dispatch, now);
+    }
+
+    /// Ends a turn: what was written is synced, if it is time.
+    fn finish(&mut self, result: Result<(), LogError>, dispatch: &mut Dispatch, now: Instant) {
+        match result.and_then(|()| self.sync_if_due(dispatch, now)) {
+            Ok(()) => self.prepare_segment(),
             // Written when there is space. Until then the groups go on without this node.
             Err(LogError::Full { .. }) if dispatch.cluster.is_some() => self.stuck = true,
             Err(error) => self.fail(&error, dispatch),
@@ -148,18 +158,17 @@ impl Turn {
         }
     }
 
-    /// Whether what comes in gathers until the sync that is under way has ended. In a cluster it does not:
-    /// the followers are to have it meanwhile, and their syncs count as much.
-    fn waits_for_sync(&self, dispatch: &Dispatch) -> bool {
-        self.policy == Fsync::Always && self.syncing_since.is_some() && dispatch.cluster.is_none()
+    /// Whether what comes in gathers until the sync that is under way has ended.
+    fn waits_for_sync(&self) -> bool {
+        self.policy == Fsync::Always && self.syncing_since.is_some()
     }
 
-    /// Loads what the small batches of this turn will need of their tables: alone each of them waits for
-    /// a few cache misses, together they wait once.
+    /// Loads what the small entries that are applied next will need of their tables: alone each of them
+    /// waits for a few cache misses, together they wait once.
     fn touch(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) {
         for &partition in active {
             let Some((replica, _)) = dispatch.replica(partition) else { continue };
-            replica.open_positions(&mut self.positions);
+            replica.next_positions(&mut self.positions);
             self.places.resize(self.positions.len(), partition);
         }
         let views = &dispatch.shared().views;
@@ -178,7 +187,8 @@ impl Turn {
             open.map_or(0, |replica| replica.open_bytes() + RECORD_OVERHEAD)
         };
         let open: usize = active.iter().map(open).sum();
-        let bytes = RECORD_OVERHEAD + open + std::mem::take(&mut dispatch.incoming_bytes);
+        let incoming = std::mem::take(&mut dispatch.incoming_bytes);
+        let bytes = self.log.batch_bytes() + RECORD_OVERHEAD + open + incoming;
         let error = match self.log.reserve(bytes) {
             Ok(()) => {
                 if std::mem::take(&mut self.full) {
@@ -213,6 +223,7 @@ impl Turn {
     /// Writes what the replicas ask for until they ask for nothing more, and sends what may be sent.
     fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
+            self.touch(active, dispatch);
             let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
             for &partition in active {
                 while let Some(ready) = next_ready(dispatch, partition) {
@@ -223,12 +234,11 @@ impl Turn {
             if self.written.len() == first {
                 return Ok(());
             }
-            let bytes = self.log.batch_bytes() as u64;
-            self.log.write()?;
-            self.unsynced = true;
-            let stats = &dispatch.shared().stats;
-            stats.log_batches.add(1);
-            stats.log_bytes.add(bytes);
+            // What the next sync covers is written just before it: the kernel has a page at a time.
+            if self.waits_for_sync() && self.log.batch_bytes() < WRITE_BYTES {
+                return Ok(());
+            }
+            self.write_batch(dispatch)?;
             // Numbers are persisted in order: not before one that waits for a sync.
             if must_sync || first > 0 || !self.syncing.is_empty() {
                 return Ok(());
@@ -238,6 +248,18 @@ impl Turn {
                 persisted(dispatch, written);
             }
         }
+    }
+
+    fn write_batch(&mut self, dispatch: &Dispatch) -> Result<(), LogError> {
+        let bytes = self.log.batch_bytes() as u64;
+        if bytes > 0 {
+            self.log.write()?;
+            self.unsynced = true;
+            let stats = &dispatch.shared().stats;
+            stats.log_batches.add(1);
+            stats.log_bytes.add(bytes);
+        }
+        Ok(())
     }
 
     /// Appends what a replica wants written. What it wants sent goes out now, or when that is persisted.
@@ -281,9 +303,9 @@ impl Turn {
     }
 
     /// Starts a sync if something waits for it, or a second has passed with `everysec`.
-    fn sync_if_due(&mut self, now: Instant) {
+    fn sync_if_due(&mut self, dispatch: &Dispatch, now: Instant) -> Result<(), LogError> {
         if self.log.poison().is_some() {
-            return;
+            return Ok(());
         }
         let elapsed = self.policy == Fsync::EverySec && self.unsynced && now >= self.next_sync;
         // A segment is synced by the worker when it is full: what the thread has not synced by then
@@ -291,13 +313,15 @@ impl Turn {
         let far_behind = self.log.written() - self.log.durable() >= SYNC_BYTES;
         let wanted = !self.written.is_empty() || elapsed || far_behind;
         if self.syncing_since.is_some() || !wanted {
-            return;
+            return Ok(());
         }
+        self.write_batch(dispatch)?;
         std::mem::swap(&mut self.syncing, &mut self.written);
         self.syncing_since = Some(now);
         self.next_sync = now + SYNC_INTERVAL;
         self.unsynced = false;
         self.syncer.sync(self.log.sync_target());
+        Ok(())
     }
 
     /// Has the next segment made in advance, so that no turn waits for its allocation.
@@ -322,6 +346,9 @@ impl Turn {
         if let Err(error) = self.log.synced(result) {
             self.fail(&error, dispatch);
             return;
+        }
+        for partition in self.gathering.drain(..) {
+            dispatch.activate(partition);
         }
         self.pending = self.written.iter().map(|written| written.partition).collect();
         for written in std::mem::take(&mut self.syncing) {
@@ -365,7 +392,7 @@ impl Turn {
 
     /// Whether `take` has something to do though no event comes.
     pub(super) fn is_due(&self, dispatch: &Dispatch) -> bool {
-        !self.waits_for_sync(dispatch) && !dispatch.active().is_empty()
+        !self.waits_for_sync() && !dispatch.active().is_empty()
     }
 
     /// When the next sync is due, with `everysec`.
