@@ -176,7 +176,7 @@ impl Dispatch {
         }
     }
 
-    fn on_frame(&mut self, from: u32, frame: &Frame<'_>) {
+    pub(super) fn on_frame(&mut self, from: u32, frame: &Frame<'_>) {
         match *frame {
             Frame::Raft { partition, bytes } => {
                 let message = decode_message(bytes).filter(|one| node_of(one.from) == from);
@@ -218,9 +218,6 @@ impl Dispatch {
 
     /// Gives a message to the replica that it is for.
     pub(super) fn step(&mut self, partition: PartitionId, message: RaftMessage) {
-        if usize::from(partition.0) >= self.shared().views.len() {
-            return;
-        }
         let owner = self.shared().owner(partition);
         if owner != self.worker() {
             let message = Message::Raft { partition, message: Box::new(message) };
@@ -277,9 +274,6 @@ impl Dispatch {
     /// beats that it would rely on go to this one.
     fn on_signal(&mut self, from: u32, partition: PartitionId, signal: Signal) {
         let now = self.now;
-        if usize::from(partition.0) >= self.shared().views.len() {
-            return;
-        }
         let Some((replica, _)) = self.replica(partition) else { return };
         let sender = replica.members().all().into_iter().find(|id| node_of(*id) == from);
         if let Some(sender) = sender {

@@ -351,12 +351,13 @@ impl Dispatch {
         }
     }
 
-    /// A replica of this worker, and where its replies go.
+    /// A replica of this worker, and where its replies go. None for a partition that does not exist: its
+    /// number may come from another node.
     pub(super) fn replica(
         &mut self,
         partition: PartitionId,
     ) -> Option<(&mut Replica<Waiter>, &mut Replies<Waiter>)> {
-        let replica = self.replicas[usize::from(partition.0)].as_mut()?;
+        let replica = self.replicas.get_mut(usize::from(partition.0))?.as_mut()?;
         Some((replica, &mut self.replies))
     }
 

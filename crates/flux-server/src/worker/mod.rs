@@ -18,6 +18,8 @@ mod request;
 mod serve;
 mod snapshots;
 mod syncer;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod walks;
 

@@ -1,0 +1,144 @@
+//! A worker's parts without its thread and sockets: frames of other nodes go in, and what is kept, owed
+//! or written is looked at.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::replica::{Recovery, Replica, SnapshotMeta};
+use flux_core::store::{Memory, Table, TableOptions};
+use flux_core::{PartitionId, Partitions};
+use flux_proto::peer::{Frame, Request, decode, encode};
+
+use super::cluster::Cluster;
+use super::dispatch::Dispatch;
+use crate::clock;
+use crate::cluster::Topology;
+use crate::config::Settings;
+use crate::forward_codec::encode_command;
+use crate::mailbox::{Mailbox, Message, Waiter};
+use crate::recovery::replica_config;
+use crate::shared::{ClusterSeat, PartitionView, Shared};
+
+const PARTITIONS: u16 = 2;
+const ME: u32 = 1;
+
+/// A worker's parts, alone on its node, which is one of a cluster.
+struct Bench {
+    dispatch: Dispatch,
+    _mailbox: Receiver<Message>,
+    _poll: mio::Poll,
+}
+
+fn id(node: u32) -> u64 {
+    ReplicaId::new(NodeId(node), node).get()
+}
+
+impl Bench {
+    /// Every partition begins with replicas on these nodes.
+    fn of(nodes: &[u32]) -> Bench {
+        let poll = mio::Poll::new().expect("a poll");
+        let waker = mio::Waker::new(poll.registry(), super::WAKER).expect("a waker");
+        let (mailbox, receiver) = Mailbox::new(waker);
+        let shared = Arc::new(shared(mailbox));
+        let voters: Vec<u64> = nodes.iter().map(|node| id(*node)).collect();
+        let replica = |partition: PartitionId| {
+            let config = replica_config(partition, id(ME), &shared.settings, PARTITIONS);
+            let view = &shared.views[usize::from(partition.0)];
+            let (table, memory) = (Arc::clone(&view.table), Arc::clone(&shared.memory));
+            let beginning = SnapshotMeta::founding(voters.clone());
+            let recovery = Recovery::new(table, None, beginning, config.tail_bytes);
+            let standing = Arc::clone(&view.standing);
+            let replica = Replica::new(&config, recovery, memory, standing, clock::now());
+            replica.expect("a founding state")
+        };
+        let replicas: Vec<Replica<Waiter>> = shared.partitions.iter().map(replica).collect();
+        let mut dispatch = Dispatch::new(0, Arc::clone(&shared), replicas);
+        let cluster = Cluster::new(0, NodeId(ME), Arc::new(Topology::default()));
+        dispatch.cluster = Some(Box::new(cluster));
+        dispatch.look_at_clock();
+        Bench { dispatch, _mailbox: receiver, _poll: poll }
+    }
+
+    /// Takes a frame as it comes from a node.
+    fn frame(&mut self, from: u32, frame: &Frame<'_>) {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, frame).expect("it fits");
+        let (frame, _) = decode(&bytes).expect("what was encoded").expect("a whole frame");
+        self.dispatch.on_frame(from, &frame);
+    }
+}
+
+fn shared(mailbox: Arc<Mailbox>) -> Shared {
+    let memory = Memory::new(0);
+    let table_options = TableOptions { hash_seed: 1, shards: 1 };
+    let partitions = Partitions::new(PARTITIONS).expect("a power of two");
+    let view = |_| PartitionView {
+        table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
+        standing: Arc::default(),
+        answered_by: Default::default(),
+    };
+    Shared {
+        settings: Settings { workers: 1, ..Settings::default() },
+        node_id: String::new(),
+        data_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+        partitions,
+        cluster: Some(ClusterSeat {
+            me: NodeId(ME),
+            transfers: Default::default(),
+            topology: Default::default(),
+        }),
+        views: partitions.iter().map(view).collect(),
+        table_options,
+        mailboxes: vec![mailbox],
+        memory,
+        stats: Arc::default(),
+        started: Instant::now(),
+        connections: Default::default(),
+        next_connection: Default::default(),
+        clients: Default::default(),
+        log_bytes: Default::default(),
+        last_snapshot_s: Default::default(),
+        max_connections: Default::default(),
+        idle_timeout_s: Default::default(),
+        failure: Default::default(),
+        failed: Default::default(),
+        stopping: Default::default(),
+        drained: Default::default(),
+    }
+}
+
+#[test]
+fn frames_about_partitions_that_do_not_exist_are_nothing() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    let mut get = Vec::new();
+    encode_command(&flux_core::Command::Get { key: b"k" }, &mut get).expect("it fits");
+    for partition in [PARTITIONS, 16_383, u16::MAX] {
+        let request =
+            |stale| Request { id: 1, partition, deadline_ms: 0, stale, once: None, payload: &get };
+        let mut vote = Vec::new();
+        flux_core::replica::encode_message(
+            &flux_core::replica::Message { from: id(2), to: id(1), term: 1, ..Default::default() },
+            &mut vote,
+        );
+        for frame in [
+            Frame::Raft { partition, bytes: &vote },
+            Frame::Sleep { partition, term: 1, index: 1 },
+            Frame::Asleep { partition, term: 1 },
+            Frame::Wake { partition, term: 1 },
+            Frame::Gone { partition, replica: id(ME) },
+            Frame::Request(request(false)),
+            Frame::Request(request(true)),
+            Frame::Response { id: u64::from(partition) << 40, payload: &[] },
+        ] {
+            bench.frame(2, &frame);
+        }
+    }
+    let cluster = bench.dispatch.cluster.as_ref().expect("a cluster");
+    assert!(cluster.to_remove.is_empty() && bench.dispatch.active().is_empty());
+    bench.frame(2, &Frame::Gone { partition: 1, replica: id(ME) });
+    let cluster = bench.dispatch.cluster.as_ref().expect("a cluster");
+    assert_eq!(cluster.to_remove, [PartitionId(1)], "a partition that does exist");
+}
