@@ -34,7 +34,7 @@ pub(crate) enum Waiter {
     Task(oneshot::Sender<Reply>),
     /// A request of another node.
     Peer { node: u32, id: u64 },
-    /// A read that its worker has kept, to ask another node if this one turns out not to lead.
+    /// A request that its worker has kept, because an error of the replica here is not the last word.
     Kept(u64),
 }
 

@@ -18,7 +18,7 @@ use flux_core::{Command, Error, PartitionId, Reply};
 use flux_proto::peer::{Frame, Request, encode, encode_with};
 
 use super::dispatch::Dispatch;
-use super::forward::Forwards;
+use super::forward::{Forward, Forwards};
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
@@ -27,7 +27,7 @@ use crate::recovery::TICK;
 
 /// Connections of other nodes that are remembered: far more than there are at a time.
 const MAX_SESSIONS: usize = 4096;
-/// Reads that are kept.
+/// Requests that are kept.
 const MAX_KEPT: usize = 16 * 1024;
 /// Answers that are kept for nodes whose links are down, and for how long.
 const MAX_UNSENT: usize = 4096;
@@ -59,7 +59,7 @@ pub(super) struct Cluster {
     /// The topology has changed since the last tick.
     pub(super) changed: bool,
     ticks: u64,
-    /// Reads that wait for this node to be confirmed.
+    /// Requests whose reply from a replica here is not the last word.
     kept: BTreeMap<u64, Kept>,
     next_kept: u64,
     /// The connections that frames have come on.
@@ -88,12 +88,12 @@ pub(super) struct HandOver {
     begun: bool,
 }
 
-/// A read that was given to a replica which may not lead any more.
-struct Kept {
-    partition: PartitionId,
-    command: Command<Vec<u8>>,
-    ask: Ask,
-    waiter: Waiter,
+/// A request that was given to a replica here, whose reply may have to be another one.
+enum Kept {
+    /// A read; the replica may not lead any more.
+    Read { partition: PartitionId, command: Box<Command<Vec<u8>>>, ask: Ask, waiter: Waiter },
+    /// A write that another node may have carried out: no error says that it was not.
+    Again(Waiter),
 }
 
 impl Cluster {
@@ -120,6 +120,13 @@ impl Cluster {
             gone: Vec::new(),
             to_remove: Vec::new(),
         }
+    }
+
+    /// Keeps a request; what is returned stands for its waiter.
+    fn keep(&mut self, kept: Kept) -> Waiter {
+        self.next_kept += 1;
+        self.kept.insert(self.next_kept, kept);
+        Waiter::Kept(self.next_kept)
     }
 
     fn targets(&self, partition: PartitionId) -> &[ReplicaId] {
@@ -442,7 +449,7 @@ impl Dispatch {
     }
 
     /// The links to or from a node are down.
-    fn on_lost(&mut self, node: u32) {
+    pub(super) fn on_lost(&mut self, node: u32) {
         if let Some(cluster) = &mut self.cluster {
             cluster.forwards.lost(node, &mut self.replies);
         }
@@ -536,20 +543,24 @@ impl Dispatch {
         if may_serve || cluster.kept.len() >= MAX_KEPT {
             return waiter;
         }
-        cluster.next_kept += 1;
-        let kept = Kept { partition, command: command.to_owned(), ask, waiter };
-        cluster.kept.insert(cluster.next_kept, kept);
-        Waiter::Kept(cluster.next_kept)
+        let command = Box::new(command.to_owned());
+        cluster.keep(Kept::Read { partition, command, ask, waiter })
     }
 
     /// The one that a reply is for; none if the command has to be carried out elsewhere.
     pub(super) fn unwrap_kept(&mut self, waiter: Waiter, reply: Reply) -> Option<(Waiter, Reply)> {
         let Waiter::Kept(id) = waiter else { return Some((waiter, reply)) };
-        let Kept { partition, command, ask, waiter } = self.cluster.as_mut()?.kept.remove(&id)?;
-        if !matches!(reply, Reply::Error(Error::NotLeader)) {
-            return Some((waiter, reply));
+        match self.cluster.as_mut()?.kept.remove(&id)? {
+            Kept::Read { partition, command, ask, waiter }
+                if matches!(reply, Reply::Error(Error::NotLeader)) =>
+            {
+                self.forward(partition, &command.borrowed(), ask, waiter)
+            }
+            Kept::Again(waiter) if matches!(reply, Reply::Error(_)) => {
+                Some((waiter, Reply::Error(Error::OutcomeUnknown)))
+            }
+            Kept::Read { waiter, .. } | Kept::Again(waiter) => Some((waiter, reply)),
         }
-        self.forward(partition, &command.borrowed(), ask, waiter)
     }
 
     /// Keeps a command until it is known who leads its partition, and then sends it there.
@@ -568,7 +579,7 @@ impl Dispatch {
 
     /// Sends the commands that wait, each to the node that is likely to lead; or carries them out, where
     /// that is this one.
-    fn send_forwards(&mut self) {
+    pub(super) fn send_forwards(&mut self) {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.forwards.is_empty()) else {
             return;
         };
@@ -576,8 +587,7 @@ impl Dispatch {
             if self.leads(partition) {
                 let Some(cluster) = &mut self.cluster else { return };
                 for forward in cluster.forwards.take_home(partition) {
-                    let Ok(command) = decode_command(&forward.command) else { continue };
-                    self.execute_for(partition, &command, forward.ask, forward.waiter);
+                    self.carry_out_here(partition, forward);
                 }
                 continue;
             }
@@ -597,6 +607,22 @@ impl Dispatch {
                 encode(out, &Frame::Request(request)).is_ok()
             });
         }
+    }
+
+    /// Carries out a command that was on its way to another node.
+    fn carry_out_here(&mut self, partition: PartitionId, forward: Forward) {
+        let (is_unsure, given_up) = (forward.is_unsure(), forward.given_up(false));
+        let Forward { command, ask, mut waiter, .. } = forward;
+        let Ok(command) = decode_command(&command) else {
+            return self.replies.push((waiter, Reply::Error(given_up)));
+        };
+        if is_unsure && let Some(cluster) = &mut self.cluster {
+            if cluster.kept.len() >= MAX_KEPT {
+                return self.replies.push((waiter, Reply::Error(Error::OutcomeUnknown)));
+            }
+            waiter = cluster.keep(Kept::Again(waiter));
+        }
+        self.execute_for(partition, &command, ask, waiter);
     }
 
     /// The nodes that may lead a partition, most likely first.

@@ -41,9 +41,14 @@ pub(super) struct Forward {
 
 impl Forward {
     /// What to answer when there is no time left.
-    fn given_up(&self, sent: bool) -> Error {
-        let unknown = self.is_write && (sent || self.maybe_done);
+    pub(super) fn given_up(&self, sent: bool) -> Error {
+        let unknown = self.is_unsure() || self.is_write && sent;
         if unknown { Error::OutcomeUnknown } else { Error::NotLeader }
+    }
+
+    /// A write that may have been carried out before: no error says that it was not.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.is_write && self.maybe_done
     }
 }
 
@@ -220,6 +225,8 @@ impl Forwards {
             self.count -= 1;
             self.bytes -= forward.command.len();
             route.refused = 0;
+            let refused = matches!(reply, Reply::Error(_)) && forward.is_unsure();
+            let reply = if refused { Reply::Error(Error::OutcomeUnknown) } else { reply };
             Some((forward.waiter, reply))
         };
         self.resume(partition);

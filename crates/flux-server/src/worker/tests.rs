@@ -7,10 +7,12 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use flux_core::placement::{NodeId, ReplicaId};
-use flux_core::replica::{Recovery, Replica, SnapshotMeta};
+use flux_core::replica::{Message as RaftMessage, Recovery, Replica, SnapshotMeta, encode_message};
+use flux_core::session::Once;
 use flux_core::store::{Memory, Table, TableOptions};
-use flux_core::{PartitionId, Partitions};
+use flux_core::{Command, Condition, Error, PartitionId, Partitions, Reply};
 use flux_proto::peer::{Frame, Request, decode, encode};
+use tokio::sync::oneshot;
 
 use super::cluster::Cluster;
 use super::dispatch::Dispatch;
@@ -18,18 +20,26 @@ use crate::clock;
 use crate::cluster::Topology;
 use crate::config::Settings;
 use crate::forward_codec::encode_command;
-use crate::mailbox::{Mailbox, Message, Waiter};
+use crate::mailbox::{Ask, Mailbox, Message, Waiter};
 use crate::recovery::replica_config;
 use crate::shared::{ClusterSeat, PartitionView, Shared};
 
 const PARTITIONS: u16 = 2;
 const ME: u32 = 1;
 
+const HERE: PartitionId = PartitionId(0);
+
 /// A worker's parts, alone on its node, which is one of a cluster.
 struct Bench {
     dispatch: Dispatch,
+    now: Instant,
     _mailbox: Receiver<Message>,
     _poll: mio::Poll,
+}
+
+/// A waiter that tells nobody.
+fn waiter() -> Waiter {
+    Waiter::Task(oneshot::channel().0)
 }
 
 fn id(node: u32) -> u64 {
@@ -59,7 +69,30 @@ impl Bench {
         let cluster = Cluster::new(0, NodeId(ME), Arc::new(Topology::default()));
         dispatch.cluster = Some(Box::new(cluster));
         dispatch.look_at_clock();
-        Bench { dispatch, _mailbox: receiver, _poll: poll }
+        Bench { dispatch, now: Instant::now(), _mailbox: receiver, _poll: poll }
+    }
+
+    fn cluster(&mut self) -> &mut Cluster {
+        self.dispatch.cluster.as_mut().expect("it is one of a cluster")
+    }
+
+    /// Lets every replica do what it can, as if all was on the disk at once.
+    fn turn(&mut self) {
+        for partition in self.dispatch.shared.partitions.iter() {
+            let (replica, replies) = self.dispatch.replica(partition).expect("a replica");
+            replica.propose(replies);
+            while let Some(ready) = replica.ready(replies).expect("it is sound") {
+                replica.persisted(ready.number);
+            }
+        }
+    }
+
+    /// The replies that are due, as their waiters would get them.
+    fn replies(&mut self) -> Vec<Reply> {
+        let replies = std::mem::take(&mut self.dispatch.replies);
+        let unwrapped =
+            replies.into_iter().filter_map(|(to, reply)| self.dispatch.unwrap_kept(to, reply));
+        unwrapped.map(|(_, reply)| reply).collect()
     }
 
     /// Takes a frame as it comes from a node.
@@ -111,18 +144,39 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
 }
 
 #[test]
+fn a_write_that_comes_home_from_a_lost_node_is_not_said_to_be_refused() {
+    let mut bench = Bench::of(&[ME]);
+    bench.turn();
+    let (command, now) = (Command::DeleteIf { key: b"w", condition: Condition::Always }, bench.now);
+    let mut add = |bench: &mut Bench, lost: bool| {
+        let once = Some(Once { session: 1, sequence: 1, acked_below: 1 });
+        let ask = Ask { once, ..Ask::default() };
+        let forwards = &mut bench.cluster().forwards;
+        forwards.add(HERE, &command.borrowed(), ask, waiter(), now).expect("there is room");
+        if lost {
+            assert_eq!(forwards.node(HERE, &[2]), Some(2));
+            forwards.send(HERE, |_, _| true);
+            bench.dispatch.on_lost(2);
+        }
+        bench.dispatch.refusing = Some(Error::Overloaded);
+        bench.dispatch.send_forwards();
+        bench.replies()
+    };
+    assert_eq!(add(&mut bench, false), [Reply::Error(Error::Overloaded)]);
+    assert_eq!(add(&mut bench, true), [Reply::Error(Error::OutcomeUnknown)]);
+}
+
+#[test]
 fn frames_about_partitions_that_do_not_exist_are_nothing() {
     let mut bench = Bench::of(&[1, 2, 3]);
     let mut get = Vec::new();
-    encode_command(&flux_core::Command::Get { key: b"k" }, &mut get).expect("it fits");
+    encode_command(&Command::Get { key: b"k" }, &mut get).expect("it fits");
     for partition in [PARTITIONS, 16_383, u16::MAX] {
         let request =
             |stale| Request { id: 1, partition, deadline_ms: 0, stale, once: None, payload: &get };
         let mut vote = Vec::new();
-        flux_core::replica::encode_message(
-            &flux_core::replica::Message { from: id(2), to: id(1), term: 1, ..Default::default() },
-            &mut vote,
-        );
+        let message = RaftMessage { from: id(2), to: id(1), term: 1, ..RaftMessage::default() };
+        encode_message(&message, &mut vote);
         for frame in [
             Frame::Raft { partition, bytes: &vote },
             Frame::Sleep { partition, term: 1, index: 1 },
@@ -136,9 +190,7 @@ fn frames_about_partitions_that_do_not_exist_are_nothing() {
             bench.frame(2, &frame);
         }
     }
-    let cluster = bench.dispatch.cluster.as_ref().expect("a cluster");
-    assert!(cluster.to_remove.is_empty() && bench.dispatch.active().is_empty());
+    assert!(bench.cluster().to_remove.is_empty() && bench.dispatch.active().is_empty());
     bench.frame(2, &Frame::Gone { partition: 1, replica: id(ME) });
-    let cluster = bench.dispatch.cluster.as_ref().expect("a cluster");
-    assert_eq!(cluster.to_remove, [PartitionId(1)], "a partition that does exist");
+    assert_eq!(bench.cluster().to_remove, [PartitionId(1)], "a partition that does exist");
 }

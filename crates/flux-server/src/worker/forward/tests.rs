@@ -1,4 +1,5 @@
 use flux_core::Condition;
+use flux_core::session::Once;
 use tokio::sync::oneshot;
 
 use super::*;
@@ -98,6 +99,28 @@ fn what_a_lost_node_had_is_unknown_for_writes_and_asked_again_for_reads() {
     assert_eq!(decided[0].1, Reply::Error(Error::OutcomeUnknown));
     forwards.tick(now, &mut decided);
     assert_eq!(sent(&mut forwards, &[2]).len(), 1, "the read");
+}
+
+#[test]
+fn a_write_that_may_have_been_carried_out_is_not_said_to_be_refused() {
+    for refusal in [Error::Overloaded, Error::DiskFull, Error::LogFailed(String::new())] {
+        let (mut forwards, now) = forwards();
+        let once = Some(Once { session: 1, sequence: 1, acked_below: 1 });
+        let command = Command::DeleteIf { key: b"w".as_slice(), condition: Condition::Always };
+        let ask = Ask { once, ..Ask::default() };
+        forwards.add(HERE, &command, ask, waiter(), now).expect("there is room");
+        sent(&mut forwards, &[1]);
+        forwards.lost(1, &mut Vec::new());
+        forwards.tick(now, &mut Vec::new());
+        let ids = sent(&mut forwards, &[2]);
+        let decided = forwards.answered(ids[0], Reply::Error(refusal.clone())).expect("decided");
+        assert_eq!(decided.1, Reply::Error(Error::OutcomeUnknown), "lost once, then {refusal:?}");
+
+        add(&mut forwards, "w", true, now);
+        let ids = sent(&mut forwards, &[2]);
+        let decided = forwards.answered(ids[0], Reply::Error(refusal.clone())).expect("decided");
+        assert_eq!(decided.1, Reply::Error(refusal), "sent only once");
+    }
 }
 
 #[test]
