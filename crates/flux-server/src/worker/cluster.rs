@@ -133,10 +133,16 @@ impl Cluster {
         self.topology.map.as_ref().map_or(&[], |map| map.target(partition))
     }
 
-    /// Whether a request comes behind one of the same attempt that was refused.
-    fn is_fenced(&self, node: u32, id: u64) -> bool {
-        let attempt = Forwards::attempt_of(id);
-        self.fences.get(&(node, Forwards::route_of(id))) == Some(&attempt)
+    /// Whether a request comes behind one of the same attempt that was refused. Nothing comes of an attempt
+    /// any more when there is another one.
+    fn is_fenced(&mut self, node: u32, id: u64) -> bool {
+        let route = (node, Forwards::route_of(id));
+        let fenced = self.fences.get(&route).copied();
+        if fenced.is_some_and(|fenced| fenced != Forwards::attempt_of(id)) {
+            self.fences.remove(&route);
+            return false;
+        }
+        fenced.is_some()
     }
 
     /// Refuses what comes behind a request that was refused.
@@ -402,9 +408,9 @@ impl Dispatch {
     }
 
     /// Whether a request of a peer must be refused because one before it was.
-    pub(super) fn is_fenced(&self, waiter: &Waiter) -> bool {
+    pub(super) fn is_fenced(&mut self, waiter: &Waiter) -> bool {
         let Waiter::Peer { node, id } = *waiter else { return false };
-        self.cluster.as_ref().is_some_and(|cluster| cluster.is_fenced(node, id))
+        self.cluster.as_mut().is_some_and(|cluster| cluster.is_fenced(node, id))
     }
 
     /// Answers a command that another node sent.

@@ -57,8 +57,6 @@ impl Forward {
 struct Route {
     /// Where commands go; none while nobody is known.
     node: Option<u32>,
-    /// The number of the attempt, in the ids of what is sent.
-    attempt: u16,
     /// How many nodes have refused since the last pause.
     refused: usize,
     /// A node has refused: nothing is sent until all that was sent has come back.
@@ -76,6 +74,9 @@ pub(super) struct Forwards {
     worker: u16,
     next: u64,
     routes: BTreeMap<PartitionId, Route>,
+    /// The number of each partition's attempt, in the ids of what is sent. It outlives the route: a node
+    /// that has refused an attempt refuses all that comes of it.
+    attempts: BTreeMap<PartitionId, u16>,
     count: usize,
     bytes: usize,
 }
@@ -189,12 +190,13 @@ impl Forwards {
         mut send: impl FnMut(u64, &Forward) -> bool,
     ) {
         let Some(route) = self.routes.get_mut(&partition) else { return };
+        let place = u64::from(self.worker) << PARTITION_BITS | u64::from(partition.0);
+        let attempt = self.attempts.get(&partition).copied().unwrap_or_default();
+        let attempt = place << ATTEMPT_BITS | u64::from(attempt);
         loop {
             let again = route.returned.pop_first().map(|(_, forward)| forward);
             let Some(forward) = again.or_else(|| route.waiting.pop_front()) else { return };
             self.next = (self.next + 1) & ((1 << COUNTER_BITS) - 1);
-            let place = u64::from(self.worker) << PARTITION_BITS | u64::from(partition.0);
-            let attempt = place << ATTEMPT_BITS | u64::from(route.attempt);
             let id = attempt << COUNTER_BITS | self.next;
             if !send(id, &forward) {
                 // The link has gone down or is full. Nothing of this attempt may be sent behind it.
@@ -241,7 +243,8 @@ impl Forwards {
         }
         if route.stalled {
             route.stalled = false;
-            route.attempt = (route.attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
+            let attempt = self.attempts.entry(partition).or_default();
+            *attempt = (*attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
             route.refused += 1;
             route.node = None;
         }

@@ -167,6 +167,34 @@ fn a_write_that_comes_home_from_a_lost_node_is_not_said_to_be_refused() {
 }
 
 #[test]
+fn what_comes_behind_a_refused_request_is_refused_until_there_is_another_attempt() {
+    let mut bench = Bench::of(&[ME]);
+    let mut delete = Vec::new();
+    let command = Command::DeleteIf { key: b"k", condition: Condition::Always };
+    encode_command(&command, &mut delete).expect("it fits");
+    let mut ask = |bench: &mut Bench, attempt: u64, number: u64| {
+        let (id, partition) = (attempt << 30 | number, HERE.0);
+        let payload = &delete;
+        let request = Request { id, partition, deadline_ms: 0, stale: false, once: None, payload };
+        bench.frame(2, &Frame::Request(request));
+        bench.turn();
+        let (waiter, reply) = bench.dispatch.replies.pop().expect("a reply");
+        let Waiter::Peer { node, id } = waiter else { panic!("{waiter:?}") };
+        bench.dispatch.respond(node, id, &reply);
+        reply
+    };
+    // It does not lead before its first turn.
+    assert_eq!(ask(&mut bench, 0, 1), Reply::Error(Error::NotLeader));
+    assert_eq!(
+        ask(&mut bench, 0, 2),
+        Reply::Error(Error::NotLeader),
+        "it would overtake the first"
+    );
+    assert_eq!(ask(&mut bench, 1, 3), Reply::Integer(0));
+    assert_eq!(ask(&mut bench, 0, 4), Reply::Integer(0), "the numbers have gone round");
+}
+
+#[test]
 fn frames_about_partitions_that_do_not_exist_are_nothing() {
     let mut bench = Bench::of(&[1, 2, 3]);
     let mut get = Vec::new();

@@ -86,6 +86,20 @@ fn after_a_refusal_all_go_to_the_next_node_in_their_order() {
 }
 
 #[test]
+fn an_attempt_that_was_refused_never_comes_again() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "a", true, now);
+    let refused = sent(&mut forwards, &[1, 2]);
+    forwards.answered(refused[0], refusal());
+    let taken = sent(&mut forwards, &[1, 2]);
+    forwards.answered(taken[0], Reply::Integer(1));
+    assert!(forwards.is_empty());
+    add(&mut forwards, "b", true, now);
+    let later = sent(&mut forwards, &[1, 2]);
+    assert_ne!(Forwards::attempt_of(later[0]), Forwards::attempt_of(refused[0]));
+}
+
+#[test]
 fn what_a_lost_node_had_is_unknown_for_writes_and_asked_again_for_reads() {
     let (mut forwards, now) = forwards();
     add(&mut forwards, "w", true, now);
