@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flux_core::placement::NodeId;
 use flux_core::replica::{Message as RaftMessage, Status};
@@ -49,6 +49,8 @@ pub(crate) struct Ask {
     pub(crate) once: Option<Once>,
     /// How long the client waits.
     pub(crate) patience: Option<Duration>,
+    /// Until when this node looks for somebody who carries it out; unknown before it begins to.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// A request of a connection, or one part of it.

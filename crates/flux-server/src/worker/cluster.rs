@@ -18,7 +18,7 @@ use flux_core::{Command, Error, PartitionId, Reply};
 use flux_proto::peer::{Frame, Request, encode, encode_with};
 
 use super::dispatch::Dispatch;
-use super::forward::{Forward, Forwards};
+use super::forward::{Forward, Forwards, deadline};
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
@@ -392,7 +392,7 @@ impl Dispatch {
             sequence,
             acked_below,
         });
-        let ask = Ask { redirect: true, stale: request.stale, once, patience: None };
+        let ask = Ask { redirect: true, stale: request.stale, once, ..Ask::default() };
         let owner = self.shared().owner(partition);
         if owner == self.worker() {
             self.execute_for(partition, &command, ask, waiter);
@@ -550,6 +550,7 @@ impl Dispatch {
             return waiter;
         }
         let command = Box::new(command.to_owned());
+        let ask = Ask { deadline: Some(deadline(&ask, Instant::now())), ..ask };
         cluster.keep(Kept::Read { partition, command, ask, waiter })
     }
 

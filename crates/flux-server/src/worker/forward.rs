@@ -52,6 +52,13 @@ impl Forward {
     }
 }
 
+/// Until when somebody is looked for who carries a command out. It stays the same however often the command
+/// comes back.
+pub(super) fn deadline(ask: &Ask, now: Instant) -> Instant {
+    let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
+    ask.deadline.unwrap_or(now + patience)
+}
+
 /// The way to one partition.
 #[derive(Debug, Default)]
 struct Route {
@@ -127,8 +134,8 @@ impl Forwards {
         self.count += 1;
         self.bytes += bytes.len();
         let is_write = command.is_write();
-        let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
-        let deadline = now + patience;
+        let deadline = deadline(&ask, now);
+        let ask = Ask { deadline: Some(deadline), ..ask };
         let forward =
             Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
         self.routes.entry(partition).or_default().waiting.push_back(forward);

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{Message as RaftMessage, Recovery, Replica, SnapshotMeta, encode_message};
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::cluster::Cluster;
 use super::dispatch::Dispatch;
+use super::forward::PATIENCE;
 use crate::clock;
 use crate::cluster::Topology;
 use crate::config::Settings;
@@ -192,6 +193,22 @@ fn what_comes_behind_a_refused_request_is_refused_until_there_is_another_attempt
     );
     assert_eq!(ask(&mut bench, 1, 3), Reply::Integer(0));
     assert_eq!(ask(&mut bench, 0, 4), Reply::Integer(0), "the numbers have gone round");
+}
+
+#[test]
+fn a_read_that_is_kept_has_no_more_time_when_it_is_forwarded() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    let patience = Some(Duration::from_secs(3600));
+    let ask = Ask { patience, ..Ask::default() };
+    let get = Command::Get { key: b"k".as_slice() };
+    let before = Instant::now();
+    let kept = bench.dispatch.keep(HERE, &get, ask, waiter());
+    let after = Instant::now();
+    let decided = bench.dispatch.unwrap_kept(kept, Reply::Error(Error::NotLeader));
+    assert!(decided.is_none(), "it is asked elsewhere");
+    let forward = bench.cluster().forwards.take_home(HERE).pop().expect("it waits");
+    let deadline = forward.ask.deadline.expect("it was kept");
+    assert!(before + PATIENCE <= deadline && deadline <= after + PATIENCE);
 }
 
 #[test]

@@ -153,6 +153,19 @@ fn who_waits_too_long_is_told_what_is_known() {
 }
 
 #[test]
+fn what_comes_back_and_goes_again_has_no_more_time() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "r", false, now);
+    let back = forwards.take_home(HERE).pop().expect("it waits");
+    let command = Command::Get { key: b"r".as_slice() };
+    let later = now + PATIENCE / 2;
+    forwards.add(HERE, &command, back.ask, back.waiter, later).expect("there is room");
+    let mut decided = Vec::new();
+    forwards.tick(now + PATIENCE, &mut decided);
+    assert_eq!(decided.len(), 1, "its time is over");
+}
+
+#[test]
 fn there_is_room_for_so_many() {
     let (mut forwards, now) = forwards();
     for _ in 0..MAX_COMMANDS {
