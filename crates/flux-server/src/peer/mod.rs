@@ -101,11 +101,11 @@ pub(crate) enum Event {
     LinkDown(u32),
     /// Nothing listens at the node's address: its process does not run. Told once until a link is up.
     Absent(u32),
-    /// A connection from the node has ended, and no newer one has taken its place.
+    /// A connection from the node has ended. A newer one may have taken its place: what the node had said on
+    /// the older one and was not read is lost.
     InboundDown {
         node: u32,
-        /// The node ended it, as the kernel does for a process that was killed. Otherwise it sent
-        /// something wrong.
+        /// The node ended it, as the kernel does for a process that was killed. Otherwise this side did.
         by_peer: bool,
     },
 }
@@ -398,6 +398,7 @@ impl Peers {
                 "a newer connection takes the place of an older one"
             );
             self.remove_incoming(older);
+            self.events.push_back(Event::InboundDown { node: hello.from, by_peer: false });
         }
         if let Err(error) = welcomed {
             tracing::debug!(node = hello.from, %error, "a connection was lost in the handshake");
