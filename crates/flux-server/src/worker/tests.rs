@@ -11,17 +11,20 @@ use flux_core::replica::{Message as RaftMessage, Recovery, Replica, SnapshotMeta
 use flux_core::session::Once;
 use flux_core::store::{Memory, Table, TableOptions};
 use flux_core::{Command, Condition, Error, PartitionId, Partitions, Reply};
+use flux_log::{Log, LogOptions, SimDisk};
 use flux_proto::peer::{Frame, Request, decode, encode};
 use tokio::sync::oneshot;
 
 use super::cluster::Cluster;
 use super::dispatch::Dispatch;
 use super::forward::PATIENCE;
+use super::syncer::Syncer;
+use super::turn::Turn;
 use crate::clock;
 use crate::cluster::Topology;
-use crate::config::Settings;
+use crate::config::{Fsync, Settings};
 use crate::forward_codec::encode_command;
-use crate::mailbox::{Ask, Mailbox, Message, Waiter};
+use crate::mailbox::{Ask, Mailbox, Message, Return, Waiter};
 use crate::recovery::replica_config;
 use crate::shared::{ClusterSeat, PartitionView, Shared};
 
@@ -29,13 +32,18 @@ const PARTITIONS: u16 = 2;
 const ME: u32 = 1;
 
 const HERE: PartitionId = PartitionId(0);
+const SEGMENT_BYTES: u64 = 64 * 1024;
+/// Far longer than anything here takes.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A worker's parts, alone on its node, which is one of a cluster.
 struct Bench {
     dispatch: Dispatch,
+    turn: Turn,
+    disk: SimDisk,
     now: Instant,
+    poll: mio::Poll,
     _mailbox: Receiver<Message>,
-    _poll: mio::Poll,
 }
 
 /// A waiter that tells nobody.
@@ -55,22 +63,19 @@ impl Bench {
         let (mailbox, receiver) = Mailbox::new(waker);
         let shared = Arc::new(shared(mailbox));
         let voters: Vec<u64> = nodes.iter().map(|node| id(*node)).collect();
-        let replica = |partition: PartitionId| {
-            let config = replica_config(partition, id(ME), &shared.settings, PARTITIONS);
-            let view = &shared.views[usize::from(partition.0)];
-            let (table, memory) = (Arc::clone(&view.table), Arc::clone(&shared.memory));
-            let beginning = SnapshotMeta::founding(voters.clone());
-            let recovery = Recovery::new(table, None, beginning, config.tail_bytes);
-            let standing = Arc::clone(&view.standing);
-            let replica = Replica::new(&config, recovery, memory, standing, clock::now());
-            replica.expect("a founding state")
-        };
-        let replicas: Vec<Replica<Waiter>> = shared.partitions.iter().map(replica).collect();
+        let new = |partition| replica(&shared, partition, id(ME), &voters);
+        let replicas: Vec<Replica<Waiter>> = shared.partitions.iter().map(new).collect();
+        let disk = SimDisk::new(1);
+        let options = LogOptions { segment_bytes: SEGMENT_BYTES, salt: 1 };
+        let log = Log::open(Arc::new(disk.clone()), options, &mut |_| {}, &mut |_| {});
+        let syncer = Syncer::start(0, Arc::clone(&shared.mailboxes[0])).expect("a thread");
+        let now = Instant::now();
+        let turn = Turn::new(log.expect("a new log").0, syncer, &shared.settings, now);
         let mut dispatch = Dispatch::new(0, Arc::clone(&shared), replicas);
         let cluster = Cluster::new(0, NodeId(ME), Arc::new(Topology::default()));
         dispatch.cluster = Some(Box::new(cluster));
         dispatch.look_at_clock();
-        Bench { dispatch, now: Instant::now(), _mailbox: receiver, _poll: poll }
+        Bench { dispatch, turn, disk, now, poll, _mailbox: receiver }
     }
 
     fn cluster(&mut self) -> &mut Cluster {
@@ -85,6 +90,35 @@ impl Bench {
             while let Some(ready) = replica.ready(replies).expect("it is sound") {
                 replica.persisted(ready.number);
             }
+        }
+    }
+
+    /// Takes a turn of the worker.
+    fn take_turn(&mut self) {
+        self.dispatch.look_at_clock();
+        self.turn.take(&mut self.dispatch, self.now);
+    }
+
+    /// Waits for the sync that is under way.
+    fn wait_for_sync(&mut self) {
+        let mailbox = Arc::clone(&self.dispatch.shared.mailboxes[0]);
+        let mut answers = Vec::new();
+        loop {
+            mailbox.take_answers(&mut answers);
+            for answer in answers.drain(..) {
+                match answer {
+                    Return::Synced(result) => return self.turn.synced(result, &mut self.dispatch),
+                    Return::Prepared(result) => self.turn.prepared(result),
+                    other => panic!("{other:?}"),
+                }
+            }
+            mailbox.fall_asleep();
+            if !mailbox.has_answers() {
+                let mut events = mio::Events::with_capacity(1);
+                self.poll.poll(&mut events, Some(DEADLINE)).expect("it can wait");
+                assert!(!events.is_empty(), "no sync has ended");
+            }
+            mailbox.awake();
         }
     }
 
@@ -105,6 +139,18 @@ impl Bench {
     }
 }
 
+/// A new replica of a group with these voters.
+fn replica(shared: &Shared, partition: PartitionId, id: u64, voters: &[u64]) -> Replica<Waiter> {
+    let config = replica_config(partition, id, &shared.settings, PARTITIONS);
+    let view = &shared.views[usize::from(partition.0)];
+    let (table, memory) = (Arc::clone(&view.table), Arc::clone(&shared.memory));
+    let beginning = SnapshotMeta::founding(voters.to_vec());
+    let recovery = Recovery::new(table, None, beginning, config.tail_bytes);
+    let standing = Arc::clone(&view.standing);
+    let replica = Replica::new(&config, recovery, memory, standing, clock::now());
+    replica.expect("a founding state")
+}
+
 fn shared(mailbox: Arc<Mailbox>) -> Shared {
     let memory = Memory::new(0);
     let table_options = TableOptions { hash_seed: 1, shards: 1 };
@@ -115,7 +161,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
         answered_by: Default::default(),
     };
     Shared {
-        settings: Settings { workers: 1, ..Settings::default() },
+        settings: Settings { workers: 1, fsync: Fsync::Always, ..Settings::default() },
         node_id: String::new(),
         data_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
         partitions,
@@ -209,6 +255,24 @@ fn a_read_that_is_kept_has_no_more_time_when_it_is_forwarded() {
     let forward = bench.cluster().forwards.take_home(HERE).pop().expect("it waits");
     let deadline = forward.ask.deadline.expect("it was kept");
     assert!(before + PATIENCE <= deadline && deadline <= after + PATIENCE);
+}
+
+#[test]
+fn what_a_removed_replica_had_written_counts_nothing_for_the_next_one() {
+    let mut bench = Bench::of(&[ME]);
+    bench.dispatch.activate(HERE);
+    bench.take_turn();
+    assert!(bench.dispatch.remove(HERE).is_some(), "its first records are being synced");
+    let next = ReplicaId::new(NodeId(ME), 9).get();
+    let replica = replica(&bench.dispatch.shared, HERE, next, &[next]);
+    bench.dispatch.insert(replica);
+    bench.take_turn();
+    bench.wait_for_sync();
+    bench.take_turn();
+    assert!(!bench.dispatch.leads(HERE), "its own records are not synced");
+    bench.wait_for_sync();
+    bench.take_turn();
+    assert!(bench.dispatch.leads(HERE));
 }
 
 #[test]

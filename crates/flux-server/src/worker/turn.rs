@@ -28,6 +28,8 @@ const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 /// What a replica asked to be written, and may send when it is persisted.
 struct Written {
     partition: PartitionId,
+    /// Its id: another one may have taken its place meanwhile.
+    replica: u64,
     number: u64,
     messages: Vec<Message>,
 }
@@ -215,9 +217,9 @@ impl Turn {
         loop {
             let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
             for &partition in active {
-                while let Some(ready) = next_ready(dispatch, partition) {
+                while let Some((replica, ready)) = next_ready(dispatch, partition) {
                     must_sync |= ready.state.is_some();
-                    self.take_ready(dispatch, partition, ready)?;
+                    self.take_ready(dispatch, partition, replica, ready)?;
                 }
             }
             if self.written.len() == first {
@@ -245,13 +247,14 @@ impl Turn {
         &mut self,
         dispatch: &mut Dispatch,
         partition: PartitionId,
+        replica: u64,
         ready: Ready,
     ) -> Result<(), LogError> {
         append(&mut self.log, partition, &ready)?;
         let Ready { number, state, entries, messages, persisted_messages, .. } = ready;
         dispatch.send(partition, messages);
         let nothing = state.is_none() && entries.is_empty();
-        let written = Written { partition, number, messages: persisted_messages };
+        let written = Written { partition, replica, number, messages: persisted_messages };
         // In their order: not before one that waits.
         if nothing && !self.pending.contains(&partition) {
             persisted(dispatch, written);
@@ -264,7 +267,7 @@ impl Turn {
 
     /// Notes in the log that a replica is not here any more, and answers those that waited for it.
     pub(super) fn forget(&mut self, mut replica: Replica<Waiter>, dispatch: &mut Dispatch) {
-        let (partition, term) = (replica.partition(), replica.term());
+        let (partition, id, term) = (replica.partition(), replica.id(), replica.term());
         replica.abandon(&mut dispatch.replies);
         let (vote, commit) = (0, replica.applied().index);
         let state = State { partition: partition.0, term, vote, commit, replica: 0, start: 0 };
@@ -273,7 +276,8 @@ impl Turn {
             Ok(_) => {
                 self.unsynced = true;
                 self.pending.insert(partition);
-                self.written.push(Written { partition, number: 0, messages: Vec::new() });
+                let messages = Vec::new();
+                self.written.push(Written { partition, replica: id, number: 0, messages });
             }
             Err(LogError::Full { .. }) => self.stuck = true,
             Err(error) => self.fail(&error, dispatch),
@@ -390,16 +394,23 @@ impl Turn {
     }
 }
 
-fn next_ready(dispatch: &mut Dispatch, partition: PartitionId) -> Option<Ready> {
+/// What the replica of a partition wants next, with the replica's id.
+fn next_ready(dispatch: &mut Dispatch, partition: PartitionId) -> Option<(u64, Ready)> {
     let (replica, replies) = dispatch.replica(partition)?;
-    replica.ready(replies).unwrap_or_else(|error| {
+    let ready = replica.ready(replies).unwrap_or_else(|error| {
         panic!("partition {partition} is broken, and so is this node: {error}")
-    })
+    });
+    Some((replica.id(), ready?))
 }
 
-/// What a replica asked for is persisted, or there was nothing to write.
+/// What a replica asked for is persisted, or there was nothing to write. Means nothing to another replica
+/// that is in its place now.
 fn persisted(dispatch: &mut Dispatch, written: Written) {
-    let Written { partition, number, messages } = written;
+    let Written { partition, replica: id, number, messages } = written;
+    let here = dispatch.replica(partition).is_some_and(|(replica, _)| replica.id() == id);
+    if !here {
+        return;
+    }
     dispatch.send(partition, messages);
     if let Some((replica, _)) = dispatch.replica(partition) {
         replica.persisted(number);
