@@ -156,6 +156,15 @@ fn node_of(replica: u64) -> u32 {
     ReplicaId::from_u64(replica).node().0
 }
 
+/// Whether a replica that takes a message has something to write before it can answer.
+fn needs_a_record(message: &RaftMessage) -> bool {
+    match message.msg_type() {
+        MessageType::MsgAppend => !message.entries.is_empty(),
+        MessageType::MsgRequestVote | MessageType::MsgTimeoutNow => true,
+        _ => false,
+    }
+}
+
 impl Dispatch {
     /// Takes the frames that have come.
     pub(super) fn receive_frames(&mut self, now: Instant) {
@@ -244,6 +253,10 @@ impl Dispatch {
         let now = self.now;
         let declines = self.cluster.as_ref().is_some_and(|cluster| cluster.declines);
         if declines && message.msg_type() == MessageType::MsgTimeoutNow {
+            return;
+        }
+        // What cannot be written is not taken either: it would only fill the memory.
+        if needs_a_record(&message) && !self.can_write() {
             return;
         }
         let Some((replica, _)) = self.replica(partition) else { return };

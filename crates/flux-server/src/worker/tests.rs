@@ -7,10 +7,12 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
-use flux_core::replica::{Message as RaftMessage, Recovery, Replica, SnapshotMeta, encode_message};
+use flux_core::replica::{
+    Message as RaftMessage, MessageType, Recovery, Replica, SnapshotMeta, Status, encode_message,
+};
 use flux_core::session::Once;
 use flux_core::store::{Memory, Table, TableOptions};
-use flux_core::{Command, Condition, Error, PartitionId, Partitions, Reply};
+use flux_core::{Command, Condition, Error, Expiry, PartitionId, Partitions, Reply};
 use flux_log::{Log, LogOptions, SimDisk};
 use flux_proto::peer::{Frame, Request, decode, encode};
 use tokio::sync::oneshot;
@@ -25,13 +27,14 @@ use crate::cluster::Topology;
 use crate::config::{Fsync, Settings};
 use crate::forward_codec::encode_command;
 use crate::mailbox::{Ask, Mailbox, Message, Return, Waiter};
-use crate::recovery::replica_config;
+use crate::recovery::{TICK, replica_config};
 use crate::shared::{ClusterSeat, PartitionView, Shared};
 
 const PARTITIONS: u16 = 2;
 const ME: u32 = 1;
 
 const HERE: PartitionId = PartitionId(0);
+const THERE: PartitionId = PartitionId(1);
 const SEGMENT_BYTES: u64 = 64 * 1024;
 /// Far longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -49,6 +52,16 @@ struct Bench {
 /// A waiter that tells nobody.
 fn waiter() -> Waiter {
     Waiter::Task(oneshot::channel().0)
+}
+
+fn set() -> Command<&'static [u8]> {
+    Command::Set {
+        key: b"k",
+        value: b"v",
+        expiry: Expiry::Never,
+        condition: Condition::Always,
+        return_previous: false,
+    }
 }
 
 fn id(node: u32) -> u64 {
@@ -97,6 +110,63 @@ impl Bench {
     fn take_turn(&mut self) {
         self.dispatch.look_at_clock();
         self.turn.take(&mut self.dispatch, self.now);
+    }
+
+    /// Gives a message of node 2 to a replica here.
+    fn step(&mut self, partition: PartitionId, kind: MessageType, message: RaftMessage) {
+        let mut message = RaftMessage { from: id(2), to: id(ME), ..message };
+        message.set_msg_type(kind);
+        self.dispatch.step(partition, message);
+    }
+
+    fn status(&mut self, partition: PartitionId) -> Status {
+        self.dispatch.replica(partition).expect("a replica").0.status()
+    }
+
+    fn tick(&mut self) {
+        self.dispatch.tick(self.now);
+        self.take_turn();
+    }
+
+    /// Lets turns follow each other until all is synced.
+    fn settle(&mut self) {
+        self.take_turn();
+        while self.turn.is_busy(&self.dispatch) {
+            self.wait_for_sync();
+            self.take_turn();
+        }
+    }
+
+    /// Has the replica here elected by node 2.
+    fn elect(&mut self, partition: PartitionId) {
+        for _ in 0..40 {
+            self.tick();
+        }
+        let term = self.status(partition).term + 1;
+        let answer = || RaftMessage { term, ..RaftMessage::default() };
+        self.step(partition, MessageType::MsgRequestPreVoteResponse, answer());
+        self.settle();
+        self.step(partition, MessageType::MsgRequestVoteResponse, answer());
+        self.settle();
+        let index = self.status(partition).last;
+        let message = RaftMessage { index, ..answer() };
+        self.step(partition, MessageType::MsgAppendResponse, message);
+        self.settle();
+        assert!(self.dispatch.leads(partition), "{:?}", self.status(partition));
+    }
+
+    /// Lets node 2, as the leader, send more than the disk can hold.
+    fn get_stuck(&mut self, partition: PartitionId) {
+        self.disk.limit_capacity(Some(self.disk.used()));
+        let mut message = RaftMessage { term: 9, index: 1, log_term: 1, ..RaftMessage::default() };
+        message.entries = vec![Default::default(); 2];
+        for (entry, index) in message.entries.iter_mut().zip(2..) {
+            (entry.index, entry.term) = (index, 9);
+            entry.data = vec![0; SEGMENT_BYTES as usize];
+        }
+        self.step(partition, MessageType::MsgAppend, message);
+        self.take_turn();
+        assert!(!self.dispatch.can_write());
     }
 
     /// Waits for the sync that is under way.
@@ -195,7 +265,7 @@ fn a_write_that_comes_home_from_a_lost_node_is_not_said_to_be_refused() {
     let mut bench = Bench::of(&[ME]);
     bench.turn();
     let (command, now) = (Command::DeleteIf { key: b"w", condition: Condition::Always }, bench.now);
-    let mut add = |bench: &mut Bench, lost: bool| {
+    let add = |bench: &mut Bench, lost: bool| {
         let once = Some(Once { session: 1, sequence: 1, acked_below: 1 });
         let ask = Ask { once, ..Ask::default() };
         let forwards = &mut bench.cluster().forwards;
@@ -219,7 +289,7 @@ fn what_comes_behind_a_refused_request_is_refused_until_there_is_another_attempt
     let mut delete = Vec::new();
     let command = Command::DeleteIf { key: b"k", condition: Condition::Always };
     encode_command(&command, &mut delete).expect("it fits");
-    let mut ask = |bench: &mut Bench, attempt: u64, number: u64| {
+    let ask = |bench: &mut Bench, attempt: u64, number: u64| {
         let (id, partition) = (attempt << 30 | number, HERE.0);
         let payload = &delete;
         let request = Request { id, partition, deadline_ms: 0, stale: false, once: None, payload };
@@ -273,6 +343,53 @@ fn what_a_removed_replica_had_written_counts_nothing_for_the_next_one() {
     bench.wait_for_sync();
     bench.take_turn();
     assert!(bench.dispatch.leads(HERE));
+}
+
+#[test]
+fn what_the_disk_had_no_room_for_is_not_taken_for_synced() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    bench.get_stuck(HERE);
+    for _ in 0..4 {
+        bench.take_turn();
+        assert!(!bench.turn.is_busy(&bench.dispatch), "there is nothing to sync");
+    }
+    bench.disk.limit_capacity(None);
+    bench.now += TICK;
+    bench.take_turn();
+    assert!(bench.dispatch.can_write() && bench.turn.is_busy(&bench.dispatch));
+    bench.settle();
+}
+
+#[test]
+fn while_the_disk_is_full_requests_are_answered() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    let (set, get) = (set(), Command::Get { key: b"k".as_slice() });
+    let ask = Ask { redirect: true, ..Ask::default() };
+    bench.elect(THERE);
+    bench.dispatch.execute_for(THERE, &set, ask, waiter());
+    bench.take_turn();
+    bench.wait_for_sync();
+    bench.dispatch.execute_for(THERE, &get, ask, waiter());
+    bench.get_stuck(HERE);
+    bench.dispatch.execute_for(THERE, &set, ask, waiter());
+    bench.take_turn();
+    // The read had come before; the write is refused because leadership is being handed over.
+    assert_eq!(bench.replies(), [Reply::Error(Error::DiskFull), Reply::Error(Error::NotLeader)]);
+    // Nobody answers this leader, so it finds that it is none any more.
+    for _ in 0..100 {
+        bench.now += TICK;
+        bench.tick();
+    }
+    assert!(!bench.status(THERE).serves);
+    assert_eq!(bench.replies(), [Reply::Error(Error::OutcomeUnknown)], "of the first write");
+    let term = bench.status(THERE).term;
+    bench.dispatch.execute_for(THERE, &get, ask, waiter());
+    assert_eq!(bench.replies(), [Reply::Error(Error::NotLeader)]);
+    for _ in 0..100 {
+        bench.now += TICK;
+        bench.tick();
+    }
+    assert_eq!(bench.status(THERE).term, term, "who can write nothing does not stand for election");
 }
 
 #[test]

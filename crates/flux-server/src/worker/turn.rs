@@ -3,7 +3,7 @@
 //! With `fsync = always` a batch is proposed only when no sync is under way; what comes in meanwhile
 //! gathers into the next one. With the other policies a batch is applied as soon as it is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use flux_core::replica::{Message, Ready, Replica, StateRecord};
@@ -16,6 +16,7 @@ use super::dispatch::Dispatch;
 use super::syncer::Syncer;
 use crate::config::{Fsync, Settings};
 use crate::mailbox::Waiter;
+use crate::recovery::TICK;
 
 /// Room that a batch needs in the log besides its payload: for each entry, and for the batch.
 const RECORD_OVERHEAD: usize = 128;
@@ -45,10 +46,13 @@ pub(super) struct Turn {
     syncing: Vec<Written>,
     /// Written, and waiting for a sync to start.
     written: Vec<Written>,
-    /// The partitions of both.
+    /// The partitions of these, and of `held`.
     pending: BTreeSet<PartitionId>,
-    /// The batch of the last turn does not fit on the disk: nothing else happens before it does.
-    stuck: bool,
+    /// Set while the log holds a batch that does not fit on the disk: when that is tried again. Nothing is
+    /// written before it, so the replicas here only do what needs no record.
+    stuck: Option<Instant>,
+    /// What waits for that batch: of each partition the last.
+    held: BTreeMap<PartitionId, Written>,
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
@@ -71,7 +75,8 @@ impl Turn {
             syncing: Vec::new(),
             written: Vec::new(),
             pending: BTreeSet::new(),
-            stuck: false,
+            stuck: None,
+            held: BTreeMap::new(),
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
             positions: Vec::new(),
@@ -83,12 +88,16 @@ impl Turn {
 
     /// Proposes what has gathered, writes it, and applies what that commits.
     pub(super) fn take(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        if self.stuck.is_some_and(|due| now >= due) {
+            self.finish_batch(dispatch, now);
+        }
         if dispatch.active().is_empty() {
             self.sync_if_due(now);
             dispatch.watch_load(self.waited_too_long(now));
             return;
         }
-        if self.stuck && !self.finish_batch(dispatch) {
+        if self.stuck.is_some() {
+            self.hold_out(dispatch, now);
             return;
         }
         let active = dispatch.take_active();
@@ -125,28 +134,67 @@ impl Turn {
                 self.sync_if_due(now);
                 self.prepare_segment();
             }
-            // Written when there is space. Until then the groups go on without this node.
-            Err(LogError::Full { .. }) if dispatch.cluster.is_some() => self.stuck = true,
+            Err(LogError::Full { .. }) if dispatch.cluster.is_some() => {
+                self.get_stuck(dispatch, now);
+            }
             Err(error) => self.fail(&error, dispatch),
         }
         dispatch.watch_load(self.waited_too_long(now));
     }
 
+    /// The batch does not fit on the disk. It is written when there is space; until then the groups go on
+    /// without this node.
+    fn get_stuck(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        self.stuck = Some(now);
+        self.warn_of_full_disk(now);
+        // Writes of its own it refuses at once, and who has come before is told in the next turn.
+        dispatch.refusing = Some(Error::DiskFull);
+        dispatch.activate_all();
+    }
+
     /// Writes the batch that did not fit on the disk, if it does now.
-    fn finish_batch(&mut self, dispatch: &mut Dispatch) -> bool {
+    fn finish_batch(&mut self, dispatch: &mut Dispatch, now: Instant) {
         let reserved = self.log.reserve(self.log.batch_bytes());
         match reserved.and_then(|()| self.log.write()) {
             Ok(_) => {
-                self.stuck = false;
+                self.stuck = None;
                 self.unsynced = true;
+                self.written.extend(std::mem::take(&mut self.held).into_values());
+                dispatch.refusing = None;
+                dispatch.activate_all();
                 tracing::info!("the disk has space again: this node takes part again");
-                true
             }
-            Err(LogError::Full { .. }) => false,
-            Err(error) => {
-                self.fail(&error, dispatch);
-                false
+            Err(LogError::Full { .. }) => {
+                self.stuck = Some(now + TICK);
+                self.warn_of_full_disk(now);
+                dispatch.hand_all_over();
+                dispatch.give_up_outcomes();
             }
+            Err(error) => self.fail(&error, dispatch),
+        }
+    }
+
+    /// The turn of a node that can write nothing: what needs no record goes on, and nobody waits for what
+    /// does.
+    fn hold_out(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        dispatch.incoming_bytes = 0;
+        let active = dispatch.take_active();
+        refuse_open(&active, &Error::DiskFull, dispatch);
+        let taken = self.take_all_ready(&active, dispatch);
+        dispatch.recount(&active);
+        dispatch.recycle(active);
+        match taken {
+            // Of what was written before, all can be synced.
+            Ok(_) => self.sync_if_due(now),
+            Err(error) => self.fail(&error, dispatch),
+        }
+        dispatch.watch_load(self.waited_too_long(now));
+    }
+
+    fn warn_of_full_disk(&mut self, now: Instant) {
+        if now >= self.next_warning {
+            self.next_warning = now + LOG_INTERVAL;
+            tracing::error!("the disk is full: writes are refused until there is space");
         }
     }
 
@@ -195,38 +243,27 @@ impl Turn {
             }
         };
         self.full = true;
-        if now >= self.next_warning {
-            self.next_warning = now + LOG_INTERVAL;
-            tracing::error!(bytes, "the disk is full: writes are refused until there is space");
-        }
+        self.warn_of_full_disk(now);
         dispatch.hand_all_over();
-        let now_ms = dispatch.now.ms;
-        for &partition in active {
-            if let Some((replica, replies)) = dispatch.replica(partition) {
-                let before = replies.len();
-                replica.refuse_open(now_ms, &error, replies);
-                let refused = replies.len() - before;
-                dispatch.shared().stats.disk_full.add(refused as u64);
-            }
-        }
+        refuse_open(active, &error, dispatch);
         false
     }
 
     /// Writes what the replicas ask for until they ask for nothing more, and sends what may be sent.
     fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
-            let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
-            for &partition in active {
-                while let Some((replica, ready)) = next_ready(dispatch, partition) {
-                    must_sync |= ready.state.is_some();
-                    self.take_ready(dispatch, partition, replica, ready)?;
-                }
-            }
+            let first = self.written.len();
+            let must_sync = self.take_all_ready(active, dispatch)? || self.policy == Fsync::Always;
             if self.written.len() == first {
                 return Ok(());
             }
             let bytes = self.log.batch_bytes() as u64;
-            self.log.write()?;
+            if let Err(error) = self.log.write() {
+                // What waits for this batch must not be taken for synced with what was written before.
+                let late = self.written.split_off(first);
+                self.held.extend(late.into_iter().map(|written| (written.partition, written)));
+                return Err(error);
+            }
             self.unsynced = true;
             let stats = &dispatch.shared().stats;
             stats.log_batches.add(1);
@@ -240,6 +277,23 @@ impl Turn {
                 persisted(dispatch, written);
             }
         }
+    }
+
+    /// Appends what replicas want written, until they want nothing more. Whether a state was among it, which
+    /// has to be synced whatever the policy.
+    fn take_all_ready(
+        &mut self,
+        active: &[PartitionId],
+        dispatch: &mut Dispatch,
+    ) -> Result<bool, LogError> {
+        let mut must_sync = false;
+        for &partition in active {
+            while let Some((replica, ready)) = next_ready(dispatch, partition) {
+                must_sync |= ready.state.is_some();
+                self.take_ready(dispatch, partition, replica, ready)?;
+            }
+        }
+        Ok(must_sync)
     }
 
     /// Appends what a replica wants written. What it wants sent goes out now, or when that is persisted.
@@ -258,8 +312,13 @@ impl Turn {
         // In their order: not before one that waits.
         if nothing && !self.pending.contains(&partition) {
             persisted(dispatch, written);
+            return Ok(());
+        }
+        self.pending.insert(partition);
+        if self.stuck.is_some() {
+            // It may be long until then: Raft does without the messages.
+            self.held.insert(partition, Written { messages: Vec::new(), ..written });
         } else {
-            self.pending.insert(partition);
             self.written.push(written);
         }
         Ok(())
@@ -279,7 +338,7 @@ impl Turn {
                 let messages = Vec::new();
                 self.written.push(Written { partition, replica: id, number: 0, messages });
             }
-            Err(LogError::Full { .. }) => self.stuck = true,
+            Err(LogError::Full { .. }) => self.get_stuck(dispatch, Instant::now()),
             Err(error) => self.fail(&error, dispatch),
         }
     }
@@ -327,7 +386,8 @@ impl Turn {
             self.fail(&error, dispatch);
             return;
         }
-        self.pending = self.written.iter().map(|written| written.partition).collect();
+        let written = self.written.iter().map(|written| written.partition);
+        self.pending = written.chain(self.held.keys().copied()).collect();
         for written in std::mem::take(&mut self.syncing) {
             dispatch.activate(written.partition);
             persisted(dispatch, written);
@@ -361,6 +421,8 @@ impl Turn {
         }
         dispatch.recount_all();
         dispatch.give_up_replicas();
+        self.stuck = None;
+        self.held.clear();
         self.written.clear();
         self.syncing.clear();
         self.pending.clear();
@@ -391,6 +453,19 @@ impl Turn {
     pub(super) fn close(self) -> Result<(), LogError> {
         drop(self.syncer);
         self.log.close()
+    }
+}
+
+/// Refuses the commands of the batches that are open.
+fn refuse_open(active: &[PartitionId], error: &Error, dispatch: &mut Dispatch) {
+    let now_ms = dispatch.now.ms;
+    for &partition in active {
+        if let Some((replica, replies)) = dispatch.replica(partition) {
+            let before = replies.len();
+            replica.refuse_open(now_ms, error, replies);
+            let refused = replies.len() - before;
+            dispatch.shared().stats.disk_full.add(refused as u64);
+        }
     }
 }
 
