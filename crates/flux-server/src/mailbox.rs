@@ -33,9 +33,18 @@ pub(crate) enum Waiter {
     /// A task on the runtime of the gRPC server.
     Task(oneshot::Sender<Reply>),
     /// A request of another node.
-    Peer { node: u32, id: u64 },
+    Peer(PeerRequest),
     /// A request that its worker has kept, because an error of the replica here is not the last word.
     Kept(u64),
+}
+
+/// A request of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerRequest {
+    pub(crate) node: u32,
+    /// The process that asks: the next one of the node may use its ids again.
+    pub(crate) instance: u64,
+    pub(crate) id: u64,
 }
 
 /// How a command wants to be carried out.

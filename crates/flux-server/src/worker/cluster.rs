@@ -21,7 +21,7 @@ use super::dispatch::Dispatch;
 use super::forward::{Forward, Forwards, deadline};
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
-use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
+use crate::mailbox::{Ask, Inspected, Message, PeerRequest, Return, Waiter};
 use crate::peer::Event;
 use crate::recovery::TICK;
 
@@ -65,7 +65,7 @@ pub(super) struct Cluster {
     /// The connections that frames have come on.
     sessions: BTreeSet<u64>,
     /// Answers for nodes whose links are down, until when they are kept.
-    unsent: Vec<(Instant, u32, u64, Reply)>,
+    pub(super) unsent: Vec<(Instant, PeerRequest, Reply)>,
     /// When the last frame of each node came.
     seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came.
@@ -170,9 +170,9 @@ impl Dispatch {
     pub(super) fn receive_frames(&mut self, now: Instant) {
         let Some(mut peers) = self.peers.take() else { return };
         self.look_at_monotonic_clock();
-        peers.receive(now, |from, session, frame| {
-            self.note_session(from, session);
-            self.on_frame(from, &frame);
+        peers.receive(now, |source, frame| {
+            self.note_session(source.node, source.session);
+            self.on_frame(source.node, source.instance, &frame);
         });
         let events: Vec<Event> = peers.events().collect();
         self.peers = Some(peers);
@@ -198,7 +198,7 @@ impl Dispatch {
         }
     }
 
-    pub(super) fn on_frame(&mut self, from: u32, frame: &Frame<'_>) {
+    pub(super) fn on_frame(&mut self, from: u32, instance: u64, frame: &Frame<'_>) {
         match *frame {
             Frame::Raft { partition, bytes } => {
                 let message = decode_message(bytes).filter(|one| node_of(one.from) == from);
@@ -206,7 +206,7 @@ impl Dispatch {
                     self.step(PartitionId(partition), message);
                 }
             }
-            Frame::Request(ref request) => self.on_request(from, request),
+            Frame::Request(ref request) => self.on_request(from, instance, request),
             Frame::Response { id, payload } => {
                 let worker = Forwards::worker_of(id);
                 if worker == self.worker() {
@@ -386,9 +386,9 @@ impl Dispatch {
         }
     }
 
-    fn on_request(&mut self, from: u32, request: &Request<'_>) {
+    fn on_request(&mut self, from: u32, instance: u64, request: &Request<'_>) {
         let partition = PartitionId(request.partition);
-        let waiter = Waiter::Peer { node: from, id: request.id };
+        let waiter = Waiter::Peer(PeerRequest { node: from, instance, id: request.id });
         if usize::from(partition.0) >= self.shared().views.len() {
             return;
         }
@@ -422,23 +422,28 @@ impl Dispatch {
 
     /// Whether a request of a peer must be refused because one before it was.
     pub(super) fn is_fenced(&mut self, waiter: &Waiter) -> bool {
-        let Waiter::Peer { node, id } = *waiter else { return false };
+        let Waiter::Peer(PeerRequest { node, id, .. }) = *waiter else { return false };
         self.cluster.as_mut().is_some_and(|cluster| cluster.is_fenced(node, id))
     }
 
     /// Answers a command that another node sent.
-    pub(super) fn respond(&mut self, node: u32, id: u64, reply: &Reply) {
+    pub(super) fn respond(&mut self, request: PeerRequest, reply: &Reply) {
+        let PeerRequest { node, instance, id } = request;
         if let Some(cluster) = &mut self.cluster
             && matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping))
         {
             cluster.fence(node, id);
+        }
+        let there = self.peers.as_ref().and_then(|peers| peers.instance(node));
+        if there.is_some_and(|there| there != instance) {
+            return tracing::debug!(node, "the process that waited for a reply is gone");
         }
         let Some(out) = self.peers.as_mut().and_then(|peers| peers.out(node)) else {
             // A node that has just started may be heard before it is reached.
             if let Some(cluster) = self.cluster.as_mut().filter(|one| one.unsent.len() < MAX_UNSENT)
             {
                 let until = Instant::now() + UNSENT_PATIENCE;
-                cluster.unsent.push((until, node, id, reply.clone()));
+                cluster.unsent.push((until, request, reply.clone()));
             }
             return;
         };
@@ -512,19 +517,19 @@ impl Dispatch {
     }
 
     /// Tries again to send the answers for nodes whose links were down.
-    fn send_again(&mut self, now: Instant) {
+    pub(super) fn send_again(&mut self, now: Instant) {
         let Some(cluster) = self.cluster.as_mut().filter(|one| !one.unsent.is_empty()) else {
             return;
         };
         let unsent = std::mem::take(&mut cluster.unsent);
-        for (until, node, id, reply) in unsent {
-            let up = self.peers.as_ref().is_some_and(|peers| peers.is_up(node));
+        for (until, request, reply) in unsent {
+            let up = self.peers.as_ref().is_some_and(|peers| peers.is_up(request.node));
             if up {
-                self.respond(node, id, &reply);
+                self.respond(request, &reply);
             } else if now < until
                 && let Some(cluster) = &mut self.cluster
             {
-                cluster.unsent.push((until, node, id, reply));
+                cluster.unsent.push((until, request, reply));
             }
         }
     }

@@ -1,7 +1,8 @@
 //! A worker's parts without its thread and sockets: frames of other nodes go in, and what is kept, owed
 //! or written is looked at.
 
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use flux_core::session::Once;
 use flux_core::store::{Memory, Table, TableOptions};
 use flux_core::{Command, Condition, Error, Expiry, PartitionId, Partitions, Reply};
 use flux_log::{Log, LogOptions, SimDisk};
-use flux_proto::peer::{Frame, Request, decode, encode};
+use flux_proto::peer::{Frame, Request, VERSION, decode, encode};
 use tokio::sync::oneshot;
 
 use super::cluster::Cluster;
@@ -25,8 +26,9 @@ use super::turn::Turn;
 use crate::clock;
 use crate::cluster::Topology;
 use crate::config::{Fsync, Settings};
-use crate::forward_codec::encode_command;
-use crate::mailbox::{Ask, Mailbox, Message, Return, Waiter};
+use crate::forward_codec::{encode_command, encode_reply};
+use crate::mailbox::{Ask, Mailbox, Message, PeerRequest, Return, Waiter};
+use crate::peer::{Limits, LocalIdentity, Peers};
 use crate::recovery::{TICK, replica_config};
 use crate::shared::{ClusterSeat, PartitionView, Shared};
 
@@ -35,6 +37,7 @@ const ME: u32 = 1;
 
 const HERE: PartitionId = PartitionId(0);
 const THERE: PartitionId = PartitionId(1);
+const THEIR_INSTANCE: u64 = 22;
 const SEGMENT_BYTES: u64 = 64 * 1024;
 /// Far longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -200,12 +203,44 @@ impl Bench {
         unwrapped.map(|(_, reply)| reply).collect()
     }
 
+    /// Begins to open a link to a node that listens where is returned.
+    fn link_to(&mut self, node: u32) -> TcpListener {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let registry = self.poll.registry().try_clone().expect("a registry");
+        let identity = LocalIdentity { cluster: 1, node: ME, instance: 11, worker: 0, workers: 1 };
+        let mut peers = Peers::new(identity, registry, super::PEERS, Limits::default());
+        let address = listener.local_addr().expect("it is bound");
+        peers.set_members(&[(node, address)].into(), self.now);
+        self.dispatch.peers = Some(peers);
+        listener
+    }
+
+    /// Welcomes the link as the process that frames come from.
+    fn welcome(&mut self, listener: &TcpListener) -> TcpStream {
+        let (mut stream, _) = listener.accept().expect("the link is being opened");
+        let (mut welcome, version) = (Vec::new(), VERSION);
+        let frame = Frame::Welcome { version, instance: THEIR_INSTANCE };
+        encode(&mut welcome, &frame).expect("it fits");
+        stream.write_all(&welcome).expect("the other side reads");
+        let peers = self.dispatch.peers.as_mut().expect("it has a link");
+        let mut events = mio::Events::with_capacity(8);
+        while !peers.is_up(2) {
+            self.poll.poll(&mut events, Some(DEADLINE)).expect("it can wait");
+            assert!(!events.is_empty(), "the link does not come up");
+            for event in &events {
+                peers.ready(event, self.now);
+            }
+            peers.flush(self.now);
+        }
+        stream
+    }
+
     /// Takes a frame as it comes from a node.
     fn frame(&mut self, from: u32, frame: &Frame<'_>) {
         let mut bytes = Vec::new();
         encode(&mut bytes, frame).expect("it fits");
         let (frame, _) = decode(&bytes).expect("what was encoded").expect("a whole frame");
-        self.dispatch.on_frame(from, &frame);
+        self.dispatch.on_frame(from, THEIR_INSTANCE, &frame);
     }
 }
 
@@ -296,8 +331,8 @@ fn what_comes_behind_a_refused_request_is_refused_until_there_is_another_attempt
         bench.frame(2, &Frame::Request(request));
         bench.turn();
         let (waiter, reply) = bench.dispatch.replies.pop().expect("a reply");
-        let Waiter::Peer { node, id } = waiter else { panic!("{waiter:?}") };
-        bench.dispatch.respond(node, id, &reply);
+        let Waiter::Peer(request) = waiter else { panic!("{waiter:?}") };
+        bench.dispatch.respond(request, &reply);
         reply
     };
     // It does not lead before its first turn.
@@ -390,6 +425,26 @@ fn while_the_disk_is_full_requests_are_answered() {
         bench.tick();
     }
     assert_eq!(bench.status(THERE).term, term, "who can write nothing does not stand for election");
+}
+
+#[test]
+fn a_reply_goes_to_the_process_that_asked() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    let listener = bench.link_to(2);
+    let reply = Reply::Integer(1);
+    let request = |instance| PeerRequest { node: 2, instance, id: 1 };
+    bench.dispatch.respond(request(THEIR_INSTANCE), &reply);
+    bench.dispatch.respond(request(THEIR_INSTANCE - 1), &reply);
+    assert_eq!(bench.cluster().unsent.len(), 2, "the link is not up yet");
+    let _stream = bench.welcome(&listener);
+    bench.dispatch.send_again(bench.now);
+    assert!(bench.cluster().unsent.is_empty());
+    bench.dispatch.respond(request(THEIR_INSTANCE + 1), &reply);
+    let mut payload = Vec::new();
+    encode_reply(&reply, &mut payload).expect("it fits");
+    let out = bench.dispatch.peers.as_mut().and_then(|peers| peers.out(2)).expect("it is up");
+    let (frame, taken) = decode(out).expect("a frame").expect("a whole one");
+    assert_eq!((frame, taken), (Frame::Response { id: 1, payload: &payload }, out.len()));
 }
 
 #[test]
