@@ -4,6 +4,7 @@
 //! Frames come in before the turn and go out after it, all of a peer with one write. What the frames
 //! mean to a group is decided in `flux-core`, how they travel in `peer`.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -761,10 +762,12 @@ impl Dispatch {
 
     /// Begins to hand the leadership of a partition over. Commands for it wait from now on.
     pub(super) fn hand_over(&mut self, partition: PartitionId, to: u64) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.handing_over.entry(partition).or_insert(HandOver { to, begun: false });
+        if let Some(cluster) = &mut self.cluster
+            && let Entry::Vacant(entry) = cluster.handing_over.entry(partition)
+        {
+            entry.insert(HandOver { to, begun: false });
+            self.activate(partition);
         }
-        self.activate(partition);
     }
 
     /// Begins to hand over every partition that another replica can lead.

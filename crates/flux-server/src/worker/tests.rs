@@ -428,6 +428,16 @@ fn while_the_disk_is_full_requests_are_answered() {
 }
 
 #[test]
+fn what_is_being_handed_over_already_makes_no_work() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    bench.elect(THERE);
+    bench.dispatch.hand_all_over();
+    assert_eq!(bench.dispatch.take_active(), [THERE]);
+    bench.dispatch.hand_all_over();
+    assert!(bench.dispatch.active().is_empty());
+}
+
+#[test]
 fn a_reply_goes_to_the_process_that_asked() {
     let mut bench = Bench::of(&[1, 2, 3]);
     let listener = bench.link_to(2);
