@@ -221,24 +221,31 @@ def test_a_node_whose_data_is_gone_is_rebuilt(start_cluster):
 
 
 def test_a_full_disk_on_one_node(start_cluster, small_disk):  # noqa: F811
-    """The others go on, with what it led too; it catches up when there is room again."""
+    """The others go on, with what it led too, and its own clients are answered; it catches up when there is
+    room again."""
     made = start_cluster(
         disks={2: small_disk}, segment_bytes=4 << 20, snapshot_log_bytes=1 << 30, max_inflight_bytes="4mb"
     )
     node, rest = made.nodes[2], made.nodes[:2]
     ballast = fill_with_ballast(small_disk)
-    with history.Load(rest) as load:
+    with history.Load(rest) as load, history.Load([node]) as inside:
         with rest[0].connect() as connection:
             # More than what is preallocated.
             for turn in range(20):
                 connection.pipeline([("SET", f"big:{turn}:{n}", b"x" * 10_000) for n in range(50)])
         servers.wait_until(lambda: not node.led(), "it leads nothing", 30, 0.1)
         servers.wait_until(lambda: made.serves(rest[1]), "all partitions are led", 30, 0.1)
+        servers.wait_until(lambda: made.serves(node), "the full node asks the others", 30, 0.1)
+        answered = inside.acknowledged
+        servers.wait_until(lambda: inside.acknowledged > answered, "its clients go on", 30, 0.1)
         with rest[1].connect() as connection:
             replies = connection.pipeline([("SET", key, "v") for key in cluster.keys_of_all()])
             assert set(replies) == {b"OK"}
         os.unlink(ballast)
         made.wait_until_well()
     load.check(made.nodes)
+    inside.check(made.nodes)
     made.wait_until_equal()
     assert node.running()
+    unanswered = [error for error in inside.errors if error.startswith("lost")]
+    assert not unanswered, inside.errors

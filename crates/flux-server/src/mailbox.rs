@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flux_core::placement::NodeId;
 use flux_core::replica::{Message as RaftMessage, Status};
@@ -33,9 +33,18 @@ pub(crate) enum Waiter {
     /// A task on the runtime of the gRPC server.
     Task(oneshot::Sender<Reply>),
     /// A request of another node.
-    Peer { node: u32, id: u64 },
-    /// A read that its worker has kept, to ask another node if this one turns out not to lead.
+    Peer(PeerRequest),
+    /// A request that its worker has kept, because an error of the replica here is not the last word.
     Kept(u64),
+}
+
+/// A request of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerRequest {
+    pub(crate) node: u32,
+    /// The process that asks: the next one of the node may use its ids again.
+    pub(crate) instance: u64,
+    pub(crate) id: u64,
 }
 
 /// How a command wants to be carried out.
@@ -49,6 +58,8 @@ pub(crate) struct Ask {
     pub(crate) once: Option<Once>,
     /// How long the client waits.
     pub(crate) patience: Option<Duration>,
+    /// Until when this node looks for somebody who carries it out; unknown before it begins to.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// A request of a connection, or one part of it.

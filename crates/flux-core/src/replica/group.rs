@@ -348,7 +348,7 @@ impl<W> Replica<W> {
         // One that is not newer than the table goes to Raft all the same, which tells the leader so: else
         // it would be sent again and again.
         if self.restoring.is_some()
-            || !meta.members.contains(self.id)
+            || !(meta.members.is_sound() && meta.members.contains(self.id))
             || from == self.id
             || from == 0
         {

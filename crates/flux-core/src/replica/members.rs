@@ -57,6 +57,18 @@ impl Members {
         all
     }
 
+    /// Whether it is a configuration that a group can have. Raft takes any other for a broken state and
+    /// ends the process.
+    pub fn is_sound(&self) -> bool {
+        let Members { voters, outgoing, learners } = self;
+        let lists = [voters, outgoing, learners];
+        let are_sets = lists.iter().all(|list| {
+            // No replica has the id 0.
+            list.first() != Some(&0) && list.is_sorted_by(|one, next| one < next)
+        });
+        !voters.is_empty() && are_sets && !learners.iter().any(|id| self.is_voter(*id))
+    }
+
     /// Whether these replicas are enough to decide.
     pub fn has_quorum(&self, has: impl Fn(u64) -> bool) -> bool {
         let majority = |ids: &[u64]| {
@@ -161,6 +173,30 @@ mod tests {
         assert!(!members.has_quorum(|id| id == 2 || id == 4), "not of the outgoing");
         let members = members.after(&ConfChangeV2::default());
         assert_eq!(members, Members::of_voters(vec![2, 3, 4]));
+    }
+
+    #[test]
+    fn what_no_group_can_be() {
+        let members = |voters: &[u64], outgoing: &[u64], learners: &[u64]| Members {
+            voters: voters.to_vec(),
+            outgoing: outgoing.to_vec(),
+            learners: learners.to_vec(),
+        };
+        assert!(members(&[1], &[], &[]).is_sound());
+        assert!(members(&[2, 3, 4], &[1, 2, 3], &[5, 6]).is_sound());
+        for (voters, outgoing, learners) in [
+            (&[][..], &[][..], &[1][..]),
+            (&[], &[1], &[]),
+            (&[0, 1], &[], &[]),
+            (&[1, 1], &[], &[]),
+            (&[2, 1], &[], &[]),
+            (&[1], &[1, 1], &[]),
+            (&[1], &[], &[2, 2]),
+            (&[1, 2], &[], &[2]),
+            (&[1], &[2], &[2]),
+        ] {
+            assert!(!members(voters, outgoing, learners).is_sound(), "{voters:?} {outgoing:?}");
+        }
     }
 
     #[test]

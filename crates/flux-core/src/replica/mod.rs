@@ -419,6 +419,12 @@ impl<W> Replica<W> {
         replies.extend(self.rounds.stop());
     }
 
+    /// Answers those who wait for what was proposed here, all of which may still be committed. For an owner
+    /// that cannot go on with `ready` for long.
+    pub fn give_up_outcomes(&mut self, replies: &mut Replies<W>) {
+        give_up(self.proposed.iter_mut(), replies);
+    }
+
     /// One tick of Raft's clock, every `tick_us` of the configuration. False if nothing came of it, because
     /// the replica sleeps.
     pub fn tick(&mut self, now: Now) -> bool {
@@ -442,10 +448,7 @@ impl<W> Replica<W> {
         }
         let overdue = |batch: &Proposed<W>| self.ticks - batch.tick > OUTCOME_TICKS;
         let count = self.proposed.iter().take_while(|batch| overdue(batch)).count();
-        for batch in self.proposed.iter_mut().take(count) {
-            let waiting = std::mem::take(&mut batch.replies);
-            self.decided.extend(refused(waiting, &Error::OutcomeUnknown));
-        }
+        give_up(self.proposed.iter_mut().take(count), &mut self.decided);
         self.prune_wheel(now.ms);
         self.settle();
         true
@@ -663,6 +666,15 @@ impl<W> Replica<W> {
             members: self.node.store().members().clone(),
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
+    }
+}
+
+fn give_up<'a, W: 'a>(
+    batches: impl Iterator<Item = &'a mut Proposed<W>>,
+    replies: &mut Replies<W>,
+) {
+    for batch in batches {
+        replies.extend(refused(std::mem::take(&mut batch.replies), &Error::OutcomeUnknown));
     }
 }
 

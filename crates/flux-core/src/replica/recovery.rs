@@ -57,7 +57,8 @@ impl SnapshotMeta {
         bytes
     }
 
-    /// The opposite of `encode`; `None` for any other bytes.
+    /// The opposite of `encode`; `None` for any other bytes, and for what no snapshot can be of. One of an
+    /// empty replica has no members.
     pub fn decode(bytes: &[u8]) -> Option<SnapshotMeta> {
         let mut rest = bytes;
         let (index, term, revision) =
@@ -69,6 +70,10 @@ impl SnapshotMeta {
         }
         let position = Position { index, term };
         let sessions = rest.to_vec();
+        let is_of_a_group = members == Members::default() || members.is_sound();
+        if !is_of_a_group || index == u64::MAX {
+            return None;
+        }
         (sessions.is_empty() || Sessions::decode(&sessions).is_some()).then_some(SnapshotMeta {
             position,
             revision,

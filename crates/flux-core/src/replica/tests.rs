@@ -305,6 +305,18 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
 }
 
 #[test]
+fn snapshot_metadata_that_no_group_can_have_is_refused() {
+    let members = Members { learners: vec![1], ..Members::default() };
+    let without_voters = SnapshotMeta { members, ..SnapshotMeta::founding(Vec::new()) };
+    assert_eq!(SnapshotMeta::decode(&without_voters.encode()), None);
+    let mut without_end = SnapshotMeta::founding(vec![1]);
+    without_end.position.index = u64::MAX;
+    assert_eq!(SnapshotMeta::decode(&without_end.encode()), None);
+    let of_nothing = SnapshotMeta::default();
+    assert_eq!(SnapshotMeta::decode(&of_nothing.encode()), Some(of_nothing));
+}
+
+#[test]
 fn a_log_with_a_hole_is_refused() {
     let memory = Memory::new(0);
     let mut recovery = Recovery::new(table(&memory), None, SnapshotMeta::alone(1), 0);

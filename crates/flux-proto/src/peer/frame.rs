@@ -44,6 +44,8 @@ pub enum Frame<'a> {
     Welcome {
         /// The version that both sides speak from here on.
         version: u16,
+        /// The acceptor's process, as in its own hellos.
+        instance: u64,
     },
     /// The acceptor does not take the connection, and closes it.
     Refused {
@@ -288,7 +290,9 @@ pub fn decode(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
 
 fn decode_body(kind: u8, mut reader: Reader<'_>) -> Result<Option<Frame<'_>>, BodyError> {
     let frame = match kind {
-        kind::WELCOME => Frame::Welcome { version: reader.u16("version")? },
+        kind::WELCOME => {
+            Frame::Welcome { version: reader.u16("version")?, instance: reader.u64("instance")? }
+        }
         kind::REFUSED => Frame::Refused { reason: reader.u8("reason")?, text: text(&mut reader)? },
         kind::RAFT => {
             Frame::Raft { partition: reader.u16("partition")?, bytes: reader.remainder() }
@@ -390,7 +394,10 @@ pub fn encode_with(
 fn put_body(out: &mut Vec<u8>, frame: &Frame<'_>) {
     out.put_u8(kind_of(frame));
     match *frame {
-        Frame::Welcome { version } => out.put_u16_le(version),
+        Frame::Welcome { version, instance } => {
+            out.put_u16_le(version);
+            out.put_u64_le(instance);
+        }
         Frame::Refused { reason, text } | Frame::Failed { reason, text } => {
             out.put_u8(reason);
             put_bytes(out, &text.as_bytes()[..text.floor_char_boundary(TEXT_LIMIT)]);

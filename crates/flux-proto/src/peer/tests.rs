@@ -54,7 +54,7 @@ fn the_documented_examples() {
     encode(&mut sent, &Frame::Raft { partition: 5, bytes: &[8, 3] }).unwrap();
     encode(&mut sent, &Frame::Beat { sent_us: 1000 }).unwrap();
     assert_eq!(documented('>')[0], sent);
-    assert_eq!(documented('<')[0], bytes_of(&Frame::Welcome { version: 1 }));
+    assert_eq!(documented('<')[0], bytes_of(&Frame::Welcome { version: 1, instance: 0xd4 }));
 
     let refused = Frame::Refused { reason: Refusal::Cluster as u8, text: "other" };
     assert_eq!(documented('<')[1], bytes_of(&refused));
@@ -74,7 +74,7 @@ fn the_documented_examples() {
     encode(&mut sent, &Frame::Chunk { number: 7, crc: 0xe306_9283, bytes: b"123456789" }).unwrap();
     encode(&mut sent, &Frame::Done { chunks: 8 }).unwrap();
     assert_eq!(documented('>')[2], sent);
-    let mut answered = bytes_of(&Frame::Welcome { version: 1 });
+    let mut answered = bytes_of(&Frame::Welcome { version: 1, instance: 0xd4 });
     encode(&mut answered, &Frame::Accept { from_chunk: 7 }).unwrap();
     encode(&mut answered, &Frame::Done { chunks: 8 }).unwrap();
     assert_eq!(documented('<')[2], answered);
@@ -258,7 +258,7 @@ impl Parts {
         let (partition, reason, half) = self.small;
         let (bytes, text) = (self.bytes.as_slice(), self.text.as_str());
         match self.kind {
-            0 => Frame::Welcome { version: partition },
+            0 => Frame::Welcome { version: partition, instance: one },
             1 => Frame::Refused { reason, text },
             2 => Frame::Raft { partition, bytes },
             3 => Frame::Beat { sent_us: one },

@@ -115,6 +115,7 @@ fn ask_of(header: &wire::RequestHeader, opcode: Opcode) -> Ask {
         stale,
         once,
         patience: (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms)),
+        deadline: None,
     }
 }
 

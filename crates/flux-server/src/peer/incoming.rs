@@ -41,13 +41,23 @@ pub(super) enum Step {
     Lost(Lost),
 }
 
+/// Where frames come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    pub(crate) node: u32,
+    /// The node's process, as it says.
+    pub(crate) instance: u64,
+    /// A number that no other connection has.
+    pub(crate) session: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) stream: TcpStream,
     /// Received and not yet consumed.
     pub(super) input: Vec<u8>,
-    /// The node, and the number of the connection; known once it was welcomed.
-    pub(super) source: Option<(u32, u64)>,
+    /// Known once it was welcomed.
+    pub(super) source: Option<Source>,
     /// The worker of the node that opened it.
     pub(super) worker: u16,
     /// When it must have said hello.
@@ -79,7 +89,7 @@ impl Incoming {
         &mut self,
         scratch: &mut [u8],
         budget: &mut usize,
-        deliver: &mut impl FnMut(u32, u64, Frame<'_>),
+        deliver: &mut impl FnMut(Source, Frame<'_>),
     ) -> Step {
         match self.try_step(scratch, budget, deliver) {
             Ok(step) => step,
@@ -91,7 +101,7 @@ impl Incoming {
         &mut self,
         scratch: &mut [u8],
         budget: &mut usize,
-        deliver: &mut impl FnMut(u32, u64, Frame<'_>),
+        deliver: &mut impl FnMut(Source, Frame<'_>),
     ) -> Result<Step, Lost> {
         if let Some(step) = self.consume_input(deliver)? {
             return Ok(step);
@@ -126,7 +136,7 @@ impl Incoming {
     fn take(
         &mut self,
         received: &[u8],
-        deliver: &mut impl FnMut(u32, u64, Frame<'_>),
+        deliver: &mut impl FnMut(Source, Frame<'_>),
     ) -> Result<Option<Step>, Lost> {
         match self.source {
             Some(source) if self.input.is_empty() => {
@@ -143,7 +153,7 @@ impl Incoming {
 
     fn consume_input(
         &mut self,
-        deliver: &mut impl FnMut(u32, u64, Frame<'_>),
+        deliver: &mut impl FnMut(Source, Frame<'_>),
     ) -> Result<Option<Step>, Lost> {
         let Some(source) = self.source else {
             return match decode_hello(&self.input) {
@@ -161,10 +171,10 @@ impl Incoming {
         Ok(None)
     }
 
-    /// Answers the hello, which is then consumed.
-    pub(super) fn welcome(&mut self) -> io::Result<()> {
+    /// Answers the hello, which is then consumed; `instance` is this process.
+    pub(super) fn welcome(&mut self, instance: u64) -> io::Result<()> {
         let mut answer = Vec::new();
-        let welcome = Frame::Welcome { version: VERSION };
+        let welcome = Frame::Welcome { version: VERSION, instance };
         encode(&mut answer, &welcome).expect("a welcome fits in a frame");
         // The socket's buffer is empty, so this is taken whole.
         if self.stream.write(&answer)? < answer.len() {
@@ -178,15 +188,15 @@ impl Incoming {
 /// Delivers the frames that are whole; returns how many bytes they took.
 fn consume(
     input: &[u8],
-    (node, session): (u32, u64),
-    deliver: &mut impl FnMut(u32, u64, Frame<'_>),
+    source: Source,
+    deliver: &mut impl FnMut(Source, Frame<'_>),
 ) -> Result<usize, Lost> {
     let mut start = 0;
     while let Some((frame, taken)) = decode(&input[start..])? {
         if !is_of_a_link(&frame) {
             return Err(Lost::Unexpected);
         }
-        deliver(node, session, frame);
+        deliver(source, frame);
         start += taken;
     }
     Ok(start)

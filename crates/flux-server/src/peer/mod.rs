@@ -27,6 +27,7 @@ use mio::{Interest, Registry, Token};
 use rustix::net::sockopt;
 use slab::Slab;
 
+pub(crate) use incoming::Source;
 use incoming::{Incoming, Lost, Step};
 use outgoing::{Change, Outgoing};
 use refusals::Refusals;
@@ -101,11 +102,11 @@ pub(crate) enum Event {
     LinkDown(u32),
     /// Nothing listens at the node's address: its process does not run. Told once until a link is up.
     Absent(u32),
-    /// A connection from the node has ended, and no newer one has taken its place.
+    /// A connection from the node has ended. A newer one may have taken its place: what the node had said on
+    /// the older one and was not read is lost.
     InboundDown {
         node: u32,
-        /// The node ended it, as the kernel does for a process that was killed. Otherwise it sent
-        /// something wrong.
+        /// The node ended it, as the kernel does for a process that was killed. Otherwise this side did.
         by_peer: bool,
     },
 }
@@ -244,6 +245,11 @@ impl Peers {
         self.outgoing.get(&node).is_some_and(Outgoing::is_up)
     }
 
+    /// The process that the link to the node leads to; none where it is down.
+    pub(crate) fn instance(&self, node: u32) -> Option<u64> {
+        self.outgoing.get(&node)?.instance()
+    }
+
     /// Where to append one frame for the node. `None` where the link is down, or too much waits for it.
     pub(crate) fn out(&mut self, node: u32) -> Option<&mut Vec<u8>> {
         self.outgoing.get_mut(&node)?.out(self.limits.out_bytes)
@@ -325,8 +331,8 @@ impl Peers {
     }
 
     /// Reads what has come in, a bounded part of it, and delivers the frames of those who have shaken
-    /// hands: the node, a number that no other connection has, and the frame.
-    pub(crate) fn receive(&mut self, now: Instant, mut deliver: impl FnMut(u32, u64, Frame<'_>)) {
+    /// hands.
+    pub(crate) fn receive(&mut self, now: Instant, mut deliver: impl FnMut(Source, Frame<'_>)) {
         let mut listed = std::mem::take(&mut self.listed);
         for key in listed.drain(..) {
             let Some(Place::Incoming(link)) = self.places.get_mut(key) else { continue };
@@ -342,7 +348,7 @@ impl Peers {
         &mut self,
         key: usize,
         now: Instant,
-        deliver: &mut impl FnMut(u32, u64, Frame<'_>),
+        deliver: &mut impl FnMut(Source, Frame<'_>),
     ) {
         let mut budget = ROUND_BYTES;
         loop {
@@ -373,7 +379,7 @@ impl Peers {
             let (stream, input) = (link.stream, link.input);
             return self.misplaced.push(Misplaced { worker, stream, input });
         }
-        if let Err(error) = link.welcome() {
+        if let Err(error) = link.welcome(self.local.instance) {
             tracing::debug!(node = hello.from, %error, "a bulk connection was lost");
             return;
         }
@@ -383,8 +389,9 @@ impl Peers {
 
     fn welcome(&mut self, key: usize, hello: &Hello, now: Instant) {
         let Some(Place::Incoming(link)) = self.places.get_mut(key) else { return };
-        let welcomed = link.welcome();
-        link.source = Some((hello.from, self.next_session));
+        let welcomed = link.welcome(self.local.instance);
+        let (node, instance, session) = (hello.from, hello.instance, self.next_session);
+        link.source = Some(Source { node, instance, session });
         link.worker = hello.worker;
         self.next_session += 1;
         self.greeting.retain(|other| *other != key);
@@ -398,6 +405,7 @@ impl Peers {
                 "a newer connection takes the place of an older one"
             );
             self.remove_incoming(older);
+            self.events.push_back(Event::InboundDown { node: hello.from, by_peer: false });
         }
         if let Err(error) = welcomed {
             tracing::debug!(node = hello.from, %error, "a connection was lost in the handshake");
@@ -408,7 +416,7 @@ impl Peers {
     /// Ends a connection that was lost, or whose bytes make no sense.
     fn lose(&mut self, key: usize, lost: &Lost, now: Instant) {
         let Some(mut link) = self.remove_incoming(key) else { return };
-        let source = link.source.map(|(node, _)| node);
+        let source = link.source.map(|source| source.node);
         match lost {
             Lost::Ended | Lost::Socket(_) => {
                 tracing::debug!(node = source, reason = %lost, "a peer's connection ended");
@@ -481,7 +489,7 @@ impl Peers {
         // Closing the descriptor would take it out too, but some are handed on.
         let _ = self.registry.deregister(&mut link.stream);
         self.greeting.retain(|other| *other != key);
-        if let Some((node, _)) = link.source
+        if let Some(Source { node, .. }) = link.source
             && self.incoming.get(&(node, link.worker)) == Some(&key)
         {
             self.incoming.remove(&(node, link.worker));

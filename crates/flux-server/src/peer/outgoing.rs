@@ -81,6 +81,8 @@ pub(super) struct Outgoing {
     writable: bool,
     /// The answer to the hello, as far as it is there.
     answer: Vec<u8>,
+    /// The process that the answer was of.
+    instance: u64,
     pub(super) failures: u32,
     /// It is known that nothing listens there.
     absent: bool,
@@ -112,6 +114,7 @@ impl Outgoing {
             blocked: None,
             writable: false,
             answer: Vec::new(),
+            instance: 0,
             failures: 0,
             absent: false,
             logged_refusal: None,
@@ -133,6 +136,11 @@ impl Outgoing {
 
     pub(super) fn is_up(&self) -> bool {
         matches!(self.phase, Phase::Up(..))
+    }
+
+    /// The process that the link leads to, while it is up.
+    pub(super) fn instance(&self) -> Option<u64> {
+        self.is_up().then_some(self.instance)
     }
 
     /// Where to append a frame, unless so much is not sent yet.
@@ -242,9 +250,10 @@ impl Outgoing {
             }
             match decode(&self.answer) {
                 Ok(None) => {}
-                Ok(Some((Frame::Welcome { version: VERSION }, taken)))
+                Ok(Some((Frame::Welcome { version: VERSION, instance }, taken)))
                     if taken == self.answer.len() =>
                 {
+                    self.instance = instance;
                     break;
                 }
                 Ok(Some((Frame::Refused { reason, text }, _))) => {

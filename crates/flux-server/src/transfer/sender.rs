@@ -276,7 +276,7 @@ impl Sender {
         encode_hello(&mut bytes, &hello);
         writer.send_bytes(&bytes, self.limits.answer_timeout).await?;
         match reader.next(self.limits.answer_timeout).await? {
-            Frame::Welcome { version: VERSION } => Ok((reader, writer)),
+            Frame::Welcome { version: VERSION, .. } => Ok((reader, writer)),
             other => Err(Setback::from_answer(&other)),
         }
     }

@@ -4,6 +4,7 @@
 //! Frames come in before the turn and go out after it, all of a peer with one write. What the frames
 //! mean to a group is decided in `flux-core`, how they travel in `peer`.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,16 +19,16 @@ use flux_core::{Command, Error, PartitionId, Reply};
 use flux_proto::peer::{Frame, Request, encode, encode_with};
 
 use super::dispatch::Dispatch;
-use super::forward::Forwards;
+use super::forward::{Forward, Forwards, deadline};
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
-use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
+use crate::mailbox::{Ask, Inspected, Message, PeerRequest, Return, Waiter};
 use crate::peer::Event;
 use crate::recovery::TICK;
 
 /// Connections of other nodes that are remembered: far more than there are at a time.
 const MAX_SESSIONS: usize = 4096;
-/// Reads that are kept.
+/// Requests that are kept.
 const MAX_KEPT: usize = 16 * 1024;
 /// Answers that are kept for nodes whose links are down, and for how long.
 const MAX_UNSENT: usize = 4096;
@@ -59,13 +60,13 @@ pub(super) struct Cluster {
     /// The topology has changed since the last tick.
     pub(super) changed: bool,
     ticks: u64,
-    /// Reads that wait for this node to be confirmed.
+    /// Requests whose reply from a replica here is not the last word.
     kept: BTreeMap<u64, Kept>,
     next_kept: u64,
     /// The connections that frames have come on.
     sessions: BTreeSet<u64>,
     /// Answers for nodes whose links are down, until when they are kept.
-    unsent: Vec<(Instant, u32, u64, Reply)>,
+    pub(super) unsent: Vec<(Instant, PeerRequest, Reply)>,
     /// When the last frame of each node came.
     seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came.
@@ -88,12 +89,12 @@ pub(super) struct HandOver {
     begun: bool,
 }
 
-/// A read that was given to a replica which may not lead any more.
-struct Kept {
-    partition: PartitionId,
-    command: Command<Vec<u8>>,
-    ask: Ask,
-    waiter: Waiter,
+/// A request that was given to a replica here, whose reply may have to be another one.
+enum Kept {
+    /// A read; the replica may not lead any more.
+    Read { partition: PartitionId, command: Box<Command<Vec<u8>>>, ask: Ask, waiter: Waiter },
+    /// A write that another node may have carried out: no error says that it was not.
+    Again(Waiter),
 }
 
 impl Cluster {
@@ -122,14 +123,27 @@ impl Cluster {
         }
     }
 
+    /// Keeps a request; what is returned stands for its waiter.
+    fn keep(&mut self, kept: Kept) -> Waiter {
+        self.next_kept += 1;
+        self.kept.insert(self.next_kept, kept);
+        Waiter::Kept(self.next_kept)
+    }
+
     fn targets(&self, partition: PartitionId) -> &[ReplicaId] {
         self.topology.map.as_ref().map_or(&[], |map| map.target(partition))
     }
 
-    /// Whether a request comes behind one of the same attempt that was refused.
-    fn is_fenced(&self, node: u32, id: u64) -> bool {
-        let attempt = Forwards::attempt_of(id);
-        self.fences.get(&(node, Forwards::route_of(id))) == Some(&attempt)
+    /// Whether a request comes behind one of the same attempt that was refused. Nothing comes of an attempt
+    /// any more when there is another one.
+    fn is_fenced(&mut self, node: u32, id: u64) -> bool {
+        let route = (node, Forwards::route_of(id));
+        let fenced = self.fences.get(&route).copied();
+        if fenced.is_some_and(|fenced| fenced != Forwards::attempt_of(id)) {
+            self.fences.remove(&route);
+            return false;
+        }
+        fenced.is_some()
     }
 
     /// Refuses what comes behind a request that was refused.
@@ -143,14 +157,23 @@ fn node_of(replica: u64) -> u32 {
     ReplicaId::from_u64(replica).node().0
 }
 
+/// Whether a replica that takes a message has something to write before it can answer.
+fn needs_a_record(message: &RaftMessage) -> bool {
+    match message.msg_type() {
+        MessageType::MsgAppend => !message.entries.is_empty(),
+        MessageType::MsgRequestVote | MessageType::MsgTimeoutNow => true,
+        _ => false,
+    }
+}
+
 impl Dispatch {
     /// Takes the frames that have come.
     pub(super) fn receive_frames(&mut self, now: Instant) {
         let Some(mut peers) = self.peers.take() else { return };
         self.look_at_monotonic_clock();
-        peers.receive(now, |from, session, frame| {
-            self.note_session(from, session);
-            self.on_frame(from, &frame);
+        peers.receive(now, |source, frame| {
+            self.note_session(source.node, source.session);
+            self.on_frame(source.node, source.instance, &frame);
         });
         let events: Vec<Event> = peers.events().collect();
         self.peers = Some(peers);
@@ -176,7 +199,7 @@ impl Dispatch {
         }
     }
 
-    fn on_frame(&mut self, from: u32, frame: &Frame<'_>) {
+    pub(super) fn on_frame(&mut self, from: u32, instance: u64, frame: &Frame<'_>) {
         match *frame {
             Frame::Raft { partition, bytes } => {
                 let message = decode_message(bytes).filter(|one| node_of(one.from) == from);
@@ -184,7 +207,7 @@ impl Dispatch {
                     self.step(PartitionId(partition), message);
                 }
             }
-            Frame::Request(ref request) => self.on_request(from, request),
+            Frame::Request(ref request) => self.on_request(from, instance, request),
             Frame::Response { id, payload } => {
                 let worker = Forwards::worker_of(id);
                 if worker == self.worker() {
@@ -218,9 +241,6 @@ impl Dispatch {
 
     /// Gives a message to the replica that it is for.
     pub(super) fn step(&mut self, partition: PartitionId, message: RaftMessage) {
-        if usize::from(partition.0) >= self.shared().views.len() {
-            return;
-        }
         let owner = self.shared().owner(partition);
         if owner != self.worker() {
             let message = Message::Raft { partition, message: Box::new(message) };
@@ -234,6 +254,10 @@ impl Dispatch {
         let now = self.now;
         let declines = self.cluster.as_ref().is_some_and(|cluster| cluster.declines);
         if declines && message.msg_type() == MessageType::MsgTimeoutNow {
+            return;
+        }
+        // What cannot be written is not taken either: it would only fill the memory.
+        if needs_a_record(&message) && !self.can_write() {
             return;
         }
         let Some((replica, _)) = self.replica(partition) else { return };
@@ -277,9 +301,6 @@ impl Dispatch {
     /// beats that it would rely on go to this one.
     fn on_signal(&mut self, from: u32, partition: PartitionId, signal: Signal) {
         let now = self.now;
-        if usize::from(partition.0) >= self.shared().views.len() {
-            return;
-        }
         let Some((replica, _)) = self.replica(partition) else { return };
         let sender = replica.members().all().into_iter().find(|id| node_of(*id) == from);
         if let Some(sender) = sender {
@@ -366,9 +387,9 @@ impl Dispatch {
         }
     }
 
-    fn on_request(&mut self, from: u32, request: &Request<'_>) {
+    fn on_request(&mut self, from: u32, instance: u64, request: &Request<'_>) {
         let partition = PartitionId(request.partition);
-        let waiter = Waiter::Peer { node: from, id: request.id };
+        let waiter = Waiter::Peer(PeerRequest { node: from, instance, id: request.id });
         if usize::from(partition.0) >= self.shared().views.len() {
             return;
         }
@@ -385,7 +406,7 @@ impl Dispatch {
             sequence,
             acked_below,
         });
-        let ask = Ask { redirect: true, stale: request.stale, once, patience: None };
+        let ask = Ask { redirect: true, stale: request.stale, once, ..Ask::default() };
         let owner = self.shared().owner(partition);
         if owner == self.worker() {
             self.execute_for(partition, &command, ask, waiter);
@@ -401,24 +422,29 @@ impl Dispatch {
     }
 
     /// Whether a request of a peer must be refused because one before it was.
-    pub(super) fn is_fenced(&self, waiter: &Waiter) -> bool {
-        let Waiter::Peer { node, id } = *waiter else { return false };
-        self.cluster.as_ref().is_some_and(|cluster| cluster.is_fenced(node, id))
+    pub(super) fn is_fenced(&mut self, waiter: &Waiter) -> bool {
+        let Waiter::Peer(PeerRequest { node, id, .. }) = *waiter else { return false };
+        self.cluster.as_mut().is_some_and(|cluster| cluster.is_fenced(node, id))
     }
 
     /// Answers a command that another node sent.
-    pub(super) fn respond(&mut self, node: u32, id: u64, reply: &Reply) {
+    pub(super) fn respond(&mut self, request: PeerRequest, reply: &Reply) {
+        let PeerRequest { node, instance, id } = request;
         if let Some(cluster) = &mut self.cluster
             && matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping))
         {
             cluster.fence(node, id);
+        }
+        let there = self.peers.as_ref().and_then(|peers| peers.instance(node));
+        if there.is_some_and(|there| there != instance) {
+            return tracing::debug!(node, "the process that waited for a reply is gone");
         }
         let Some(out) = self.peers.as_mut().and_then(|peers| peers.out(node)) else {
             // A node that has just started may be heard before it is reached.
             if let Some(cluster) = self.cluster.as_mut().filter(|one| one.unsent.len() < MAX_UNSENT)
             {
                 let until = Instant::now() + UNSENT_PATIENCE;
-                cluster.unsent.push((until, node, id, reply.clone()));
+                cluster.unsent.push((until, request, reply.clone()));
             }
             return;
         };
@@ -448,7 +474,7 @@ impl Dispatch {
     }
 
     /// The links to or from a node are down.
-    fn on_lost(&mut self, node: u32) {
+    pub(super) fn on_lost(&mut self, node: u32) {
         if let Some(cluster) = &mut self.cluster {
             cluster.forwards.lost(node, &mut self.replies);
         }
@@ -492,19 +518,19 @@ impl Dispatch {
     }
 
     /// Tries again to send the answers for nodes whose links were down.
-    fn send_again(&mut self, now: Instant) {
+    pub(super) fn send_again(&mut self, now: Instant) {
         let Some(cluster) = self.cluster.as_mut().filter(|one| !one.unsent.is_empty()) else {
             return;
         };
         let unsent = std::mem::take(&mut cluster.unsent);
-        for (until, node, id, reply) in unsent {
-            let up = self.peers.as_ref().is_some_and(|peers| peers.is_up(node));
+        for (until, request, reply) in unsent {
+            let up = self.peers.as_ref().is_some_and(|peers| peers.is_up(request.node));
             if up {
-                self.respond(node, id, &reply);
+                self.respond(request, &reply);
             } else if now < until
                 && let Some(cluster) = &mut self.cluster
             {
-                cluster.unsent.push((until, node, id, reply));
+                cluster.unsent.push((until, request, reply));
             }
         }
     }
@@ -542,20 +568,25 @@ impl Dispatch {
         if may_serve || cluster.kept.len() >= MAX_KEPT {
             return waiter;
         }
-        cluster.next_kept += 1;
-        let kept = Kept { partition, command: command.to_owned(), ask, waiter };
-        cluster.kept.insert(cluster.next_kept, kept);
-        Waiter::Kept(cluster.next_kept)
+        let command = Box::new(command.to_owned());
+        let ask = Ask { deadline: Some(deadline(&ask, Instant::now())), ..ask };
+        cluster.keep(Kept::Read { partition, command, ask, waiter })
     }
 
     /// The one that a reply is for; none if the command has to be carried out elsewhere.
     pub(super) fn unwrap_kept(&mut self, waiter: Waiter, reply: Reply) -> Option<(Waiter, Reply)> {
         let Waiter::Kept(id) = waiter else { return Some((waiter, reply)) };
-        let Kept { partition, command, ask, waiter } = self.cluster.as_mut()?.kept.remove(&id)?;
-        if !matches!(reply, Reply::Error(Error::NotLeader)) {
-            return Some((waiter, reply));
+        match self.cluster.as_mut()?.kept.remove(&id)? {
+            Kept::Read { partition, command, ask, waiter }
+                if matches!(reply, Reply::Error(Error::NotLeader)) =>
+            {
+                self.forward(partition, &command.borrowed(), ask, waiter)
+            }
+            Kept::Again(waiter) if matches!(reply, Reply::Error(_)) => {
+                Some((waiter, Reply::Error(Error::OutcomeUnknown)))
+            }
+            Kept::Read { waiter, .. } | Kept::Again(waiter) => Some((waiter, reply)),
         }
-        self.forward(partition, &command.borrowed(), ask, waiter)
     }
 
     /// Keeps a command until it is known who leads its partition, and then sends it there.
@@ -574,7 +605,7 @@ impl Dispatch {
 
     /// Sends the commands that wait, each to the node that is likely to lead; or carries them out, where
     /// that is this one.
-    fn send_forwards(&mut self) {
+    pub(super) fn send_forwards(&mut self) {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.forwards.is_empty()) else {
             return;
         };
@@ -582,8 +613,7 @@ impl Dispatch {
             if self.leads(partition) {
                 let Some(cluster) = &mut self.cluster else { return };
                 for forward in cluster.forwards.take_home(partition) {
-                    let Ok(command) = decode_command(&forward.command) else { continue };
-                    self.execute_for(partition, &command, forward.ask, forward.waiter);
+                    self.carry_out_here(partition, forward);
                 }
                 continue;
             }
@@ -603,6 +633,22 @@ impl Dispatch {
                 encode(out, &Frame::Request(request)).is_ok()
             });
         }
+    }
+
+    /// Carries out a command that was on its way to another node.
+    fn carry_out_here(&mut self, partition: PartitionId, forward: Forward) {
+        let (is_unsure, given_up) = (forward.is_unsure(), forward.given_up(false));
+        let Forward { command, ask, mut waiter, .. } = forward;
+        let Ok(command) = decode_command(&command) else {
+            return self.replies.push((waiter, Reply::Error(given_up)));
+        };
+        if is_unsure && let Some(cluster) = &mut self.cluster {
+            if cluster.kept.len() >= MAX_KEPT {
+                return self.replies.push((waiter, Reply::Error(Error::OutcomeUnknown)));
+            }
+            waiter = cluster.keep(Kept::Again(waiter));
+        }
+        self.execute_for(partition, &command, ask, waiter);
     }
 
     /// The nodes that may lead a partition, most likely first.
@@ -716,10 +762,12 @@ impl Dispatch {
 
     /// Begins to hand the leadership of a partition over. Commands for it wait from now on.
     pub(super) fn hand_over(&mut self, partition: PartitionId, to: u64) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.handing_over.entry(partition).or_insert(HandOver { to, begun: false });
+        if let Some(cluster) = &mut self.cluster
+            && let Entry::Vacant(entry) = cluster.handing_over.entry(partition)
+        {
+            entry.insert(HandOver { to, begun: false });
+            self.activate(partition);
         }
-        self.activate(partition);
     }
 
     /// Begins to hand over every partition that another replica can lead.

@@ -235,8 +235,10 @@ impl Dispatch {
         if let Some(error) = &self.refusing
             && is_write
         {
-            if *error == Error::Overloaded {
-                self.shared.stats.overloaded.add(1);
+            match error {
+                Error::Overloaded => self.shared.stats.overloaded.add(1),
+                Error::DiskFull => self.shared.stats.disk_full.add(1),
+                _ => {}
             }
             return Some((waiter, Reply::Error(error.clone())));
         }
@@ -248,7 +250,7 @@ impl Dispatch {
         let known = &mut self.in_flight_of[usize::from(partition.0)];
         self.in_flight_bytes += bytes;
         self.in_flight_bytes -= std::mem::replace(known, bytes);
-        if self.in_flight_bytes >= self.max_in_flight_bytes {
+        if self.in_flight_bytes >= self.max_in_flight_bytes && self.refusing.is_none() {
             self.refusing = Some(Error::Overloaded);
         }
         self.activate(partition);
@@ -309,13 +311,30 @@ impl Dispatch {
         if matches!(self.refusing, Some(Error::LogFailed(_))) {
             return;
         }
-        for replica in self.replicas.iter_mut().flatten() {
+        // A replica that can write nothing must neither stand for election nor hold on to a leadership that
+        // it cannot use.
+        let writes = self.can_write();
+        for replica in self.replicas.iter_mut().flatten().filter(|one| writes || one.leads()) {
             if replica.tick(self.now) {
                 activate(&mut self.is_active, &mut self.active, replica.partition());
             }
         }
         self.tick_cluster(now);
         self.look_for_expiries();
+    }
+
+    /// Whether the replicas here can have records written. Not while the disk is so full that their last ones
+    /// are not.
+    pub(super) fn can_write(&self) -> bool {
+        self.refusing != Some(Error::DiskFull)
+    }
+
+    /// Answers those who wait for proposals of replicas that do not lead any more and do not learn what becomes
+    /// of them, since they can write nothing.
+    pub(super) fn give_up_outcomes(&mut self) {
+        for replica in self.replicas.iter_mut().flatten().filter(|one| !one.leads()) {
+            replica.give_up_outcomes(&mut self.replies);
+        }
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -351,12 +370,13 @@ impl Dispatch {
         }
     }
 
-    /// A replica of this worker, and where its replies go.
+    /// A replica of this worker, and where its replies go. None for a partition that does not exist: its
+    /// number may come from another node.
     pub(super) fn replica(
         &mut self,
         partition: PartitionId,
     ) -> Option<(&mut Replica<Waiter>, &mut Replies<Waiter>)> {
-        let replica = self.replicas[usize::from(partition.0)].as_mut()?;
+        let replica = self.replicas.get_mut(usize::from(partition.0))?.as_mut()?;
         Some((replica, &mut self.replies))
     }
 

@@ -41,10 +41,22 @@ pub(super) struct Forward {
 
 impl Forward {
     /// What to answer when there is no time left.
-    fn given_up(&self, sent: bool) -> Error {
-        let unknown = self.is_write && (sent || self.maybe_done);
+    pub(super) fn given_up(&self, sent: bool) -> Error {
+        let unknown = self.is_unsure() || self.is_write && sent;
         if unknown { Error::OutcomeUnknown } else { Error::NotLeader }
     }
+
+    /// A write that may have been carried out before: no error says that it was not.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.is_write && self.maybe_done
+    }
+}
+
+/// Until when somebody is looked for who carries a command out. It stays the same however often the command
+/// comes back.
+pub(super) fn deadline(ask: &Ask, now: Instant) -> Instant {
+    let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
+    ask.deadline.unwrap_or(now + patience)
 }
 
 /// The way to one partition.
@@ -52,8 +64,6 @@ impl Forward {
 struct Route {
     /// Where commands go; none while nobody is known.
     node: Option<u32>,
-    /// The number of the attempt, in the ids of what is sent.
-    attempt: u16,
     /// How many nodes have refused since the last pause.
     refused: usize,
     /// A node has refused: nothing is sent until all that was sent has come back.
@@ -71,6 +81,9 @@ pub(super) struct Forwards {
     worker: u16,
     next: u64,
     routes: BTreeMap<PartitionId, Route>,
+    /// The number of each partition's attempt, in the ids of what is sent. It outlives the route: a node
+    /// that has refused an attempt refuses all that comes of it.
+    attempts: BTreeMap<PartitionId, u16>,
     count: usize,
     bytes: usize,
 }
@@ -121,8 +134,8 @@ impl Forwards {
         self.count += 1;
         self.bytes += bytes.len();
         let is_write = command.is_write();
-        let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
-        let deadline = now + patience;
+        let deadline = deadline(&ask, now);
+        let ask = Ask { deadline: Some(deadline), ..ask };
         let forward =
             Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
         self.routes.entry(partition).or_default().waiting.push_back(forward);
@@ -184,12 +197,13 @@ impl Forwards {
         mut send: impl FnMut(u64, &Forward) -> bool,
     ) {
         let Some(route) = self.routes.get_mut(&partition) else { return };
+        let place = u64::from(self.worker) << PARTITION_BITS | u64::from(partition.0);
+        let attempt = self.attempts.get(&partition).copied().unwrap_or_default();
+        let attempt = place << ATTEMPT_BITS | u64::from(attempt);
         loop {
             let again = route.returned.pop_first().map(|(_, forward)| forward);
             let Some(forward) = again.or_else(|| route.waiting.pop_front()) else { return };
             self.next = (self.next + 1) & ((1 << COUNTER_BITS) - 1);
-            let place = u64::from(self.worker) << PARTITION_BITS | u64::from(partition.0);
-            let attempt = place << ATTEMPT_BITS | u64::from(route.attempt);
             let id = attempt << COUNTER_BITS | self.next;
             if !send(id, &forward) {
                 // The link has gone down or is full. Nothing of this attempt may be sent behind it.
@@ -220,6 +234,8 @@ impl Forwards {
             self.count -= 1;
             self.bytes -= forward.command.len();
             route.refused = 0;
+            let refused = matches!(reply, Reply::Error(_)) && forward.is_unsure();
+            let reply = if refused { Reply::Error(Error::OutcomeUnknown) } else { reply };
             Some((forward.waiter, reply))
         };
         self.resume(partition);
@@ -234,7 +250,8 @@ impl Forwards {
         }
         if route.stalled {
             route.stalled = false;
-            route.attempt = (route.attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
+            let attempt = self.attempts.entry(partition).or_default();
+            *attempt = (*attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
             route.refused += 1;
             route.node = None;
         }

@@ -18,6 +18,8 @@ mod request;
 mod serve;
 mod snapshots;
 mod syncer;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod walks;
 
@@ -411,7 +413,7 @@ impl Worker {
                     self.complete(origin, reply);
                 }
                 Waiter::Connection(origin) => self.dispatch.answer_later(origin, reply),
-                Waiter::Peer { node, id } => self.dispatch.respond(node, id, &reply),
+                Waiter::Peer(request) => self.dispatch.respond(request, &reply),
                 Waiter::Kept(_) => unreachable!("it was unwrapped"),
                 // The task may have given up at its deadline.
                 Waiter::Task(sender) => drop(sender.send(reply)),

@@ -5,7 +5,7 @@
 //! a batch at once, for the followers to have it, and gathers what comes behind that one. With the other
 //! policies a batch is applied as soon as it is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use flux_core::replica::{Message, Ready, Replica, StateRecord};
@@ -18,6 +18,7 @@ use super::dispatch::Dispatch;
 use super::syncer::Syncer;
 use crate::config::{Fsync, Settings};
 use crate::mailbox::Waiter;
+use crate::recovery::TICK;
 
 /// Room that a batch needs in the log besides its payload: for each entry, and for the batch.
 const RECORD_OVERHEAD: usize = 128;
@@ -32,6 +33,8 @@ const SYNC_BYTES: u64 = 4 * 1024 * 1024;
 /// What a replica asked to be written, and may send when it is persisted.
 struct Written {
     partition: PartitionId,
+    /// Its id: another one may have taken its place meanwhile.
+    replica: u64,
     number: u64,
     messages: Vec<Message>,
 }
@@ -47,12 +50,17 @@ pub(super) struct Turn {
     syncing: Vec<Written>,
     /// Written, and waiting for a sync to start.
     written: Vec<Written>,
-    /// The partitions of both.
+    /// The partitions of these, and of `held`.
     pending: BTreeSet<PartitionId>,
+    /// How many of those the log has written; the others are in its batch.
+    in_file: usize,
     /// Partitions whose batches are still open because a sync is under way.
     gathering: Vec<PartitionId>,
-    /// The batch of the last turn does not fit on the disk: nothing else happens before it does.
-    stuck: bool,
+    /// Set while the log holds a batch that does not fit on the disk: when that is tried again. Nothing is
+    /// written before it, so the replicas here only do what needs no record.
+    stuck: Option<Instant>,
+    /// What waits for that batch: of each partition the last.
+    held: BTreeMap<PartitionId, Written>,
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
@@ -74,9 +82,11 @@ impl Turn {
             syncing_since: None,
             syncing: Vec::new(),
             written: Vec::new(),
+            in_file: 0,
             gathering: Vec::new(),
             pending: BTreeSet::new(),
-            stuck: false,
+            stuck: None,
+            held: BTreeMap::new(),
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
             positions: Vec::new(),
@@ -88,7 +98,11 @@ impl Turn {
 
     /// Proposes what has gathered, writes it, and applies what that commits.
     pub(super) fn take(&mut self, dispatch: &mut Dispatch, now: Instant) {
-        if self.stuck && !self.finish_batch(dispatch) {
+        if self.stuck.is_some_and(|due| now >= due) {
+            self.finish_batch(dispatch, now);
+        }
+        if self.stuck.is_some() {
+            self.hold_out(dispatch, now);
             return;
         }
         if dispatch.active().is_empty() {
@@ -133,28 +147,71 @@ impl Turn {
     fn finish(&mut self, result: Result<(), LogError>, dispatch: &mut Dispatch, now: Instant) {
         match result.and_then(|()| self.sync_if_due(dispatch, now)) {
             Ok(()) => self.prepare_segment(),
-            // Written when there is space. Until then the groups go on without this node.
-            Err(LogError::Full { .. }) if dispatch.cluster.is_some() => self.stuck = true,
+            Err(LogError::Full { .. }) if dispatch.cluster.is_some() => {
+                self.get_stuck(dispatch, now);
+            }
             Err(error) => self.fail(&error, dispatch),
         }
         dispatch.watch_load(self.waited_too_long(now));
     }
 
+    /// The batch does not fit on the disk. It is written when there is space; until then the groups go on
+    /// without this node.
+    fn get_stuck(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        self.stuck = Some(now);
+        self.warn_of_full_disk(now);
+        // Writes of its own it refuses at once, and who has come before is told in the next turn.
+        dispatch.refusing = Some(Error::DiskFull);
+        dispatch.activate_all();
+    }
+
     /// Writes the batch that did not fit on the disk, if it does now.
-    fn finish_batch(&mut self, dispatch: &mut Dispatch) -> bool {
+    fn finish_batch(&mut self, dispatch: &mut Dispatch, now: Instant) {
         let reserved = self.log.reserve(self.log.batch_bytes());
         match reserved.and_then(|()| self.log.write()) {
             Ok(_) => {
-                self.stuck = false;
+                self.stuck = None;
                 self.unsynced = true;
+                self.written.extend(std::mem::take(&mut self.held).into_values());
+                self.in_file = self.written.len();
+                dispatch.refusing = None;
+                dispatch.activate_all();
                 tracing::info!("the disk has space again: this node takes part again");
-                true
             }
-            Err(LogError::Full { .. }) => false,
-            Err(error) => {
-                self.fail(&error, dispatch);
-                false
+            Err(LogError::Full { .. }) => {
+                self.stuck = Some(now + TICK);
+                self.warn_of_full_disk(now);
+                dispatch.hand_all_over();
+                dispatch.give_up_outcomes();
             }
+            Err(error) => self.fail(&error, dispatch),
+        }
+    }
+
+    /// The turn of a node that can write nothing: what needs no record goes on, and nobody waits for what
+    /// does.
+    fn hold_out(&mut self, dispatch: &mut Dispatch, now: Instant) {
+        dispatch.incoming_bytes = 0;
+        let active = dispatch.take_active();
+        refuse_open(&active, &Error::DiskFull, dispatch);
+        let taken = self.take_all_ready(&active, dispatch);
+        dispatch.recount(&active);
+        dispatch.recycle(active);
+        let synced = match taken {
+            // Of what was written before, all can be synced.
+            Ok(_) => self.sync_if_due(dispatch, now),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = synced {
+            self.fail(&error, dispatch);
+        }
+        dispatch.watch_load(self.waited_too_long(now));
+    }
+
+    fn warn_of_full_disk(&mut self, now: Instant) {
+        if now >= self.next_warning {
+            self.next_warning = now + LOG_INTERVAL;
+            tracing::error!("the disk is full: writes are refused until there is space");
         }
     }
 
@@ -203,20 +260,9 @@ impl Turn {
             }
         };
         self.full = true;
-        if now >= self.next_warning {
-            self.next_warning = now + LOG_INTERVAL;
-            tracing::error!(bytes, "the disk is full: writes are refused until there is space");
-        }
+        self.warn_of_full_disk(now);
         dispatch.hand_all_over();
-        let now_ms = dispatch.now.ms;
-        for &partition in active {
-            if let Some((replica, replies)) = dispatch.replica(partition) {
-                let before = replies.len();
-                replica.refuse_open(now_ms, &error, replies);
-                let refused = replies.len() - before;
-                dispatch.shared().stats.disk_full.add(refused as u64);
-            }
-        }
+        refuse_open(active, &error, dispatch);
         false
     }
 
@@ -224,13 +270,8 @@ impl Turn {
     fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
             self.touch(active, dispatch);
-            let (mut must_sync, first) = (self.policy == Fsync::Always, self.written.len());
-            for &partition in active {
-                while let Some(ready) = next_ready(dispatch, partition) {
-                    must_sync |= ready.state.is_some();
-                    self.take_ready(dispatch, partition, ready)?;
-                }
-            }
+            let first = self.written.len();
+            let must_sync = self.take_all_ready(active, dispatch)? || self.policy == Fsync::Always;
             if self.written.len() == first {
                 return Ok(());
             }
@@ -244,6 +285,7 @@ impl Turn {
                 return Ok(());
             }
             self.pending.clear();
+            self.in_file = 0;
             for written in std::mem::take(&mut self.written) {
                 persisted(dispatch, written);
             }
@@ -252,14 +294,38 @@ impl Turn {
 
     fn write_batch(&mut self, dispatch: &Dispatch) -> Result<(), LogError> {
         let bytes = self.log.batch_bytes() as u64;
-        if bytes > 0 {
-            self.log.write()?;
-            self.unsynced = true;
-            let stats = &dispatch.shared().stats;
-            stats.log_batches.add(1);
-            stats.log_bytes.add(bytes);
+        if bytes == 0 {
+            return Ok(());
         }
+        if let Err(error) = self.log.write() {
+            // What waits for this batch must not be taken for synced with what was written before.
+            let late = self.written.split_off(self.in_file);
+            self.held.extend(late.into_iter().map(|written| (written.partition, written)));
+            return Err(error);
+        }
+        self.in_file = self.written.len();
+        self.unsynced = true;
+        let stats = &dispatch.shared().stats;
+        stats.log_batches.add(1);
+        stats.log_bytes.add(bytes);
         Ok(())
+    }
+
+    /// Appends what replicas want written, until they want nothing more. Whether a state was among it, which
+    /// has to be synced whatever the policy.
+    fn take_all_ready(
+        &mut self,
+        active: &[PartitionId],
+        dispatch: &mut Dispatch,
+    ) -> Result<bool, LogError> {
+        let mut must_sync = false;
+        for &partition in active {
+            while let Some((replica, ready)) = next_ready(dispatch, partition) {
+                must_sync |= ready.state.is_some();
+                self.take_ready(dispatch, partition, replica, ready)?;
+            }
+        }
+        Ok(must_sync)
     }
 
     /// Appends what a replica wants written. What it wants sent goes out now, or when that is persisted.
@@ -267,37 +333,46 @@ impl Turn {
         &mut self,
         dispatch: &mut Dispatch,
         partition: PartitionId,
+        replica: u64,
         ready: Ready,
     ) -> Result<(), LogError> {
         append(&mut self.log, partition, &ready)?;
         let Ready { number, state, entries, messages, persisted_messages, .. } = ready;
         dispatch.send(partition, messages);
         let nothing = state.is_none() && entries.is_empty();
-        let written = Written { partition, number, messages: persisted_messages };
+        let written = Written { partition, replica, number, messages: persisted_messages };
         // In their order: not before one that waits.
         if nothing && !self.pending.contains(&partition) {
             persisted(dispatch, written);
+            return Ok(());
+        }
+        self.await_sync(written);
+        Ok(())
+    }
+
+    /// Its records are in the log's batch.
+    fn await_sync(&mut self, written: Written) {
+        self.pending.insert(written.partition);
+        if self.stuck.is_some() {
+            // It may be long until then: Raft does without the messages.
+            let written = Written { messages: Vec::new(), ..written };
+            self.held.insert(written.partition, written);
         } else {
-            self.pending.insert(partition);
             self.written.push(written);
         }
-        Ok(())
     }
 
     /// Notes in the log that a replica is not here any more, and answers those that waited for it.
     pub(super) fn forget(&mut self, mut replica: Replica<Waiter>, dispatch: &mut Dispatch) {
-        let (partition, term) = (replica.partition(), replica.term());
+        let (partition, id, term) = (replica.partition(), replica.id(), replica.term());
         replica.abandon(&mut dispatch.replies);
         let (vote, commit) = (0, replica.applied().index);
         let state = State { partition: partition.0, term, vote, commit, replica: 0, start: 0 };
-        let appended = self.log.append(&Record::State(state));
-        match appended.and_then(|()| self.log.write()) {
-            Ok(_) => {
-                self.unsynced = true;
-                self.pending.insert(partition);
-                self.written.push(Written { partition, number: 0, messages: Vec::new() });
+        match self.log.append(&Record::State(state)) {
+            Ok(()) => {
+                let messages = Vec::new();
+                self.await_sync(Written { partition, replica: id, number: 0, messages });
             }
-            Err(LogError::Full { .. }) => self.stuck = true,
             Err(error) => self.fail(&error, dispatch),
         }
     }
@@ -315,7 +390,10 @@ impl Turn {
         if self.syncing_since.is_some() || !wanted {
             return Ok(());
         }
-        self.write_batch(dispatch)?;
+        if self.stuck.is_none() {
+            self.write_batch(dispatch)?;
+        }
+        self.in_file = 0;
         std::mem::swap(&mut self.syncing, &mut self.written);
         self.syncing_since = Some(now);
         self.next_sync = now + SYNC_INTERVAL;
@@ -350,7 +428,8 @@ impl Turn {
         for partition in self.gathering.drain(..) {
             dispatch.activate(partition);
         }
-        self.pending = self.written.iter().map(|written| written.partition).collect();
+        let written = self.written.iter().map(|written| written.partition);
+        self.pending = written.chain(self.held.keys().copied()).collect();
         for written in std::mem::take(&mut self.syncing) {
             dispatch.activate(written.partition);
             persisted(dispatch, written);
@@ -384,7 +463,11 @@ impl Turn {
         }
         dispatch.recount_all();
         dispatch.give_up_replicas();
+        self.stuck = None;
+        self.held.clear();
+        self.gathering.clear();
         self.written.clear();
+        self.in_file = 0;
         self.syncing.clear();
         self.pending.clear();
         self.unsynced = false;
@@ -417,16 +500,36 @@ impl Turn {
     }
 }
 
-fn next_ready(dispatch: &mut Dispatch, partition: PartitionId) -> Option<Ready> {
-    let (replica, replies) = dispatch.replica(partition)?;
-    replica.ready(replies).unwrap_or_else(|error| {
-        panic!("partition {partition} is broken, and so is this node: {error}")
-    })
+/// Refuses the commands of the batches that are open.
+fn refuse_open(active: &[PartitionId], error: &Error, dispatch: &mut Dispatch) {
+    let now_ms = dispatch.now.ms;
+    for &partition in active {
+        if let Some((replica, replies)) = dispatch.replica(partition) {
+            let before = replies.len();
+            replica.refuse_open(now_ms, error, replies);
+            let refused = replies.len() - before;
+            dispatch.shared().stats.disk_full.add(refused as u64);
+        }
+    }
 }
 
-/// What a replica asked for is persisted, or there was nothing to write.
+/// What the replica of a partition wants next, with the replica's id.
+fn next_ready(dispatch: &mut Dispatch, partition: PartitionId) -> Option<(u64, Ready)> {
+    let (replica, replies) = dispatch.replica(partition)?;
+    let ready = replica.ready(replies).unwrap_or_else(|error| {
+        panic!("partition {partition} is broken, and so is this node: {error}")
+    });
+    Some((replica.id(), ready?))
+}
+
+/// What a replica asked for is persisted, or there was nothing to write. Means nothing to another replica
+/// that is in its place now.
 fn persisted(dispatch: &mut Dispatch, written: Written) {
-    let Written { partition, number, messages } = written;
+    let Written { partition, replica: id, number, messages } = written;
+    let here = dispatch.replica(partition).is_some_and(|(replica, _)| replica.id() == id);
+    if !here {
+        return;
+    }
     dispatch.send(partition, messages);
     if let Some((replica, _)) = dispatch.replica(partition) {
         replica.persisted(number);

@@ -460,3 +460,19 @@ fn a_write_that_is_repeated_after_a_failover_takes_effect_once() {
     assert_eq!(ask(&mut group, new, 2), first);
     assert_eq!(group.replicas[&new].replica.revision(), 1);
 }
+
+#[test]
+fn a_snapshot_of_a_group_that_cannot_be_is_not_installed() {
+    for members in [
+        Members { learners: vec![1], ..Members::default() },
+        Members { voters: vec![1, 2], learners: vec![1], ..Members::default() },
+        Members { voters: vec![1, 1], ..Members::default() },
+        Members { voters: vec![0, 1], ..Members::default() },
+    ] {
+        let mut one = node(1, SnapshotMeta::default(), false);
+        let position = Position { index: 9, term: 1 };
+        let meta = SnapshotMeta { position, members, ..SnapshotMeta::default() };
+        let table = Table::new(TableOptions { hash_seed: 7, shards: 1 }, Memory::new(0));
+        assert!(!one.replica.install(at(NOW), 2, 1, meta, table));
+    }
+}

@@ -91,7 +91,7 @@ impl Door {
         assert_eq!((hello.cluster, hello.instance, hello.worker), (7, 9, 0));
         let answer = match act {
             Act::Refuse => Frame::Refused { reason: 3, text: "somebody else" },
-            _ => Frame::Welcome { version: 1 },
+            _ => Frame::Welcome { version: 1, instance: 8 },
         };
         let mut bytes = Vec::new();
         encode(&mut bytes, &answer).unwrap();

@@ -1,4 +1,5 @@
 use flux_core::Condition;
+use flux_core::session::Once;
 use tokio::sync::oneshot;
 
 use super::*;
@@ -85,6 +86,20 @@ fn after_a_refusal_all_go_to_the_next_node_in_their_order() {
 }
 
 #[test]
+fn an_attempt_that_was_refused_never_comes_again() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "a", true, now);
+    let refused = sent(&mut forwards, &[1, 2]);
+    forwards.answered(refused[0], refusal());
+    let taken = sent(&mut forwards, &[1, 2]);
+    forwards.answered(taken[0], Reply::Integer(1));
+    assert!(forwards.is_empty());
+    add(&mut forwards, "b", true, now);
+    let later = sent(&mut forwards, &[1, 2]);
+    assert_ne!(Forwards::attempt_of(later[0]), Forwards::attempt_of(refused[0]));
+}
+
+#[test]
 fn what_a_lost_node_had_is_unknown_for_writes_and_asked_again_for_reads() {
     let (mut forwards, now) = forwards();
     add(&mut forwards, "w", true, now);
@@ -101,6 +116,28 @@ fn what_a_lost_node_had_is_unknown_for_writes_and_asked_again_for_reads() {
 }
 
 #[test]
+fn a_write_that_may_have_been_carried_out_is_not_said_to_be_refused() {
+    for refusal in [Error::Overloaded, Error::DiskFull, Error::LogFailed(String::new())] {
+        let (mut forwards, now) = forwards();
+        let once = Some(Once { session: 1, sequence: 1, acked_below: 1 });
+        let command = Command::DeleteIf { key: b"w".as_slice(), condition: Condition::Always };
+        let ask = Ask { once, ..Ask::default() };
+        forwards.add(HERE, &command, ask, waiter(), now).expect("there is room");
+        sent(&mut forwards, &[1]);
+        forwards.lost(1, &mut Vec::new());
+        forwards.tick(now, &mut Vec::new());
+        let ids = sent(&mut forwards, &[2]);
+        let decided = forwards.answered(ids[0], Reply::Error(refusal.clone())).expect("decided");
+        assert_eq!(decided.1, Reply::Error(Error::OutcomeUnknown), "lost once, then {refusal:?}");
+
+        add(&mut forwards, "w", true, now);
+        let ids = sent(&mut forwards, &[2]);
+        let decided = forwards.answered(ids[0], Reply::Error(refusal.clone())).expect("decided");
+        assert_eq!(decided.1, Reply::Error(refusal), "sent only once");
+    }
+}
+
+#[test]
 fn who_waits_too_long_is_told_what_is_known() {
     let (mut forwards, now) = forwards();
     add(&mut forwards, "sent", true, now);
@@ -113,6 +150,19 @@ fn who_waits_too_long_is_told_what_is_known() {
     let replies: Vec<Reply> = decided.into_iter().map(|(_, reply)| reply).collect();
     assert_eq!(replies, [Reply::Error(Error::OutcomeUnknown), Reply::Error(Error::NotLeader)]);
     assert!(forwards.is_empty());
+}
+
+#[test]
+fn what_comes_back_and_goes_again_has_no_more_time() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "r", false, now);
+    let back = forwards.take_home(HERE).pop().expect("it waits");
+    let command = Command::Get { key: b"r".as_slice() };
+    let later = now + PATIENCE / 2;
+    forwards.add(HERE, &command, back.ask, back.waiter, later).expect("there is room");
+    let mut decided = Vec::new();
+    forwards.tick(now + PATIENCE, &mut decided);
+    assert_eq!(decided.len(), 1, "its time is over");
 }
 
 #[test]
