@@ -25,6 +25,8 @@ pub enum Plant {
     TicksInBursts,
     /// A node forgets at each start that it may have promised its vote.
     VoteAfterRestart,
+    /// A replica that wakes up does not tell its leader, and its node goes on answering beats.
+    WakeUntold,
     /// A new leader answers reads before it has applied all that earlier ones acknowledged.
     ServeBeforeOwnTerm,
     /// A received snapshot is installed at a later index than the one it holds.
@@ -51,6 +53,7 @@ impl Plant {
             Plant::TicksInBursts | Plant::VoteAfterRestart | Plant::ServeBeforeOwnTerm => {
                 Profile::Clocks
             }
+            Plant::WakeUntold => Profile::Quiet,
             Plant::VotesNotSynced => Profile::Elections,
             Plant::SnapshotAtWrongIndex
             | Plant::SnapshotIncomplete

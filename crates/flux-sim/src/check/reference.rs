@@ -28,6 +28,8 @@ struct Committed {
     entries: Vec<(u64, Contents)>,
     /// The revision after each entry.
     revisions: Vec<u64>,
+    /// When an entry was first seen applied, in true microseconds.
+    applied_us: Vec<u64>,
     /// What each key was from an index on.
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Stored>)>>,
     /// Which key a revision wrote, and with which value; `None` for a removal.
@@ -35,12 +37,18 @@ struct Committed {
     /// The revisions that gave a key a value which only one operation writes.
     by_value: BTreeMap<(Vec<u8>, i64), Vec<u64>>,
     /// The versions and sums that adding to a key gave, by what was added.
-    by_addition: BTreeMap<(Vec<u8>, i64), Vec<(u64, i64)>>,
+    by_addition: BTreeMap<(Vec<u8>, i64), Vec<Sum>>,
     /// The entries with the answer to a write of a session, and what the write removed, if it did.
-    answers: BTreeMap<(u64, u64), Vec<(u64, Option<Vec<u8>>)>>,
+    answers: BTreeMap<(u64, u64), Vec<Answered>>,
     /// What the first replica that showed them had for sessions at an index.
     sessions: BTreeMap<u64, Vec<u8>>,
 }
+
+/// A version and the sum that it has.
+type Sum = (u64, i64);
+
+/// The entry with the answer to a write, and the key that the write removed.
+type Answered = (u64, Option<Vec<u8>>);
 
 /// What a table must have for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +63,10 @@ impl Reference {
     pub fn begins(&mut self, partition: u16, term: u64) {
         let empty = Contents { entry_type: NORMAL, payload: Vec::new() };
         let committed = self.partitions.entry(partition).or_default();
-        committed.push(term, &empty).expect("an empty entry follows on anything");
+        committed.push(term, &empty, 0).expect("an empty entry follows on anything");
     }
 
-    /// A replica applies an entry.
+    /// A replica applies an entry, at a true time.
     ///
     /// # Errors
     /// If another entry was applied at its index before, or its effects do not continue the history.
@@ -67,6 +75,7 @@ impl Reference {
         partition: u16,
         (index, term): (u64, u64),
         contents: &Contents,
+        now_us: u64,
     ) -> Result<(), Violation> {
         let committed = self.partitions.entry(partition).or_default();
         let place = (index as usize).wrapping_sub(1);
@@ -82,7 +91,7 @@ impl Reference {
             }
             Some(_) => Ok(()),
             None if place == committed.entries.len() => {
-                committed.push(term, contents).map_err(|what| {
+                committed.push(term, contents, now_us).map_err(|what| {
                     let evidence = format!("partition {partition}, index {index}: {what}");
                     Violation::new(Promise::DenseRevisions, evidence)
                 })
@@ -147,6 +156,25 @@ impl Reference {
             return differs(format!("{found} keys where {due} are due"));
         }
         Ok(())
+    }
+
+    /// A replica at a revision says that all that it lacks was committed after a true time.
+    ///
+    /// # Errors
+    /// If the next revision had been applied somewhere before that.
+    pub fn is_fresh(&self, partition: u16, revision: u64, since_us: u64) -> Result<(), Violation> {
+        let Some(committed) = self.partitions.get(&partition) else { return Ok(()) };
+        let next = committed.revisions.partition_point(|one| *one <= revision);
+        match committed.applied_us.get(next) {
+            Some(applied_us) if *applied_us < since_us => {
+                let evidence = format!(
+                    "partition {partition}: at revision {revision} as of {since_us} us, the next was \
+                     applied at {applied_us} us"
+                );
+                Err(Violation::new(Promise::Fresh, evidence))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A replica shows the sessions that it remembers at an index.
@@ -265,7 +293,7 @@ impl Reference {
 }
 
 impl Committed {
-    fn push(&mut self, term: u64, contents: &Contents) -> Result<(), String> {
+    fn push(&mut self, term: u64, contents: &Contents, now_us: u64) -> Result<(), String> {
         let index = self.entries.len() as u64 + 1;
         let mut revision = self.revisions.last().copied().unwrap_or(0);
         if contents.entry_type == NORMAL && !contents.payload.is_empty() {
@@ -293,6 +321,7 @@ impl Committed {
         }
         self.entries.push((term, contents.clone()));
         self.revisions.push(revision);
+        self.applied_us.push(now_us);
         Ok(())
     }
 
@@ -379,8 +408,10 @@ mod tests {
     fn reference() -> Reference {
         let mut reference = Reference::default();
         reference.begins(0, 1);
-        reference.applies(0, (2, 1), &batch(1, &[put("a", "1"), put("b", "2")])).expect("a batch");
-        reference.applies(0, (3, 2), &batch(3, &[delete("a")])).expect("a batch");
+        reference
+            .applies(0, (2, 1), &batch(1, &[put("a", "1"), put("b", "2")]), 7)
+            .expect("a batch");
+        reference.applies(0, (3, 2), &batch(3, &[delete("a")]), 7).expect("a batch");
         reference
     }
 
@@ -388,19 +419,19 @@ mod tests {
     fn a_committed_entry_stays() {
         let mut reference = reference();
         let same = batch(3, &[delete("a")]);
-        assert!(reference.applies(0, (3, 2), &same).is_ok());
+        assert!(reference.applies(0, (3, 2), &same, 7).is_ok());
         let changed = |result: Result<(), Violation>| result.expect_err("changed").promise;
-        assert_eq!(changed(reference.applies(0, (3, 3), &same)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (3, 3), &same, 7)), Promise::Committed);
         let other = batch(3, &[delete("b")]);
-        assert_eq!(changed(reference.applies(0, (3, 2), &other)), Promise::Committed);
-        assert_eq!(changed(reference.applies(0, (5, 2), &other)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (3, 2), &other, 7)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (5, 2), &other, 7)), Promise::Committed);
         assert_eq!(reference.end(0), (3, 3));
     }
 
     #[test]
     fn revisions_have_no_hole() {
         let mut reference = reference();
-        let hole = reference.applies(0, (4, 2), &batch(5, &[put("a", "1")]));
+        let hole = reference.applies(0, (4, 2), &batch(5, &[put("a", "1")]), 7);
         assert_eq!(hole.expect_err("a hole").promise, Promise::DenseRevisions);
     }
 
@@ -426,6 +457,17 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_is_as_old_as_it_says() {
+        let mut reference = reference();
+        reference.applies(0, (4, 2), &batch(4, &[put("c", "1")]), 500).expect("a batch");
+        assert!(reference.is_fresh(0, 3, 500).is_ok());
+        assert!(reference.is_fresh(0, 4, 9000).is_ok());
+        assert!(reference.is_fresh(0, 3, 501).is_err());
+        assert!(reference.is_fresh(0, 0, 5).is_ok());
+        assert!(reference.is_fresh(0, 0, 8).is_err());
+    }
+
+    #[test]
     fn sessions_are_compared_at_the_same_index() {
         let mut reference = reference();
         assert!(reference.shows_sessions(0, 2, b"one").is_ok());
@@ -439,13 +481,13 @@ mod tests {
     fn writes_that_are_there_twice_are_found() {
         let mut reference = reference();
         let own = (7 * VALUE_STEP).to_string();
-        reference.applies(0, (4, 2), &batch(4, &[put("a", &own), put("b", &own)])).expect("new");
+        reference.applies(0, (4, 2), &batch(4, &[put("a", &own), put("b", &own)]), 7).expect("new");
         assert!(reference.repeats_nothing().is_none(), "two keys");
-        reference.applies(0, (5, 2), &batch(6, &[put("b", "5"), put("b", "5")])).expect("new");
-        reference.applies(0, (6, 2), &batch(8, &[put("b", "5")])).expect("new");
+        reference.applies(0, (5, 2), &batch(6, &[put("b", "5"), put("b", "5")]), 7).expect("new");
+        reference.applies(0, (6, 2), &batch(8, &[put("b", "5")]), 7).expect("new");
         let sums = reference.repeats_nothing().expect("0 was added twice");
         assert!(sums.evidence.contains("b + 0"), "{sums}");
-        reference.applies(0, (7, 2), &batch(9, &[put("a", &own)])).expect("new");
+        reference.applies(0, (7, 2), &batch(9, &[put("a", &own)]), 7).expect("new");
         let violation = reference.repeats_nothing().expect("twice");
         assert!(violation.evidence.contains("[4, 9]"), "{violation}");
     }
@@ -457,7 +499,7 @@ mod tests {
         let (first, second) = (value.to_string(), (value + 5).to_string());
         let mut reference = Reference::default();
         let writes = batch(1, &[put(&name, &first), put(&name, &second)]);
-        reference.applies(0, (1, 1), &writes).expect("a batch");
+        reference.applies(0, (1, 1), &writes, 7).expect("a batch");
         let outcome = |call| {
             let (invoked_us, once, returned) = (0, Some((1, 1)), None);
             reference.outcome(key, &Operation { client: 0, call, invoked_us, once, returned })
@@ -474,7 +516,7 @@ mod tests {
         let key = Key { partition: 0, number: 4 };
         let name = key.to_string();
         let mut reference = Reference::default();
-        reference.applies(0, (1, 1), &batch(1, &[put(&name, "5")])).expect("a batch");
+        reference.applies(0, (1, 1), &batch(1, &[put(&name, "5")]), 7).expect("a batch");
         let keeps = |call, answer| {
             let mut history = History::default();
             let returned = Some((9, answer));

@@ -9,6 +9,7 @@ use flux_core::replica::{Now, Signal};
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Output, Process};
+use crate::plant::Plant;
 
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
@@ -186,6 +187,10 @@ impl Process {
     pub(super) fn flush_frames(&mut self, out: &mut Output) {
         for (partition, hosted) in &mut self.hosted {
             for (to, signal) in hosted.replica.take_signals() {
+                let untold = matches!(signal, Signal::Wake { .. });
+                if untold && self.options.has(Plant::WakeUntold) {
+                    continue;
+                }
                 out.frames.push((node_of(to), Frame::Signal(*partition, signal)));
             }
         }

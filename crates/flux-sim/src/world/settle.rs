@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use flux_core::replica::Replica;
+
 use super::{Event, World};
 use crate::check::history::{Answer, Call, Key, Operation};
 use crate::check::{Promise, Violation, linear, versions};
@@ -91,7 +93,7 @@ impl World {
         let mut text = format!(": {target:x?}; lost: {:x?}", self.lost);
         for (place, host) in self.hosts.iter().enumerate() {
             let replica = host.process.as_ref().and_then(|process| process.replica(partition));
-            let Some(status) = replica.map(flux_core::replica::Replica::status) else { continue };
+            let Some(status) = replica.map(Replica::status) else { continue };
             let _ = write!(text, "\n    h{place} {status:x?}");
         }
         text
