@@ -251,9 +251,20 @@ impl Plan {
         plan
     }
 
+    /// How old a follower's table is, at most, where nothing goes wrong, by its own word in microseconds: a
+    /// few rounds of heartbeats.
+    pub fn usual_age_us(&self) -> u64 {
+        (self.election_ticks + 4 * self.heartbeat_ticks) as u64 * self.tick_us
+    }
+
     /// Whether reads must be right: not with clocks that are more wrong than replicas are told.
     pub fn checks_reads(&self) -> bool {
         self.profile != Profile::Beyond
+    }
+
+    /// Whether ages must be true as well: not by a wall clock, which is a bug that leases are to show.
+    pub fn checks_ages(&self) -> bool {
+        self.checks_reads() && self.plant != Some(Plant::WallClockLease)
     }
 
     /// The links as they are when all is well.

@@ -28,8 +28,8 @@ struct Committed {
     entries: Vec<(u64, Contents)>,
     /// The revision after each entry.
     revisions: Vec<u64>,
-    /// When an entry was first seen applied, in true microseconds.
-    applied_us: Vec<u64>,
+    /// When a leader had first applied an entry, in true microseconds: nobody acknowledges it earlier.
+    served_us: Vec<u64>,
     /// What each key was from an index on.
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Stored>)>>,
     /// Which key a revision wrote, and with which value; `None` for a removal.
@@ -63,10 +63,10 @@ impl Reference {
     pub fn begins(&mut self, partition: u16, term: u64) {
         let empty = Contents { entry_type: NORMAL, payload: Vec::new() };
         let committed = self.partitions.entry(partition).or_default();
-        committed.push(term, &empty, 0).expect("an empty entry follows on anything");
+        committed.push(term, &empty).expect("an empty entry follows on anything");
     }
 
-    /// A replica applies an entry, at a true time.
+    /// A replica applies an entry.
     ///
     /// # Errors
     /// If another entry was applied at its index before, or its effects do not continue the history.
@@ -75,7 +75,6 @@ impl Reference {
         partition: u16,
         (index, term): (u64, u64),
         contents: &Contents,
-        now_us: u64,
     ) -> Result<(), Violation> {
         let committed = self.partitions.entry(partition).or_default();
         let place = (index as usize).wrapping_sub(1);
@@ -91,7 +90,7 @@ impl Reference {
             }
             Some(_) => Ok(()),
             None if place == committed.entries.len() => {
-                committed.push(term, contents, now_us).map_err(|what| {
+                committed.push(term, contents).map_err(|what| {
                     let evidence = format!("partition {partition}, index {index}: {what}");
                     Violation::new(Promise::DenseRevisions, evidence)
                 })
@@ -158,18 +157,24 @@ impl Reference {
         Ok(())
     }
 
-    /// A replica at a revision says that all that it lacks was committed after a true time.
+    /// A replica that leads has applied all up to an index, and may acknowledge it from this true time on.
+    pub fn serves(&mut self, partition: u16, index: u64, now_us: u64) {
+        let served_us = &mut self.partitions.entry(partition).or_default().served_us;
+        served_us.resize(served_us.len().max(index as usize), now_us);
+    }
+
+    /// A replica at a revision says that all that it lacks was acknowledged after a true time.
     ///
     /// # Errors
-    /// If the next revision had been applied somewhere before that.
+    /// If the next revision may have been acknowledged before that.
     pub fn is_fresh(&self, partition: u16, revision: u64, since_us: u64) -> Result<(), Violation> {
         let Some(committed) = self.partitions.get(&partition) else { return Ok(()) };
         let next = committed.revisions.partition_point(|one| *one <= revision);
-        match committed.applied_us.get(next) {
-            Some(applied_us) if *applied_us < since_us => {
+        match committed.served_us.get(next) {
+            Some(served_us) if *served_us < since_us => {
                 let evidence = format!(
-                    "partition {partition}: at revision {revision} as of {since_us} us, the next was \
-                     applied at {applied_us} us"
+                    "partition {partition}: at revision {revision} as of {since_us} us, the leader had \
+                     the next at {served_us} us"
                 );
                 Err(Violation::new(Promise::Fresh, evidence))
             }
@@ -293,7 +298,7 @@ impl Reference {
 }
 
 impl Committed {
-    fn push(&mut self, term: u64, contents: &Contents, now_us: u64) -> Result<(), String> {
+    fn push(&mut self, term: u64, contents: &Contents) -> Result<(), String> {
         let index = self.entries.len() as u64 + 1;
         let mut revision = self.revisions.last().copied().unwrap_or(0);
         if contents.entry_type == NORMAL && !contents.payload.is_empty() {
@@ -321,7 +326,6 @@ impl Committed {
         }
         self.entries.push((term, contents.clone()));
         self.revisions.push(revision);
-        self.applied_us.push(now_us);
         Ok(())
     }
 
@@ -408,10 +412,8 @@ mod tests {
     fn reference() -> Reference {
         let mut reference = Reference::default();
         reference.begins(0, 1);
-        reference
-            .applies(0, (2, 1), &batch(1, &[put("a", "1"), put("b", "2")]), 7)
-            .expect("a batch");
-        reference.applies(0, (3, 2), &batch(3, &[delete("a")]), 7).expect("a batch");
+        reference.applies(0, (2, 1), &batch(1, &[put("a", "1"), put("b", "2")])).expect("a batch");
+        reference.applies(0, (3, 2), &batch(3, &[delete("a")])).expect("a batch");
         reference
     }
 
@@ -419,19 +421,19 @@ mod tests {
     fn a_committed_entry_stays() {
         let mut reference = reference();
         let same = batch(3, &[delete("a")]);
-        assert!(reference.applies(0, (3, 2), &same, 7).is_ok());
+        assert!(reference.applies(0, (3, 2), &same).is_ok());
         let changed = |result: Result<(), Violation>| result.expect_err("changed").promise;
-        assert_eq!(changed(reference.applies(0, (3, 3), &same, 7)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (3, 3), &same)), Promise::Committed);
         let other = batch(3, &[delete("b")]);
-        assert_eq!(changed(reference.applies(0, (3, 2), &other, 7)), Promise::Committed);
-        assert_eq!(changed(reference.applies(0, (5, 2), &other, 7)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (3, 2), &other)), Promise::Committed);
+        assert_eq!(changed(reference.applies(0, (5, 2), &other)), Promise::Committed);
         assert_eq!(reference.end(0), (3, 3));
     }
 
     #[test]
     fn revisions_have_no_hole() {
         let mut reference = reference();
-        let hole = reference.applies(0, (4, 2), &batch(5, &[put("a", "1")]), 7);
+        let hole = reference.applies(0, (4, 2), &batch(5, &[put("a", "1")]));
         assert_eq!(hole.expect_err("a hole").promise, Promise::DenseRevisions);
     }
 
@@ -459,11 +461,16 @@ mod tests {
     #[test]
     fn a_replica_is_as_old_as_it_says() {
         let mut reference = reference();
-        reference.applies(0, (4, 2), &batch(4, &[put("c", "1")]), 500).expect("a batch");
+        reference.serves(0, 3, 7);
+        reference.applies(0, (4, 2), &batch(4, &[put("c", "1")])).expect("a batch");
+        assert!(reference.is_fresh(0, 3, 9000).is_ok(), "only followers have it yet");
+        reference.serves(0, 4, 500);
+        reference.serves(0, 3, 600);
+        reference.serves(0, 4, 600);
         assert!(reference.is_fresh(0, 3, 500).is_ok());
         assert!(reference.is_fresh(0, 4, 9000).is_ok());
         assert!(reference.is_fresh(0, 3, 501).is_err());
-        assert!(reference.is_fresh(0, 0, 5).is_ok());
+        assert!(reference.is_fresh(0, 0, 7).is_ok());
         assert!(reference.is_fresh(0, 0, 8).is_err());
     }
 
@@ -481,13 +488,13 @@ mod tests {
     fn writes_that_are_there_twice_are_found() {
         let mut reference = reference();
         let own = (7 * VALUE_STEP).to_string();
-        reference.applies(0, (4, 2), &batch(4, &[put("a", &own), put("b", &own)]), 7).expect("new");
+        reference.applies(0, (4, 2), &batch(4, &[put("a", &own), put("b", &own)])).expect("new");
         assert!(reference.repeats_nothing().is_none(), "two keys");
-        reference.applies(0, (5, 2), &batch(6, &[put("b", "5"), put("b", "5")]), 7).expect("new");
-        reference.applies(0, (6, 2), &batch(8, &[put("b", "5")]), 7).expect("new");
+        reference.applies(0, (5, 2), &batch(6, &[put("b", "5"), put("b", "5")])).expect("new");
+        reference.applies(0, (6, 2), &batch(8, &[put("b", "5")])).expect("new");
         let sums = reference.repeats_nothing().expect("0 was added twice");
         assert!(sums.evidence.contains("b + 0"), "{sums}");
-        reference.applies(0, (7, 2), &batch(9, &[put("a", &own)]), 7).expect("new");
+        reference.applies(0, (7, 2), &batch(9, &[put("a", &own)])).expect("new");
         let violation = reference.repeats_nothing().expect("twice");
         assert!(violation.evidence.contains("[4, 9]"), "{violation}");
     }
@@ -499,7 +506,7 @@ mod tests {
         let (first, second) = (value.to_string(), (value + 5).to_string());
         let mut reference = Reference::default();
         let writes = batch(1, &[put(&name, &first), put(&name, &second)]);
-        reference.applies(0, (1, 1), &writes, 7).expect("a batch");
+        reference.applies(0, (1, 1), &writes).expect("a batch");
         let outcome = |call| {
             let (invoked_us, once, returned) = (0, Some((1, 1)), None);
             reference.outcome(key, &Operation { client: 0, call, invoked_us, once, returned })
@@ -516,7 +523,7 @@ mod tests {
         let key = Key { partition: 0, number: 4 };
         let name = key.to_string();
         let mut reference = Reference::default();
-        reference.applies(0, (1, 1), &batch(1, &[put(&name, "5")]), 7).expect("a batch");
+        reference.applies(0, (1, 1), &batch(1, &[put(&name, "5")])).expect("a batch");
         let keeps = |call, answer| {
             let mut history = History::default();
             let returned = Some((9, answer));

@@ -75,7 +75,7 @@ impl Process {
         }
         self.step_snapshot(out)?;
         self.begin_sync(around.sync_early, out);
-        self.flush_frames(out);
+        self.flush_frames(around.now, out);
         Ok(())
     }
 

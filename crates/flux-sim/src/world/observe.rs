@@ -8,7 +8,6 @@ use super::{World, node_now};
 use crate::check::consensus::Contents;
 use crate::check::{Promise, Violation};
 use crate::node::{Appended, Output};
-use crate::plan::{MS, Profile};
 
 /// Of a thousand turns of a replica so many are followed by a look at its whole table.
 const TABLES_PER_MILLE: u32 = 60;
@@ -132,6 +131,9 @@ impl World {
         let Some(process) = &mut self.hosts[host].process else { return };
         let Some(hosted) = process.hosted.get_mut(&partition) else { return };
         let applied = hosted.replica.applied();
+        if hosted.replica.leads() {
+            self.reference.serves(partition, applied.index, self.now_us);
+        }
         let first = hosted.checked + 1;
         if applied.index < first {
             return;
@@ -145,7 +147,7 @@ impl World {
                 found = Err(Violation::new(Promise::Committed, evidence));
                 break;
             };
-            found = self.reference.applies(partition, (index, *term), contents, self.now_us);
+            found = self.reference.applies(partition, (index, *term), contents);
             if found.is_err() {
                 break;
             }
@@ -153,20 +155,16 @@ impl World {
         self.check(found);
     }
 
-    /// Compares what a host says of the age of its table with what was committed meanwhile. A follower counts
-    /// from when a message came, and cannot know how long that was on its way: so only in good weather.
+    /// Compares what a host says of the age of its table with what was committed meanwhile.
     fn observe_age(&mut self, host: usize, partition: u16) {
         let machine = &self.hosts[host];
         let process = machine.process.as_ref();
         let Some(hosted) = process.and_then(|one| one.hosted.get(&partition)) else { return };
-        let shown_us = machine.clock.monotonic_us(self.now_us);
-        let (revision, age) = hosted.view.staleness(shown_us);
-        let Some(age_us) = age.filter(|_| self.plan.profile == Profile::Calm) else { return };
-        // By a clock that may be slow.
+        let (revision, age) = hosted.view.staleness(node_now(&self.plan, machine, self.now_us).us);
+        let Some(age_us) = age.filter(|_| self.plan.checks_ages()) else { return };
+        // By a clock that may be slow, and counts whole microseconds.
         let slowest = 100 - u64::from(self.plan.drift_percent);
-        // Raft's own heartbeats repeat the last round that has not been answered, which may wait for a sync.
-        let travel_us = 3 * self.plan.links.delay_us.1 + 2 * self.plan.sync_us.1 + MS;
-        let since_us = self.now_us.saturating_sub(age_us * 100 / slowest + travel_us);
+        let since_us = self.now_us.saturating_sub(age_us * 100 / slowest + 2);
         let fresh = self.reference.is_fresh(partition, revision, since_us).map_err(|mut one| {
             one.evidence = format!("h{host} {}", one.evidence);
             one
