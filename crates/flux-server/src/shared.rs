@@ -129,12 +129,9 @@ impl Shared {
         now: Now,
     ) -> Option<(Reply, Revision, u64)> {
         let view = &self.views[usize::from(partition.0)];
-        let (revision, age_us) = match view.standing.may_serve(now.us) {
-            true => (view.standing.staleness(now.us).0, Some(0)),
-            false => view.standing.staleness(now.us),
-        };
+        let (revision, age_us) = view.standing.staleness(now.us);
         let reply = flux_core::evaluate::read(&view.table, now.ms, command);
-        Some((reply, revision, age_us?))
+        Some((reply, revision, age_us?)).filter(|_| view.standing.is_here())
     }
 
     /// Carries out a command from a task of the asynchronous runtime.

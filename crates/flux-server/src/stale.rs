@@ -42,7 +42,6 @@ impl Shared {
     pub(crate) fn age(&self, partition: PartitionId, now: Now) -> Option<Age> {
         let standing = &self.views[usize::from(partition.0)].standing;
         let (revision, age_us) = standing.staleness(now.us);
-        let age_us = if standing.may_serve(now.us) { Some(0) } else { age_us };
         age_us.map(|age_us| Age { revision, age_us })
     }
 

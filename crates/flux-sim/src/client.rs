@@ -104,7 +104,7 @@ impl Client {
     /// A client that has not asked anything.
     pub fn new(id: u32, plan: &Plan, mut random: Random) -> Client {
         let reads_per_mille = plan.reads_per_mille[random.below(4) as usize];
-        let session = random.per_mille(600).then(|| random.next());
+        let session = random.per_mille(600).then(|| random.any());
         let hosts = plan.hosts as u64;
         let believed = (0..plan.partitions).map(|_| random.below(hosts) as usize).collect();
         let places = usize::from(plan.partitions) * usize::from(plan.keys);

@@ -80,11 +80,12 @@ fn replay(seed: u64, arguments: &Arguments) -> Result<bool> {
     )?;
     writeln!(
         out,
-        "{} operations, {} messages ({} lost), {} terms, {} snapshots installed, {} nodes replaced",
+        "{} operations, {} messages ({} lost), {} terms, {} naps, {} snapshots installed, {} nodes replaced",
         outcome.operations,
         outcome.messages,
         outcome.lost,
         outcome.terms,
+        outcome.naps,
         outcome.snapshots,
         outcome.replaced
     )?;
@@ -158,12 +159,13 @@ fn report(
     writeln!(out, "faults: {}", list(faults))?;
     writeln!(
         out,
-        "{} operations, {} messages ({} lost), {} terms, {} snapshots installed, {} nodes replaced, \
+        "{} operations, {} messages ({} lost), {} terms, {} naps, {} snapshots installed, {} nodes replaced, \
          {} events",
         totals.operations,
         totals.messages,
         totals.lost,
         totals.terms,
+        totals.naps,
         totals.snapshots,
         totals.replaced,
         totals.events

@@ -29,6 +29,8 @@ pub enum Profile {
     Disks,
     /// Replicas that move, and snapshots.
     Members,
+    /// Groups with nothing to do, which sleep, and are woken by faults.
+    Quiet,
     /// Messages that come so late that another leads by then.
     Late,
     /// Elections all the time, and nodes that lose power in them.
@@ -48,6 +50,7 @@ impl Profile {
             Profile::Clocks => "clocks",
             Profile::Disks => "disks",
             Profile::Members => "members",
+            Profile::Quiet => "quiet",
             Profile::Late => "late",
             Profile::Elections => "elections",
             Profile::Beyond => "beyond",
@@ -169,6 +172,8 @@ pub struct Plan {
     pub fault_every_us: (u64, u64),
     /// How long a fault lasts.
     pub fault_lasts_us: (u64, u64),
+    /// Of a thousand nodes that go down so many come back at once.
+    pub quick_start_per_mille: u32,
     /// The kinds of faults, each as often as it is to be likely.
     pub faults: Vec<Fault>,
 }
@@ -194,6 +199,16 @@ impl Plan {
                 plan.fault_lasts_us = (50 * MS, 1500 * MS);
             }
             Profile::Disks => plan.sync_us = (MS, 20 * MS),
+            Profile::Quiet => {
+                plan.tick_us = 10 * MS;
+                plan.links.delay_us = (50, 500);
+                plan.election_ticks = random.between(12, 30) as usize;
+                plan.rate_ppm = u64::from(plan.drift_percent) * 10_000;
+                plan.partitions = 3;
+                plan.think_us = (50 * MS, 1500 * MS);
+                plan.fault_every_us = (100 * MS, 800 * MS);
+                plan.reads_per_mille = [600, 800, 900, 950];
+            }
             Profile::Late => {
                 plan.tick_us = 10 * MS;
                 plan.links.slow_per_mille = 200;
@@ -227,16 +242,29 @@ impl Plan {
         if let Some(faults) = plant.and_then(Plant::faults) {
             plan.faults = faults.to_vec();
             plan.fault_every_us = (20 * MS, 400 * MS);
-            (plan.hosts, plan.partitions, plan.replication) = (3, 1, 3);
+            (plan.hosts, plan.partitions, plan.replication) = (3, 4, 3);
             let timeout = plan.tick_us * plan.election_ticks as u64;
             plan.fault_lasts_us = (timeout, 2 * timeout);
+            plan.reads_per_mille = [990; 4];
+            plan.quick_start_per_mille = 900;
         }
         plan
+    }
+
+    /// How old a follower's table is, at most, where nothing goes wrong, by its own word in microseconds: a
+    /// few rounds of heartbeats.
+    pub fn usual_age_us(&self) -> u64 {
+        (self.election_ticks + 4 * self.heartbeat_ticks) as u64 * self.tick_us
     }
 
     /// Whether reads must be right: not with clocks that are more wrong than replicas are told.
     pub fn checks_reads(&self) -> bool {
         self.profile != Profile::Beyond
+    }
+
+    /// Whether ages must be true as well: not by a wall clock, which is a bug that leases are to show.
+    pub fn checks_ages(&self) -> bool {
+        self.checks_reads() && self.plant != Some(Plant::WallClockLease)
     }
 
     /// The links as they are when all is well.
@@ -287,6 +315,7 @@ impl Plan {
             tail_bytes: [512, 4 * 1024, 64 * 1024][random.below(3) as usize],
             fault_every_us: (100 * MS, 1500 * MS),
             fault_lasts_us: (50 * MS, 2000 * MS),
+            quick_start_per_mille: 300,
             faults: Vec::new(),
         }
     }
@@ -298,7 +327,8 @@ fn mixed(random: &mut Random) -> Profile {
         1..7 => Profile::Weather,
         7..11 => Profile::Storm,
         11..14 => Profile::Members,
-        14 | 15 => Profile::Clocks,
+        14 => Profile::Clocks,
+        15 => Profile::Quiet,
         16 => Profile::Elections,
         17 => Profile::Late,
         _ => Profile::Disks,
@@ -325,6 +355,15 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
             Fault::FailedSync,
             Fault::FailedWrite,
             Fault::BitRot,
+        ],
+        Profile::Quiet => &[
+            Fault::IsolateLeader,
+            Fault::OneWay,
+            Fault::Freeze,
+            Fault::Kill,
+            Fault::PowerCut,
+            Fault::ClockRate,
+            Fault::Transfer,
         ],
         Profile::Late => &[Fault::IsolateLeader, Fault::OneWay, Fault::Split],
         Profile::Elections => {

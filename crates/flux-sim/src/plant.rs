@@ -25,6 +25,10 @@ pub enum Plant {
     TicksInBursts,
     /// A node forgets at each start that it may have promised its vote.
     VoteAfterRestart,
+    /// A replica that wakes up does not tell its leader, and its node goes on answering beats.
+    WakeUntold,
+    /// A follower that sleeps counts its age from when an answer to a beat came, not from when it asked.
+    AgeByArrival,
     /// A new leader answers reads before it has applied all that earlier ones acknowledged.
     ServeBeforeOwnTerm,
     /// A received snapshot is installed at a later index than the one it holds.
@@ -51,6 +55,7 @@ impl Plant {
             Plant::TicksInBursts | Plant::VoteAfterRestart | Plant::ServeBeforeOwnTerm => {
                 Profile::Clocks
             }
+            Plant::WakeUntold | Plant::AgeByArrival => Profile::Quiet,
             Plant::VotesNotSynced => Profile::Elections,
             Plant::SnapshotAtWrongIndex
             | Plant::SnapshotIncomplete

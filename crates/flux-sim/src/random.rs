@@ -14,12 +14,11 @@ impl Random {
 
     /// A stream of its own for one purpose, so that more draws for one leave the others as they are.
     pub fn fork(&mut self) -> Random {
-        Random(self.next())
+        Random(self.any())
     }
 
     /// Any number.
-    #[allow(clippy::should_implement_trait, reason = "it never ends, and is no iterator")]
-    pub fn next(&mut self) -> u64 {
+    pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -28,7 +27,7 @@ impl Random {
 
     /// A number below `limit`; 0 if `limit` is 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
+        ((u128::from(self.any()) * u128::from(limit)) >> 64) as u64
     }
 
     /// A number from `low` to `high`, both inclusive.
@@ -78,7 +77,7 @@ mod tests {
         let mut random = Random::new(7);
         let mut fork = random.fork();
         let mut again = Random::new(7).fork();
-        random.next();
-        assert_eq!(fork.next(), again.next());
+        random.any();
+        assert_eq!(fork.any(), again.any());
     }
 }

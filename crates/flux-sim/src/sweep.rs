@@ -1,7 +1,7 @@
 //! Runs of single seeds, and of many on all processors.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
@@ -18,6 +18,8 @@ use crate::world::{Outcome, World};
 thread_local! {
     /// Where the last panic of this thread was, and what it said.
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// This thread is in a run, which may end in a panic.
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Which runs a seed stands for.
@@ -59,7 +61,10 @@ pub fn run_seed(seed: u64, settings: Settings, out: Option<Box<dyn Write>>) -> (
     let plan = Plan::new(seed, settings.profile, settings.plant);
     let trace = Trace::new(out);
     let world = AssertUnwindSafe(|| World::new(plan.clone(), trace).run());
-    let outcome = catch_unwind(world).unwrap_or_else(|panic| {
+    RUNNING.set(true);
+    let outcome = catch_unwind(world);
+    RUNNING.set(false);
+    let outcome = outcome.unwrap_or_else(|panic| {
         let place = PANIC.with_borrow_mut(Option::take);
         let what = place.unwrap_or_else(|| text_of(&*panic));
         Outcome { violations: vec![Violation::new(Promise::Intact, what)], ..Outcome::default() }
@@ -115,6 +120,7 @@ impl Summary {
         totals.messages += outcome.messages;
         totals.lost += outcome.lost;
         totals.replaced += outcome.replaced;
+        totals.naps += outcome.naps;
         for (fault, count) in outcome.faults {
             *totals.faults.entry(fault).or_default() += count;
         }
@@ -136,7 +142,11 @@ impl Summary {
 fn keep_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        std::panic::set_hook(Box::new(|info| {
+        let otherwise = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !RUNNING.get() {
+                return otherwise(info);
+            }
             let place = info.location().map(ToString::to_string).unwrap_or_default();
             let text = format!("panic at {place}: {}", text_of(info.payload()));
             PANIC.set(Some(text));

@@ -55,6 +55,8 @@ plants! {
     stale_clock: StaleClock breaks &[Promise::Linearizable];
     ticks_in_bursts: TicksInBursts breaks READS;
     vote_after_restart: VoteAfterRestart breaks READS;
+    wake_untold: WakeUntold breaks READS;
+    age_by_arrival: AgeByArrival breaks &[Promise::Fresh];
     serve_before_own_term: ServeBeforeOwnTerm breaks &[Promise::Linearizable];
     snapshot_at_wrong_index: SnapshotAtWrongIndex breaks SAFETY;
     snapshot_incomplete: SnapshotIncomplete breaks &[Promise::EqualTables];

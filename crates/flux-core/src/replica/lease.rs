@@ -85,10 +85,10 @@ impl<W> Rounds<W> {
 
 /// What a heartbeat of a round carries, for those who answer to send back.
 pub(super) struct RoundMark {
-    number: u64,
-    term: u64,
+    pub(super) number: u64,
+    pub(super) term: u64,
     begun_us: u64,
-    /// What was committed when it began: a follower that has applied it is up to date.
+    /// What was committed when it began.
     pub(super) commit: u64,
 }
 
@@ -138,7 +138,9 @@ impl<W> Replica<W> {
         let commit = self.node.raft.raft_log.committed;
         let (number, term) = (self.rounds.begun, self.node.raft.term);
         let mark = RoundMark { number, term, begun_us: self.now.us, commit };
-        self.node.read_index(mark.encode());
+        let context = mark.encode();
+        self.node.read_index(context.clone());
+        self.echo_stamps(number, &context);
     }
 
     /// Takes note of a round that a quorum has answered.
@@ -150,6 +152,10 @@ impl<W> Replica<W> {
         }
         self.rounds.confirmed = self.rounds.confirmed.max(mark.number);
         self.rounds.extend_lease(self.node.raft.term, mark.begun_us);
+        if self.leads {
+            // Without a lease, too, its table had all that was acknowledged when the round began.
+            self.view.set_fresh(mark.begun_us);
+        }
     }
 
     /// Sends the replies that waited for a round which has been confirmed.

@@ -33,10 +33,6 @@ pub(super) struct Election {
     rank: usize,
     /// Ticks for which it keeps its vote after a start: it may have promised it before.
     silent_ticks: usize,
-    /// When the leader was last heard of.
-    pub(super) heard_us: u64,
-    /// What it had committed then.
-    pub(super) commit_heard: u64,
 }
 
 impl Election {
@@ -48,8 +44,6 @@ impl Election {
             attempts: 0,
             rank: 0,
             silent_ticks: if promised { config.election_ticks } else { 0 },
-            heard_us: 0,
-            commit_heard: u64::MAX,
         }
     }
 
@@ -100,10 +94,8 @@ impl<W> Replica<W> {
         }
         let from_leader =
             matches!(message.msg_type(), MessageType::MsgHeartbeat | MessageType::MsgAppend);
-        let commit = match RoundMark::decode(&message.context) {
-            Some(mark) if message.msg_type() == MessageType::MsgHeartbeat => mark.commit,
-            _ => message.commit,
-        };
+        let tail = self.take_tail(&mut message);
+        let round = RoundMark::decode(&message.context).zip(tail);
         let (from, term) = (message.from, message.term);
         let quiet = matches!(
             message.msg_type(),
@@ -129,9 +121,11 @@ impl<W> Replica<W> {
             self.stir();
         }
         let raft = &self.node.raft;
-        if from_leader && raft.leader_id == from && raft.term == term {
-            self.election.heard_us = now.us;
-            self.election.commit_heard = commit;
+        if let Some((mark, tail)) = round
+            && raft.leader_id == from
+            && raft.term == term
+        {
+            self.heard_round(&mark, tail);
         }
         self.settle();
     }
@@ -186,6 +180,14 @@ impl<W> Replica<W> {
     pub(super) fn tick_election(&mut self) {
         self.election.silent_ticks = self.election.silent_ticks.saturating_sub(1);
         let campaigned = self.node.tick();
+        let timeout = self.election.timeout();
+        let raft = &mut self.node.raft;
+        let silent = raft.state == StateRole::Follower && raft.election_elapsed > timeout;
+        if silent && !raft.promotable() && raft.leader_id != 0 {
+            // Who has no vote does not stand, and would believe in its leader for ever. It must find out, if
+            // its group has gone on without it.
+            raft.become_follower(raft.term, 0);
+        }
         let state = self.node.raft.state;
         if campaigned && matches!(state, StateRole::PreCandidate | StateRole::Candidate) {
             self.stand_again_soon();

@@ -15,6 +15,7 @@
 
 mod entries;
 mod expiry;
+mod fresh;
 mod group;
 mod lease;
 mod members;
@@ -34,6 +35,7 @@ pub use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 
 pub use entries::Position;
+pub use fresh::Stamps;
 pub use group::{Change, Progress, Role, Status};
 pub use members::Members;
 pub use messages::{decode_message, encode_message};
@@ -49,6 +51,7 @@ use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
 use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
 use entries::Entries;
+use fresh::Freshness;
 use lease::Rounds;
 use messages::Election;
 use sleep::Sleep;
@@ -175,6 +178,7 @@ pub struct Replica<W> {
     /// leaders acknowledged.
     leads: bool,
     rounds: Rounds<W>,
+    fresh: Freshness,
     sleep: Sleep,
     election: Election,
     in_flight: InFlight,
@@ -261,6 +265,7 @@ impl<W> Replica<W> {
             now,
             leads: false,
             rounds: Rounds::new(config),
+            fresh: Freshness::default(),
             sleep: Sleep::default(),
             election,
             in_flight: InFlight::new(revision),
@@ -396,6 +401,7 @@ impl<W> Replica<W> {
         };
         let proposed = self.node.propose(Vec::new(), payload);
         proposed.expect("a leader that does not hand over takes proposals");
+        self.stir();
         let raft = &self.node.raft;
         let position = Position { index: raft.raft_log.last_index(), term: raft.term };
         self.proposed.push_back(Proposed { position, replies: waiting, tick: self.ticks });
@@ -606,6 +612,8 @@ impl<W> Replica<W> {
             let waiting = std::mem::take(&mut self.open);
             self.decided.extend(refused(waiting, &Error::NotLeader));
             self.decided.extend(self.rounds.stop());
+            // Followers that it asked to sleep must not believe that it still leads.
+            self.stir();
         }
         self.leads = leads;
         let lease_until_us = match leads {
@@ -613,13 +621,14 @@ impl<W> Replica<W> {
             true => self.rounds.lease_until_us,
             false => 0,
         };
+        // What is said of the revision goes after it.
+        self.view.set_revision(self.revision);
         self.view.set_lease(lease_until_us);
         self.view.set_leader(self.node.raft.leader_id);
-        self.view.set_revision(self.revision);
         if leads && self.has_lease() {
             self.view.set_fresh(self.now.us);
-        } else if self.applied.index >= self.election.commit_heard {
-            self.view.set_fresh(self.election.heard_us);
+        } else if let Some(since_us) = self.fresh.since(self.applied.index) {
+            self.view.set_fresh(since_us);
         }
     }
 

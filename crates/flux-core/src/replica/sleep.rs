@@ -8,6 +8,11 @@
 //! another. A follower that wakes up tells its leader before its node answers another beat, and the owner
 //! wakes the followers of a node that it has not heard of for long.
 //!
+//! A beat that the leader's node has answered tells sleeping followers, too, that they lack nothing from
+//! before it was sent: for as long as a leader has not told those that it asked to sleep to wake up, it
+//! surely leads, and nothing is committed that it had not when it asked. So the owner lets its replicas
+//! `vouch` before it answers beats, and answers none where it could not send a `Wake`.
+//!
 //! Whatever happens to a group wakes it: a write, a message, a lost link, a change of members.
 
 use raft::{ProgressState, StateRole};
@@ -43,6 +48,8 @@ pub enum Signal {
 #[derive(Debug, Default)]
 pub(super) struct Sleep {
     asleep: bool,
+    /// A leader has asked the others to sleep, and some may do so.
+    asked: bool,
     /// Ticks since something happened.
     quiet_ticks: u64,
     /// The others that sleep, and from when the last beat is that their nodes have answered.
@@ -57,7 +64,7 @@ impl<W> Replica<W> {
     }
 
     /// What is to be sent to other replicas. A `Wake` must be sent, or the link be broken, before a beat of
-    /// that node is answered.
+    /// that node is answered. `Sleep` is for nodes only whose beats this one answers.
     pub fn take_signals(&mut self) -> Vec<(u64, Signal)> {
         std::mem::take(&mut self.sleep.signals)
     }
@@ -66,14 +73,26 @@ impl<W> Replica<W> {
     pub fn wake(&mut self, now: Now) {
         self.now = now;
         self.sleep.quiet_ticks = 0;
+        let (raft, me) = (&mut self.node.raft, self.id);
+        let wake = Signal::Wake { term: raft.term };
         if std::mem::take(&mut self.sleep.asleep) {
-            self.node.raft.election_elapsed = 0;
-            let leader = self.node.raft.leader_id;
-            if leader != 0 && leader != self.id {
-                self.sleep.signals.push((leader, Signal::Wake { term: self.node.raft.term }));
-            }
+            raft.election_elapsed = 0;
+            let leader = Some(raft.leader_id).filter(|id| *id != 0 && *id != me);
+            self.sleep.signals.extend(leader.map(|id| (id, wake)));
+        }
+        if std::mem::take(&mut self.sleep.asked) {
+            let others = self.members().all().into_iter().filter(|id| *id != me);
+            self.sleep.signals.extend(others.map(|id| (id, wake)).collect::<Vec<_>>());
         }
         self.sleep.others.clear();
+    }
+
+    /// A beat is about to be answered. A leader that is not sure to lead any more wakes those that sleep.
+    pub fn vouch(&mut self, now: Now) {
+        let sure = self.leads && now.us < self.rounds.lease_until_us;
+        if self.sleep.asked && !sure {
+            self.wake(now);
+        }
     }
 
     /// The node of the leader has not been heard of for so many ticks.
@@ -119,13 +138,19 @@ impl<W> Replica<W> {
         }
     }
 
-    /// The node of another replica has answered a beat that was sent at this time. Renews the lease of a
-    /// leader that sleeps.
+    /// The node of another replica has answered a beat that this process sent at this time. Renews the lease
+    /// of a leader that sleeps. A follower that sleeps is up to date if it is the leader's answer.
     pub fn beat_answered(&mut self, now: Now, from: u64, sent_us: u64) {
-        if !self.sleep.asleep || !self.leads {
+        if !self.sleep.asleep {
             return;
         }
         self.now = now;
+        if !self.leads {
+            if self.node.raft.leader_id == from {
+                self.view.set_fresh(sent_us);
+            }
+            return;
+        }
         let Some(other) = self.sleep.others.iter_mut().find(|(id, _)| *id == from) else { return };
         other.1 = other.1.max(sent_us);
         let others = self.sleep.others.clone();
@@ -140,15 +165,9 @@ impl<W> Replica<W> {
             let term = self.node.raft.term;
             self.rounds.extend_lease(term, since_us);
             self.view.set_lease(self.rounds.lease_until_us);
-            self.view.set_fresh(self.now.us);
-        }
-    }
-
-    /// A beat of the leader's node: a follower that sleeps is as up to date as it was.
-    pub fn beat_heard(&mut self, now: Now) {
-        if self.sleep.asleep && !self.leads {
-            self.now = now;
-            self.view.set_fresh(now.us);
+            if self.has_lease() {
+                self.view.set_fresh(self.now.us);
+            }
         }
     }
 
@@ -156,9 +175,8 @@ impl<W> Replica<W> {
     pub(super) fn tick_sleep(&mut self) -> bool {
         if self.sleep.asleep {
             // A leader that nobody answers must find out what is the matter.
-            let lost = self.leads && self.now.us >= self.rounds.lease_until_us;
-            if lost && self.sleep.quiet_ticks > QUIET_TICKS * 2 {
-                self.wake(self.now);
+            if self.leads {
+                self.vouch(self.now);
             }
             self.sleep.quiet_ticks += 1;
             return self.sleep.asleep;
@@ -171,6 +189,7 @@ impl<W> Replica<W> {
             let me = self.id;
             let signals = others.into_iter().filter(|id| *id != me).map(|id| (id, signal));
             self.sleep.others.clear();
+            self.sleep.asked = true;
             self.sleep.signals.extend(signals);
         }
         false
@@ -179,7 +198,7 @@ impl<W> Replica<W> {
     /// Something other than a heartbeat.
     pub(super) fn stir(&mut self) {
         self.sleep.quiet_ticks = 0;
-        if self.sleep.asleep {
+        if self.sleep.asleep | self.sleep.asked {
             self.wake(self.now);
         }
     }
@@ -196,6 +215,7 @@ impl<W> Replica<W> {
                     && one.state != ProgressState::Snapshot)
         };
         self.leads
+            && self.has_lease()
             && done
             && self.in_flight.is_empty()
             && !self.rounds.is_waited_for()

@@ -6,6 +6,7 @@ use super::*;
 use crate::store::TableOptions;
 use crate::{Condition, Expiry};
 
+mod fresh;
 mod group;
 
 const NOW: UnixMillis = 1_700_000_000_000;

@@ -27,21 +27,32 @@ impl View {
         self.leader.load(Ordering::Relaxed)
     }
 
-    /// The newest revision in the table, and for how many microseconds, at most, newer ones may have been
-    /// committed elsewhere; `None` if this replica has never been up to date.
+    /// A revision that is in the table, and for how many microseconds, at most, newer ones may have been
+    /// acknowledged by this moment of the owner's monotonic clock: 0 where the table may answer linearizable
+    /// reads. `None` if this replica has never been up to date. The table is to be read after this, and what
+    /// was read counts only if `is_here` holds then.
     pub fn staleness(&self, now_us: u64) -> (Revision, Option<u64>) {
-        let revision = self.revision.load(Ordering::Relaxed);
-        match self.fresh_us.load(Ordering::Relaxed) {
-            0 => (revision, None),
-            fresh_us => (revision, Some(now_us.saturating_sub(fresh_us))),
-        }
+        // The revision comes last: it was published before what is said of it, and only grows.
+        let may_serve = self.may_serve(now_us);
+        let age_us = match self.fresh_us.load(Ordering::Acquire) {
+            0 => None,
+            _ if may_serve => Some(0),
+            fresh_us => Some(now_us.saturating_sub(fresh_us)),
+        };
+        (self.revision.load(Ordering::Acquire), age_us.filter(|_| self.is_here()))
     }
 
-    /// There is no replica here any more.
+    /// Whether there is a replica here that was up to date at some time. One that is removed says so before
+    /// its table is emptied.
+    pub fn is_here(&self) -> bool {
+        self.fresh_us.load(Ordering::Acquire) != 0
+    }
+
+    /// There is no replica here any more. To be called before the table is emptied.
     pub fn clear(&self) {
         self.set_lease(0);
         self.set_leader(0);
-        self.fresh_us.store(0, Ordering::Relaxed);
+        self.fresh_us.store(0, Ordering::Release);
         self.set_revision(0);
     }
 
@@ -59,13 +70,13 @@ impl View {
 
     pub(super) fn set_fresh(&self, us: u64) {
         if self.fresh_us.load(Ordering::Relaxed) < us {
-            self.fresh_us.store(us, Ordering::Relaxed);
+            self.fresh_us.store(us, Ordering::Release);
         }
     }
 
     pub(super) fn set_revision(&self, revision: Revision) {
         if self.revision.load(Ordering::Relaxed) != revision {
-            self.revision.store(revision, Ordering::Relaxed);
+            self.revision.store(revision, Ordering::Release);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{
-    Message as RaftMessage, MessageType, Replica, Signal, decode_message, encode_message,
+    Message as RaftMessage, MessageType, Replica, Signal, Stamps, decode_message, encode_message,
 };
 use flux_core::session::Once;
 use flux_core::{Command, Error, PartitionId, Reply};
@@ -69,8 +69,10 @@ pub(super) struct Cluster {
     pub(super) unsent: Vec<(Instant, PeerRequest, Reply)>,
     /// When the last frame of each node came.
     seen: BTreeMap<u32, u64>,
-    /// When the last beat of each node came.
+    /// When the last beat of each node came; of a node whose link was lost, since then.
     heard: BTreeMap<u32, u64>,
+    /// When the last beats went out.
+    sent: Stamps,
     /// Beats to be answered.
     beats: Vec<(u32, u64)>,
     /// What replicas say about sleeping, and where to.
@@ -116,6 +118,7 @@ impl Cluster {
             seen: BTreeMap::new(),
             unsent: Vec::new(),
             heard: BTreeMap::new(),
+            sent: Stamps::default(),
             beats: Vec::new(),
             signals: Vec::new(),
             gone: Vec::new(),
@@ -278,21 +281,22 @@ impl Dispatch {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.beats.push((from, sent_us));
         cluster.heard.insert(from, now.us);
-        for replica in self.replicas_mut() {
-            if replica.is_asleep() && node_of(replica.leader()) == from {
-                replica.beat_heard(now);
-            }
-        }
     }
 
     fn on_beat_reply(&mut self, from: u32, sent_us: u64) {
         let now = self.now;
-        for replica in self.replicas_mut() {
-            if replica.is_asleep() && replica.leads() {
-                let there = |id: &&u64| node_of(**id) == from;
-                if let Some(&id) = replica.members().voters.iter().find(there) {
-                    replica.beat_answered(now, id, sent_us);
-                }
+        // Not what this node's last process has sent.
+        if !self.cluster.as_ref().is_some_and(|cluster| cluster.sent.contains(sent_us)) {
+            return;
+        }
+        for replica in self.replicas_mut().filter(|replica| replica.is_asleep()) {
+            let there = |id: &u64| node_of(*id) == from;
+            let id = match replica.leads() {
+                true => replica.members().voters.iter().copied().find(there),
+                false => Some(replica.leader()).filter(there),
+            };
+            if let Some(id) = id {
+                replica.beat_answered(now, id, sent_us);
             }
         }
     }
@@ -312,6 +316,12 @@ impl Dispatch {
     /// Sends what replicas say to each other about sleeping. A link that takes no `Wake` must not answer
     /// beats either: it is full, and is emptied or broken soon.
     fn send_signals(&mut self) {
+        if self.cluster.as_ref().is_some_and(|cluster| !cluster.beats.is_empty()) {
+            // The clock was looked at before the beats came.
+            self.look_at_monotonic_clock();
+            let now = self.now;
+            self.replicas_mut().for_each(|replica| replica.vouch(now));
+        }
         let Some(peers) = &mut self.peers else { return };
         let Some(cluster) = &mut self.cluster else { return };
         let mut unsent = Vec::new();
@@ -327,7 +337,9 @@ impl Dispatch {
                 Signal::Asleep { term } => Frame::Asleep { partition, term },
                 Signal::Wake { term } => Frame::Wake { partition, term },
             };
-            if !peers.is_up(node) {
+            // Replicas rely on answers to beats, which a worker that has no counterpart there never gives.
+            let asks = matches!(signal, Signal::Sleep { .. });
+            if !peers.is_up(node) || (asks && !cluster.heard.contains_key(&node)) {
                 continue;
             }
             match peers.out(node) {
@@ -346,6 +358,7 @@ impl Dispatch {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.ticks += 1;
         if cluster.ticks.is_multiple_of(BEAT_TICKS) {
+            cluster.sent.note(now.us);
             for node in cluster.topology.members.keys() {
                 if let Some(out) = peers.out(node.0) {
                     encode(out, &Frame::Beat { sent_us: now.us }).expect("it is short");
@@ -479,6 +492,9 @@ impl Dispatch {
             cluster.forwards.lost(node, &mut self.replies);
         }
         self.wake_with(node);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.heard.remove(&node);
+        }
         for index in 0..self.own().len() {
             let partition = self.own()[index];
             let Some((replica, _)) = self.replica(partition) else { continue };

@@ -46,6 +46,8 @@ pub enum Promise {
     DenseRevisions,
     /// Replicas at the same index have the same table.
     EqualTables,
+    /// A replica is not further behind than it says.
+    Fresh,
     /// At most one replica of a partition holds a lease.
     OneLease,
     /// Once faults have ended, the cluster works and its replicas agree.
@@ -75,6 +77,7 @@ impl fmt::Display for Promise {
             Promise::Committed => "committed entry changed",
             Promise::DenseRevisions => "revisions not dense",
             Promise::EqualTables => "tables differ at the same index",
+            Promise::Fresh => "older than it says",
             Promise::OneLease => "two leases at once",
             Promise::Recovers => "does not recover",
             Promise::Intact => "broken",

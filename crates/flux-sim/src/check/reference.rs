@@ -28,6 +28,8 @@ struct Committed {
     entries: Vec<(u64, Contents)>,
     /// The revision after each entry.
     revisions: Vec<u64>,
+    /// When a leader had first applied an entry, in true microseconds: nobody acknowledges it earlier.
+    served_us: Vec<u64>,
     /// What each key was from an index on.
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Stored>)>>,
     /// Which key a revision wrote, and with which value; `None` for a removal.
@@ -35,12 +37,18 @@ struct Committed {
     /// The revisions that gave a key a value which only one operation writes.
     by_value: BTreeMap<(Vec<u8>, i64), Vec<u64>>,
     /// The versions and sums that adding to a key gave, by what was added.
-    by_addition: BTreeMap<(Vec<u8>, i64), Vec<(u64, i64)>>,
+    by_addition: BTreeMap<(Vec<u8>, i64), Vec<Sum>>,
     /// The entries with the answer to a write of a session, and what the write removed, if it did.
-    answers: BTreeMap<(u64, u64), Vec<(u64, Option<Vec<u8>>)>>,
+    answers: BTreeMap<(u64, u64), Vec<Answered>>,
     /// What the first replica that showed them had for sessions at an index.
     sessions: BTreeMap<u64, Vec<u8>>,
 }
+
+/// A version and the sum that it has.
+type Sum = (u64, i64);
+
+/// The entry with the answer to a write, and the key that the write removed.
+type Answered = (u64, Option<Vec<u8>>);
 
 /// What a table must have for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +155,31 @@ impl Reference {
             return differs(format!("{found} keys where {due} are due"));
         }
         Ok(())
+    }
+
+    /// A replica that leads has applied all up to an index, and may acknowledge it from this true time on.
+    pub fn serves(&mut self, partition: u16, index: u64, now_us: u64) {
+        let served_us = &mut self.partitions.entry(partition).or_default().served_us;
+        served_us.resize(served_us.len().max(index as usize), now_us);
+    }
+
+    /// A replica at a revision says that all that it lacks was acknowledged after a true time.
+    ///
+    /// # Errors
+    /// If the next revision may have been acknowledged before that.
+    pub fn is_fresh(&self, partition: u16, revision: u64, since_us: u64) -> Result<(), Violation> {
+        let Some(committed) = self.partitions.get(&partition) else { return Ok(()) };
+        let next = committed.revisions.partition_point(|one| *one <= revision);
+        match committed.served_us.get(next) {
+            Some(served_us) if *served_us < since_us => {
+                let evidence = format!(
+                    "partition {partition}: at revision {revision} as of {since_us} us, the leader had \
+                     the next at {served_us} us"
+                );
+                Err(Violation::new(Promise::Fresh, evidence))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A replica shows the sessions that it remembers at an index.
@@ -423,6 +456,22 @@ mod tests {
         ] {
             assert!(shows(index, revision, entries).is_err(), "{index} {revision} {entries:?}");
         }
+    }
+
+    #[test]
+    fn a_replica_is_as_old_as_it_says() {
+        let mut reference = reference();
+        reference.serves(0, 3, 7);
+        reference.applies(0, (4, 2), &batch(4, &[put("c", "1")])).expect("a batch");
+        assert!(reference.is_fresh(0, 3, 9000).is_ok(), "only followers have it yet");
+        reference.serves(0, 4, 500);
+        reference.serves(0, 3, 600);
+        reference.serves(0, 4, 600);
+        assert!(reference.is_fresh(0, 3, 500).is_ok());
+        assert!(reference.is_fresh(0, 4, 9000).is_ok());
+        assert!(reference.is_fresh(0, 3, 501).is_err());
+        assert!(reference.is_fresh(0, 0, 7).is_ok());
+        assert!(reference.is_fresh(0, 0, 8).is_err());
     }
 
     #[test]

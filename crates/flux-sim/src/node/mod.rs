@@ -2,8 +2,8 @@
 //! without threads and sockets.
 //!
 //! It acts only in turns. A turn takes what came in, evaluates it, writes once, begins at most one sync,
-//! and leaves what goes out in an [`Output`]; the world carries that on. With `fsync = always`, as here, a
-//! write is proposed only while no sync is under way.
+//! and leaves what goes out in an [`Output`]; the world carries that on. It syncs as with `fsync = always`, and
+//! sends what it proposes to the followers while its own sync is under way.
 
 mod boot;
 mod peers;
@@ -91,14 +91,27 @@ pub struct Output {
     pub replies: Vec<(Waiter, u16, Reply)>,
     /// A sync began.
     pub syncing: bool,
-    /// Entries that were written, with the term of the entry before each.
-    pub appended: Vec<(u16, (u64, u64), Option<u64>, Contents)>,
+    /// Entries that were written.
+    pub appended: Vec<Appended>,
     /// What is of interest for the trace.
     pub notes: Vec<String>,
     /// There is more to do at once.
     pub again: bool,
     /// The log failed: the process ends.
     pub failed: Option<String>,
+}
+
+/// An entry that was written.
+#[derive(Debug)]
+pub struct Appended {
+    /// The partition.
+    pub partition: u16,
+    /// Its index and term.
+    pub position: (u64, u64),
+    /// The term of the entry before it, where that is known.
+    pub before: Option<u64>,
+    /// What it holds.
+    pub contents: Contents,
 }
 
 /// One replica of the process.

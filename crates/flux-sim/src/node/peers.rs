@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use flux_core::replica::{Now, Signal};
+use flux_core::replica::{Now, Signal, Stamps};
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Output, Process};
+use crate::plant::Plant;
 
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
@@ -38,6 +39,8 @@ pub(super) struct Peers {
     ticks: u64,
     /// When the last beat of each node came.
     heard: BTreeMap<u32, u64>,
+    /// When the last beats went out.
+    sent: Stamps,
     /// Beats to be answered.
     beats: Vec<(u32, u64)>,
     /// Frames to be sent.
@@ -71,22 +74,8 @@ impl Process {
             Frame::Beat(sent_us) => {
                 self.peers.beats.push((from, sent_us));
                 self.peers.heard.insert(from, now.us);
-                for hosted in self.hosted.values_mut() {
-                    if hosted.replica.is_asleep() && node_of(hosted.replica.leader()) == from {
-                        hosted.replica.beat_heard(now);
-                    }
-                }
             }
-            Frame::BeatReply(sent_us) => {
-                for hosted in self.hosted.values_mut() {
-                    let replica = &mut hosted.replica;
-                    let voters = &replica.members().voters;
-                    let there = voters.iter().copied().find(|id| node_of(*id) == from);
-                    if let Some(id) = there.filter(|_| replica.is_asleep() && replica.leads()) {
-                        replica.beat_answered(now, id, sent_us);
-                    }
-                }
-            }
+            Frame::BeatReply(sent_us) => self.beat_answered(from, sent_us, now),
             Frame::Signal(partition, signal) => {
                 let Some(hosted) = self.hosted.get_mut(&partition) else { return };
                 let members = hosted.replica.members().all();
@@ -98,6 +87,25 @@ impl Process {
                 if self.replica(partition).is_some_and(|one| one.id() == replica) {
                     self.peers.to_remove.push(partition);
                 }
+            }
+        }
+    }
+
+    fn beat_answered(&mut self, from: u32, sent_us: u64, now: Now) {
+        if !self.peers.sent.contains(sent_us) {
+            return;
+        }
+        let by_arrival = self.options.has(Plant::AgeByArrival);
+        for hosted in self.hosted.values_mut() {
+            let replica = &mut hosted.replica;
+            let there = |id: &u64| node_of(*id) == from;
+            let (id, since_us) = match replica.leads() {
+                true => (replica.members().voters.iter().copied().find(there), sent_us),
+                false if by_arrival => (Some(replica.leader()).filter(there), now.us),
+                false => (Some(replica.leader()).filter(there), sent_us),
+            };
+            if let Some(id) = id {
+                replica.beat_answered(now, id, since_us);
             }
         }
     }
@@ -140,6 +148,7 @@ impl Process {
         let peers = &mut self.peers;
         peers.ticks += 1;
         if peers.ticks.is_multiple_of(BEAT_TICKS) {
+            peers.sent.note(now.us);
             let others = nodes.iter().filter(|node| **node != self.options.node);
             peers.frames.extend(others.map(|node| (*node, Frame::Beat(now.us))));
         }
@@ -183,9 +192,17 @@ impl Process {
     }
 
     /// At the end of a turn: what replicas say about sleeping goes out before beats are answered.
-    pub(super) fn flush_frames(&mut self, out: &mut Output) {
+    pub(super) fn flush_frames(&mut self, now: Now, out: &mut Output) {
+        let vouches = !self.peers.beats.is_empty();
         for (partition, hosted) in &mut self.hosted {
+            if vouches {
+                hosted.replica.vouch(now);
+            }
             for (to, signal) in hosted.replica.take_signals() {
+                let untold = matches!(signal, Signal::Wake { .. });
+                if untold && self.options.has(Plant::WakeUntold) {
+                    continue;
+                }
                 out.frames.push((node_of(to), Frame::Signal(*partition, signal)));
             }
         }

@@ -6,7 +6,7 @@ use flux_core::{Command, Condition, Error, Expiry, Reply};
 use flux_log::{Entry, LogError, Record};
 use raft::eraftpb::{Message, MessageType};
 
-use super::{Output, Process, Surroundings, Syncing, Work, Written};
+use super::{Appended, Output, Process, Surroundings, Syncing, Work, Written};
 use crate::check::consensus::Contents;
 use crate::check::history::Call;
 use crate::client::{Ask, Request};
@@ -60,13 +60,11 @@ impl Process {
         for work in reads.into_iter().chain(others) {
             self.take(work, around, out)?;
         }
-        if self.syncing.is_none() {
-            for (partition, hosted) in &mut self.hosted {
-                let mut replies = Vec::new();
-                hosted.replica.propose(&mut replies);
-                out.replies
-                    .extend(replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply)));
-            }
+        for (partition, hosted) in &mut self.hosted {
+            let mut replies = Vec::new();
+            hosted.replica.propose(&mut replies);
+            let replies = replies.into_iter().map(|(waiter, reply)| (waiter, *partition, reply));
+            out.replies.extend(replies);
         }
         self.write(out)?;
         for partition in std::mem::take(&mut self.peers.to_remove) {
@@ -77,7 +75,7 @@ impl Process {
         }
         self.step_snapshot(out)?;
         self.begin_sync(around.sync_early, out);
-        self.flush_frames(out);
+        self.flush_frames(around.now, out);
         Ok(())
     }
 
@@ -257,7 +255,7 @@ impl Process {
             hosted.shadow.split_off(&index);
             let before = hosted.shadow.get(&(index - 1)).map(|(term, _)| *term);
             hosted.shadow.insert(index, (term, contents.clone()));
-            out.appended.push((partition, (index, term), before, contents));
+            out.appended.push(Appended { partition, position: (index, term), before, contents });
             self.log.append(&Record::Entry(Entry {
                 partition,
                 entry_type: entry.entry_type as u8,

@@ -141,7 +141,8 @@ impl World {
 
     /// How long a process is down: some come back at once.
     fn down_time(&mut self, lasts: u64) -> u64 {
-        if self.random.per_mille(300) { self.random.between(MS, 30 * MS) } else { lasts }
+        let quick = self.random.per_mille(self.plan.quick_start_per_mille);
+        if quick { self.random.between(MS, 30 * MS) } else { lasts }
     }
 
     /// Cuts the power now, or in the middle of one of the disk's next changes.

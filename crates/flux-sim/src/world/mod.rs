@@ -105,6 +105,8 @@ pub struct Outcome {
     pub lost: u64,
     /// Nodes that lost their data and came back as others.
     pub replaced: u64,
+    /// Times that a whole group fell asleep.
+    pub naps: u64,
 }
 
 /// A run under way.
@@ -127,6 +129,8 @@ pub struct World {
     next_sequence: u32,
     next_process: u64,
     next_node: u32,
+    /// Leaders that sleep.
+    asleep: BTreeSet<u64>,
     /// Replicas whose data is lost.
     lost: BTreeSet<u64>,
     outcome: Outcome,
@@ -146,7 +150,7 @@ impl World {
                 let start = clocks.between(1, 1_000_000_000);
                 let skew = clocks.below(2000) as i64 - 1000;
                 let clock = NodeClock::new(0, start, rate, skew);
-                Host::new(place as u32 + 1, clock, clocks.next())
+                Host::new(place as u32 + 1, clock, clocks.any())
             })
             .collect();
         let mut client_seeds = random.fork();
@@ -169,6 +173,7 @@ impl World {
             targets: Vec::new(),
             next_sequence: 1,
             next_process: 1,
+            asleep: BTreeSet::new(),
             lost: BTreeSet::new(),
             outcome: Outcome::default(),
             settling: false,

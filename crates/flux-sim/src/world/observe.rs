@@ -7,14 +7,14 @@ use raft::eraftpb::{Message, MessageType};
 use super::{World, node_now};
 use crate::check::consensus::Contents;
 use crate::check::{Promise, Violation};
-use crate::node::Output;
+use crate::node::{Appended, Output};
 
 /// Of a thousand turns of a replica so many are followed by a look at its whole table.
 const TABLES_PER_MILLE: u32 = 60;
 
 impl World {
     pub(super) fn observe_appended(&mut self, host: usize, output: &Output) {
-        for (partition, position, before, contents) in &output.appended {
+        for Appended { partition, position, before, contents } in &output.appended {
             self.say_appended(host, *partition, *position, contents);
             let seen = self.consensus.appends(*partition, *position, *before, contents);
             self.check(seen);
@@ -61,6 +61,7 @@ impl World {
             self.observe_leader(host, partition);
             if self.random.per_mille(TABLES_PER_MILLE) {
                 self.observe_table(host, partition);
+                self.observe_age(host, partition);
             }
         }
     }
@@ -69,7 +70,10 @@ impl World {
         let process = self.hosts[host].process.as_ref();
         let Some(replica) = process.and_then(|process| process.replica(partition)) else { return };
         let (leads, id, term) = (replica.leads(), replica.id(), replica.term());
-        if !leads && replica.status().role != Role::Leader {
+        let asleep = leads && replica.is_asleep();
+        let stands = leads || replica.status().role == Role::Leader;
+        self.observe_sleep(host, partition, id, asleep);
+        if !stands {
             return;
         }
         match self.consensus.leads(partition, term, id) {
@@ -83,6 +87,20 @@ impl World {
         if leads {
             self.observe_leases(host, partition, (id, term));
         }
+    }
+
+    fn observe_sleep(&mut self, host: usize, partition: u16, id: u64, asleep: bool) {
+        if asleep == self.asleep.contains(&id) {
+            return;
+        }
+        if asleep {
+            self.outcome.naps += 1;
+            self.asleep.insert(id);
+        } else {
+            self.asleep.remove(&id);
+        }
+        let what = if asleep { "sleeps" } else { "wakes" };
+        self.say(format_args!("h{host} p{partition} {what}"));
     }
 
     /// Who leads and has an entry of its term committed may acknowledge writes: nobody of an earlier term
@@ -113,6 +131,9 @@ impl World {
         let Some(process) = &mut self.hosts[host].process else { return };
         let Some(hosted) = process.hosted.get_mut(&partition) else { return };
         let applied = hosted.replica.applied();
+        if hosted.replica.leads() {
+            self.reference.serves(partition, applied.index, self.now_us);
+        }
         let first = hosted.checked + 1;
         if applied.index < first {
             return;
@@ -132,6 +153,23 @@ impl World {
             }
         }
         self.check(found);
+    }
+
+    /// Compares what a host says of the age of its table with what was committed meanwhile.
+    fn observe_age(&mut self, host: usize, partition: u16) {
+        let machine = &self.hosts[host];
+        let process = machine.process.as_ref();
+        let Some(hosted) = process.and_then(|one| one.hosted.get(&partition)) else { return };
+        let (revision, age) = hosted.view.staleness(node_now(&self.plan, machine, self.now_us).us);
+        let Some(age_us) = age.filter(|_| self.plan.checks_ages()) else { return };
+        // By a clock that may be slow, and counts whole microseconds.
+        let slowest = 100 - u64::from(self.plan.drift_percent);
+        let since_us = self.now_us.saturating_sub(age_us * 100 / slowest + 2);
+        let fresh = self.reference.is_fresh(partition, revision, since_us).map_err(|mut one| {
+            one.evidence = format!("h{host} {}", one.evidence);
+            one
+        });
+        self.check(fresh);
     }
 
     /// Compares a host's whole table with the history.

@@ -124,10 +124,13 @@ impl World {
     /// Moves a replica: the map changes, and the nodes follow it.
     pub(super) fn move_replica(&mut self) -> bool {
         let partition = self.random.below(u64::from(self.plan.partitions)) as u16;
-        if !self.is_in_place(partition) {
+        let place = usize::from(partition);
+        // Now and then the map changes again before the group has followed it.
+        let hasty = self.random.per_mille(200);
+        let whole = self.targets[place].iter().all(|id| !self.lost.contains(id));
+        if !whole || !(hasty || self.is_in_place(partition)) {
             return false;
         }
-        let place = usize::from(partition);
         let taken: Vec<usize> = self.hosts_with(partition);
         let free: Vec<usize> = (0..self.hosts.len()).filter(|host| !taken.contains(host)).collect();
         let count = self.targets[place].len();
@@ -172,7 +175,7 @@ impl World {
         }
         self.outcome.replaced += 1;
         let keeps_id = self.plan.plant == Some(Plant::SameIdAfterLoss);
-        let seed = self.random.next();
+        let seed = self.random.any();
         let node = if keeps_id { old } else { self.next_node };
         self.next_node += 1;
         let clock = self.hosts[host].clock.clone();

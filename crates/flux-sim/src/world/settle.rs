@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Event, World};
+use flux_core::replica::Replica;
+
+use super::{Event, Host, World, node_now};
 use crate::check::history::{Answer, Call, Key, Operation};
 use crate::check::{Promise, Violation, linear, versions};
 use crate::plan::MS;
@@ -69,6 +71,7 @@ impl World {
         for (place, host) in self.hosts.iter().enumerate() {
             let Some(process) = &host.process else { return Some(format!("h{place} is down")) };
             let due = target.iter().any(|id| (*id >> 32) as u32 == host.node);
+            let age_us = self.age(host, partition);
             match process.replica(partition) {
                 None if due => return Some(format!("h{place} has no replica of p{partition}")),
                 Some(replica) if !due => {
@@ -79,10 +82,22 @@ impl World {
                     let applied = replica.applied().index;
                     return Some(format!("h{place} p{partition} is at {applied} of {end}"));
                 }
+                Some(_)
+                    if self.plan.checks_ages()
+                        && age_us.is_none_or(|age_us| age_us > self.plan.usual_age_us()) =>
+                {
+                    return Some(format!("h{place} p{partition} says that its age is {age_us:?}"));
+                }
                 _ => {}
             }
         }
         None
+    }
+
+    /// What a host says of the age of a partition's table, in microseconds.
+    fn age(&self, host: &Host, partition: u16) -> Option<u64> {
+        let hosted = host.process.as_ref()?.hosted.get(&partition)?;
+        hosted.view.staleness(node_now(&self.plan, host, self.now_us).us).1
     }
 
     /// What each replica of a partition knows, line by line.
@@ -91,7 +106,7 @@ impl World {
         let mut text = format!(": {target:x?}; lost: {:x?}", self.lost);
         for (place, host) in self.hosts.iter().enumerate() {
             let replica = host.process.as_ref().and_then(|process| process.replica(partition));
-            let Some(status) = replica.map(flux_core::replica::Replica::status) else { continue };
+            let Some(status) = replica.map(Replica::status) else { continue };
             let _ = write!(text, "\n    h{place} {status:x?}");
         }
         text

@@ -8,22 +8,29 @@ use crate::Value;
 
 const FAR: u64 = u64::MAX - 1;
 
-struct Group {
-    replicas: BTreeMap<u64, Node>,
+pub(super) struct Group {
+    pub(super) replicas: BTreeMap<u64, Node>,
     wire: VecDeque<Message>,
-    cut: BTreeSet<u64>,
-    now_us: u64,
+    pub(super) cut: BTreeSet<u64>,
+    /// These replicas and the others do not hear each other.
+    pub(super) apart: BTreeSet<u64>,
+    /// What is sent to these replicas goes to `late`.
+    pub(super) slow: BTreeSet<u64>,
+    pub(super) late: Vec<Message>,
+    /// Whether replicas hear what the others say about sleeping.
+    pub(super) sleeps: bool,
+    pub(super) now_us: u64,
     next_waiter: u32,
 }
 
-struct Node {
-    replica: Replica<u32>,
-    view: Arc<View>,
+pub(super) struct Node {
+    pub(super) replica: Replica<u32>,
+    pub(super) view: Arc<View>,
     replies: Replies<u32>,
     snapshot: Option<(SnapshotMeta, Vec<u8>)>,
 }
 
-fn node(id: u64, beginning: SnapshotMeta, promised: bool) -> Node {
+pub(super) fn node(id: u64, beginning: SnapshotMeta, promised: bool) -> Node {
     let memory = Memory::new(0);
     let mut recovery = Recovery::new(table(&memory), None, beginning, 1 << 16);
     recovery.has_history = promised;
@@ -44,13 +51,17 @@ impl Node {
 }
 
 impl Group {
-    fn of(ids: &[u64]) -> Group {
+    pub(super) fn of(ids: &[u64]) -> Group {
         let beginning = SnapshotMeta::founding(ids.to_vec());
         let replicas = ids.iter().map(|id| (*id, node(*id, beginning.clone(), false)));
         let mut group = Group {
             replicas: replicas.collect(),
             wire: VecDeque::new(),
             cut: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            slow: BTreeSet::new(),
+            late: Vec::new(),
+            sleeps: false,
             now_us: 1,
             next_waiter: 0,
         };
@@ -58,12 +69,12 @@ impl Group {
         group
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now { ms: NOW, us: self.now_us }
     }
 
     /// Lets everything happen that needs no time.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let now = self.now();
         loop {
             let mut quiet = self.wire.is_empty();
@@ -84,9 +95,13 @@ impl Group {
             if quiet {
                 return;
             }
+            self.carry_signals();
             for message in std::mem::take(&mut self.wire) {
-                let lost = self.cut.contains(&message.from) || self.cut.contains(&message.to);
-                if lost || !self.replicas.contains_key(&message.to) {
+                if !self.connects(message.from, message.to) {
+                    continue;
+                }
+                if self.slow.contains(&message.to) {
+                    self.late.push(message);
                     continue;
                 }
                 if message.msg_type() == MessageType::MsgSnapshot {
@@ -102,6 +117,45 @@ impl Group {
         }
     }
 
+    fn connects(&self, from: u64, to: u64) -> bool {
+        let cut = self.cut.contains(&from) || self.cut.contains(&to);
+        let apart = self.apart.contains(&from) != self.apart.contains(&to);
+        !cut && !apart && self.replicas.contains_key(&to)
+    }
+
+    /// What replicas say about sleeping, in their order.
+    pub(super) fn carry_signals(&mut self) {
+        let now = self.now();
+        let from = |(id, node): (&u64, &mut Node)| (*id, node.replica.take_signals());
+        let said: Vec<_> = self.replicas.iter_mut().map(from).collect();
+        for (from, signals) in said {
+            for (to, signal) in signals {
+                if self.sleeps && self.connects(from, to) {
+                    let to = self.replicas.get_mut(&to).expect("connected");
+                    to.replica.signal(now, from, signal);
+                }
+            }
+        }
+    }
+
+    /// Beats go from each replica's node to each other, and are answered after this time.
+    pub(super) fn beat(&mut self, after_us: u64) {
+        let sent_us = self.now_us;
+        self.now_us += after_us;
+        let now = self.now();
+        let ids: Vec<u64> = self.replicas.keys().copied().collect();
+        for (asks, answers) in ids.iter().flat_map(|one| ids.iter().map(move |two| (*one, *two))) {
+            if asks == answers || !self.connects(asks, answers) {
+                continue;
+            }
+            self.replicas.get_mut(&answers).expect("there").replica.vouch(now);
+            self.carry_signals();
+            let node = self.replicas.get_mut(&asks).expect("there");
+            node.replica.beat_answered(now, answers, sent_us);
+        }
+        self.settle();
+    }
+
     fn carry_snapshot(&mut self, message: &Message) {
         let sender = &self.replicas[&message.from];
         let (meta, chunk) = sender.snapshot.clone().expect("it was taken");
@@ -114,7 +168,7 @@ impl Group {
         from.replica.report_snapshot(message.to, installed);
     }
 
-    fn ticks(&mut self, count: usize) {
+    pub(super) fn ticks(&mut self, count: usize) {
         for _ in 0..count {
             self.now_us += 50_000;
             let now = self.now();
@@ -125,13 +179,13 @@ impl Group {
         }
     }
 
-    fn leader(&self) -> Option<u64> {
+    pub(super) fn leader(&self) -> Option<u64> {
         let mut leaders =
             self.replicas.iter().filter(|(id, one)| one.replica.leads() && !self.cut.contains(id));
         leaders.next().map(|(id, _)| *id)
     }
 
-    fn elect(&mut self) -> u64 {
+    pub(super) fn elect(&mut self) -> u64 {
         for _ in 0..60 {
             self.ticks(1);
             if let Some(leader) = self.leader() {
@@ -141,7 +195,7 @@ impl Group {
         panic!("nobody was elected");
     }
 
-    fn ask(&mut self, id: u64, command: &Command<&[u8]>) -> u32 {
+    pub(super) fn ask(&mut self, id: u64, command: &Command<&[u8]>) -> u32 {
         let (waiter, now) = (self.next_waiter, self.now());
         self.next_waiter += 1;
         let node = self.replicas.get_mut(&id).expect("there");
@@ -155,7 +209,7 @@ impl Group {
         Some(replies.swap_remove(at).1)
     }
 
-    fn put(&mut self, key: &str, value: &str) -> Option<Reply> {
+    pub(super) fn put(&mut self, key: &str, value: &str) -> Option<Reply> {
         let leader = self.leader().expect("a leader");
         let waiter = self.ask(leader, &set(key.as_bytes(), value.as_bytes(), Expiry::Never));
         self.settle();
