@@ -32,7 +32,7 @@ const MAX_KEPT: usize = 16 * 1024;
 /// Answers that are kept for nodes whose links are down, and for how long.
 const MAX_UNSENT: usize = 4096;
 const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
-/// After so long without a frame the links to and from a node are opened anew.
+/// After so long without a byte the links to and from a node are opened anew.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
@@ -66,7 +66,7 @@ pub(super) struct Cluster {
     sessions: BTreeSet<u64>,
     /// Answers for nodes whose links are down, until when they are kept.
     unsent: Vec<(Instant, u32, u64, Reply)>,
-    /// When the last frame of each node came.
+    /// When the last frame of each node came, or a part of one.
     seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came.
     heard: BTreeMap<u32, u64>,
@@ -153,6 +153,10 @@ impl Dispatch {
             self.on_frame(from, &frame);
         });
         let events: Vec<Event> = peers.events().collect();
+        if let Some(cluster) = &mut self.cluster {
+            let now_us = self.now.us;
+            cluster.seen.extend(peers.heard().map(|node| (node, now_us)));
+        }
         self.peers = Some(peers);
         for event in events {
             match event {
