@@ -287,8 +287,13 @@ fn worker(
         let count = shared.partitions.count();
         let config = recovery::replica_config(partition, id, &shared.settings, count);
         let (memory, standing) = (Arc::clone(&shared.memory), Arc::clone(&view.standing));
-        let replica = Replica::new(&config, recovery, memory, standing, clock::now())
+        let mut replica = Replica::new(&config, recovery, memory, standing, clock::now())
             .map_err(|source| StartError::Replica { partition, source })?;
+        let map = cluster.as_ref().and_then(|parts| parts.topology.map.as_ref());
+        let leader = map.and_then(|map| map.target(partition).first());
+        if leader.is_some_and(|leader| leader.get() == id) {
+            replica.stand_first();
+        }
         replicas.push(replica);
     }
     Worker::new(WorkerParts {
