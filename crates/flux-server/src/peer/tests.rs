@@ -540,9 +540,11 @@ fn a_part_of_a_frame_is_a_sign_of_life_but_not_for_ever() {
         stream.write_all(&frame[sent..upto]).unwrap();
         sent = upto % frame.len();
         let (place, left) = (worker.peers.incoming[&(2, 0)], sent);
-        run(&mut [&mut *worker], "the bytes are there", |all| {
-            matches!(&all[0].peers.places[place], Place::Incoming(one) if one.input.len() == left)
-        });
+        run(
+            &mut [&mut *worker],
+            "the bytes are there",
+            |all| matches!(&all[0].peers.places[place], Place::Incoming(one) if one.input.len() == left),
+        );
         worker.peers.heard().collect::<Vec<u32>>()
     };
     assert_eq!(send(&mut worker, 100), [2]);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{
-    Message as RaftMessage, MessageType, Replica, Signal, decode_message, encode_message,
+    Change, Message as RaftMessage, MessageType, Replica, Signal, decode_message, encode_message,
 };
 use flux_core::session::Once;
 use flux_core::{Command, Error, PartitionId, Reply};
@@ -38,6 +38,8 @@ const SILENCE: Duration = Duration::from_secs(3);
 const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
 const ASK_TICKS: u64 = 20;
+/// Ticks for which commands wait for the one that leadership is handed to, at most.
+const HAND_OVER_TICKS: u64 = 10;
 /// Ticks without a beat of a node until the groups that it leads wake up.
 const SILENT_TICKS: u64 = 5;
 
@@ -70,6 +72,8 @@ pub(super) struct Cluster {
     seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came.
     heard: BTreeMap<u32, u64>,
+    /// When another node last sent a command.
+    asked_us: u64,
     /// Beats to be answered.
     beats: Vec<(u32, u64)>,
     /// What replicas say about sleeping, and where to.
@@ -86,6 +90,8 @@ pub(super) struct HandOver {
     to: u64,
     /// The other has been asked.
     begun: bool,
+    /// The tick at which this began.
+    since: u64,
 }
 
 /// A read that was given to a replica which may not lead any more.
@@ -115,6 +121,7 @@ impl Cluster {
             seen: BTreeMap::new(),
             unsent: Vec::new(),
             heard: BTreeMap::new(),
+            asked_us: 0,
             beats: Vec::new(),
             signals: Vec::new(),
             gone: Vec::new(),
@@ -188,7 +195,12 @@ impl Dispatch {
                     self.step(PartitionId(partition), message);
                 }
             }
-            Frame::Request(ref request) => self.on_request(from, request),
+            Frame::Request(ref request) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.asked_us = self.now.us;
+                }
+                self.on_request(from, request);
+            }
             Frame::Response { id, payload } => {
                 let worker = Forwards::worker_of(id);
                 if worker == self.worker() {
@@ -436,6 +448,12 @@ impl Dispatch {
         }
     }
 
+    /// Whether other nodes have sent no commands for so long: they know who leads instead of this one.
+    pub(super) fn is_left_alone(&self, since: Duration) -> bool {
+        let asked_us = self.cluster.as_ref().map_or(0, |cluster| cluster.asked_us);
+        self.now.us.saturating_sub(asked_us) >= since.as_micros() as u64
+    }
+
     /// Takes the answer of another node to a command.
     pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
@@ -570,7 +588,15 @@ impl Dispatch {
         ask: Ask,
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
-        let Some(cluster) = self.cluster.as_mut().filter(|_| !ask.redirect) else {
+        let fenced = self.is_fenced(&waiter);
+        let keeps = |cluster: &&mut Box<Cluster>| {
+            if fenced {
+                return false;
+            }
+            // Who asks again while leadership is on its way finds nobody that leads.
+            !ask.redirect || cluster.handing_over.contains_key(&partition)
+        };
+        let Some(cluster) = self.cluster.as_mut().filter(keeps) else {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
         cluster.forwards.add(partition, command, ask, waiter, Instant::now()).err()
@@ -592,8 +618,18 @@ impl Dispatch {
                 continue;
             }
             let candidates = self.candidates(partition);
+            let leader = self.shared().leader(partition).map(|node| node.0);
             let (Some(cluster), Some(peers)) = (&mut self.cluster, &mut self.peers) else { return };
-            let Some(node) = cluster.forwards.node(partition, &candidates) else { continue };
+            if cluster.handing_over.contains_key(&partition) {
+                continue;
+            }
+            for waiter in cluster.forwards.take_redirects(partition) {
+                self.replies.push((waiter, Reply::Error(Error::NotLeader)));
+            }
+            let leader = leader.filter(|leader| candidates.first() == Some(leader));
+            let Some(node) = cluster.forwards.node(partition, leader, &candidates) else {
+                continue;
+            };
             cluster.forwards.send(partition, |id, forward| {
                 let Some(out) = peers.out(node) else { return false };
                 let request = Request {
@@ -707,10 +743,12 @@ impl Dispatch {
             }
             return;
         }
-        if let Some(change) = replica.reconcile(now, &target) {
-            tracing::info!(%partition, ?change, "group changes");
-            self.activate(partition);
+        let Some(change) = replica.reconcile(now, &target) else { return };
+        if let Change::Transfer(to) = change {
+            return self.hand_over(partition, to);
         }
+        tracing::info!(%partition, ?change, "group changes");
+        self.activate(partition);
     }
 
     /// A partition whose leader is here and needs a snapshot for a follower.
@@ -721,7 +759,8 @@ impl Dispatch {
     /// Begins to hand the leadership of a partition over. Commands for it wait from now on.
     pub(super) fn hand_over(&mut self, partition: PartitionId, to: u64) {
         if let Some(cluster) = &mut self.cluster {
-            cluster.handing_over.entry(partition).or_insert(HandOver { to, begun: false });
+            let since = cluster.ticks;
+            cluster.handing_over.entry(partition).or_insert(HandOver { to, begun: false, since });
         }
         self.activate(partition);
     }
@@ -745,17 +784,28 @@ impl Dispatch {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.handing_over.is_empty()) else {
             return;
         };
-        let (now, all) = (self.now, cluster.handing_over.clone());
-        for (partition, HandOver { to, begun }) in all {
-            let Some((replica, _)) = self.replica(partition) else { continue };
+        let (now, ticks, all) = (self.now, cluster.ticks, cluster.handing_over.clone());
+        for (partition, HandOver { to, begun, since }) in all {
+            let Some((replica, _)) = self.replica(partition) else {
+                // It has left: nothing is on its way from here any more.
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.handing_over.remove(&partition);
+                }
+                continue;
+            };
             let leads = replica.leads();
             if leads && (replica.is_handing_over() || (!begun && replica.has_open_batch())) {
+                continue;
+            }
+            // It has voted for the other, which is not elected yet.
+            let elects = !leads && replica.leader() == 0 && ticks - since <= HAND_OVER_TICKS;
+            if elects {
                 continue;
             }
             let begins = leads && !begun && replica.transfer_leader(now, to);
             let Some(cluster) = &mut self.cluster else { return };
             if begins {
-                cluster.handing_over.insert(partition, HandOver { to, begun: true });
+                cluster.handing_over.insert(partition, HandOver { to, begun: true, since });
                 self.activate(partition);
             } else {
                 // Somebody else leads, or this replica goes on because the other did not take over.

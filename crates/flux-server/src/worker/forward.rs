@@ -52,6 +52,8 @@ impl Forward {
 struct Route {
     /// Where commands go; none while nobody is known.
     node: Option<u32>,
+    /// The leader that was known when they were last sent.
+    leader: Option<u32>,
     /// The number of the attempt, in the ids of what is sent.
     attempt: u16,
     /// How many nodes have refused since the last pause.
@@ -63,6 +65,8 @@ struct Route {
     /// Came back, to be sent again before what waits.
     returned: BTreeMap<u64, Forward>,
     waiting: VecDeque<Forward>,
+    /// Some of those that wait may be for `take_redirects`.
+    redirects: bool,
 }
 
 /// All of them.
@@ -125,7 +129,9 @@ impl Forwards {
         let deadline = now + patience;
         let forward =
             Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
-        self.routes.entry(partition).or_default().waiting.push_back(forward);
+        let route = self.routes.entry(partition).or_default();
+        route.redirects |= ask.redirect;
+        route.waiting.push_back(forward);
         Ok(())
     }
 
@@ -163,12 +169,39 @@ impl Forwards {
         all
     }
 
-    /// The node that commands of a partition go to, out of these, in the order in which they are likely to
-    /// lead. None while each of them has refused since the last pause.
-    pub(super) fn node(&mut self, partition: PartitionId, candidates: &[u32]) -> Option<u32> {
+    /// Takes the commands that are not to be sent on, but were kept while leadership was on its way.
+    pub(super) fn take_redirects(&mut self, partition: PartitionId) -> Vec<Waiter> {
+        let Some(route) = self.routes.get_mut(&partition).filter(|route| route.redirects) else {
+            return Vec::new();
+        };
+        route.redirects = false;
+        let (redirects, others) =
+            std::mem::take(&mut route.waiting).into_iter().partition(|one| one.ask.redirect);
+        route.waiting = others;
+        let redirects: VecDeque<Forward> = redirects;
+        for forward in &redirects {
+            self.count -= 1;
+            self.bytes -= forward.command.len();
+        }
+        self.resume(partition);
+        redirects.into_iter().map(|forward| forward.waiter).collect()
+    }
+
+    /// The node that commands of a partition go to: one of these, in the order in which they are likely to
+    /// lead, `leader` first if that is known. None while each of them has refused since the last pause and
+    /// no other leader has become known.
+    pub(super) fn node(
+        &mut self,
+        partition: PartitionId,
+        leader: Option<u32>,
+        candidates: &[u32],
+    ) -> Option<u32> {
         let route = self.routes.get_mut(&partition)?;
         if route.stalled {
             return None;
+        }
+        if leader.is_some() && std::mem::replace(&mut route.leader, leader) != leader {
+            route.refused = 0;
         }
         // Those that are sent keep their order only on one link.
         if route.node.is_none() || route.sent.is_empty() {

@@ -171,7 +171,9 @@ impl Group {
         for _ in 0..100 {
             let now = self.now();
             for node in self.replicas.values_mut() {
-                node.replica.reconcile(now, target);
+                if let Some(Change::Transfer(to)) = node.replica.reconcile(now, target) {
+                    node.replica.transfer_leader(now, to);
+                }
             }
             self.ticks(1);
         }
