@@ -34,6 +34,8 @@ const MAX_UNSENT: usize = 4096;
 const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
 /// After so long without a byte the links to and from a node are opened anew.
 const SILENCE: Duration = Duration::from_secs(3);
+/// A node that has not answered a beat for so long is sent no commands.
+const UNANSWERED: Duration = Duration::from_secs(2);
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
@@ -72,6 +74,8 @@ pub(super) struct Cluster {
     seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came.
     heard: BTreeMap<u32, u64>,
+    /// When each node last answered a beat.
+    answered: BTreeMap<u32, u64>,
     /// When another node last sent a command.
     asked_us: u64,
     /// Beats to be answered.
@@ -121,6 +125,7 @@ impl Cluster {
             seen: BTreeMap::new(),
             unsent: Vec::new(),
             heard: BTreeMap::new(),
+            answered: BTreeMap::new(),
             asked_us: 0,
             beats: Vec::new(),
             signals: Vec::new(),
@@ -168,7 +173,8 @@ impl Dispatch {
         for event in events {
             match event {
                 Event::LinkDown(node) | Event::InboundDown { node, .. } => self.on_lost(node),
-                Event::LinkUp(_) | Event::Absent(_) => {}
+                Event::LinkUp(node) => self.note_answer(node),
+                Event::Absent(_) => {}
             }
         }
     }
@@ -277,8 +283,23 @@ impl Dispatch {
         }
     }
 
+    /// What is sent to the node arrives.
+    fn note_answer(&mut self, node: u32) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.answered.insert(node, self.now.us);
+        }
+    }
+
+    /// Whether what is sent to a node arrives, as far as is known: a link may be up though its wire is cut.
+    fn reaches(&self, node: u32) -> bool {
+        let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return false };
+        let answered = cluster.answered.get(&node).copied().unwrap_or_default();
+        peers.is_up(node) && self.now.us.saturating_sub(answered) < UNANSWERED.as_micros() as u64
+    }
+
     fn on_beat_reply(&mut self, from: u32, sent_us: u64) {
         let now = self.now;
+        self.note_answer(from);
         for replica in self.replicas_mut() {
             if replica.is_asleep() && replica.leads() {
                 let there = |id: &&u64| node_of(**id) == from;
@@ -401,7 +422,10 @@ impl Dispatch {
             sequence,
             acked_below,
         });
-        let ask = Ask { redirect: true, stale: request.stale, once, patience: None };
+        // The sender does not reach every node, and would have this one ask the leader in its stead.
+        let passes = request.deadline_ms > 0 && self.can_pass_on(from, partition);
+        let patience = passes.then(|| Duration::from_millis(request.deadline_ms.into()));
+        let ask = Ask { redirect: !passes, stale: request.stale, once, patience };
         let owner = self.shared().owner(partition);
         if owner == self.worker() {
             self.execute_for(partition, &command, ask, waiter);
@@ -414,6 +438,12 @@ impl Dispatch {
         {
             self.replies.push((waiter, Reply::Error(Error::Overloaded)));
         }
+    }
+
+    /// Whether another node than that one leads a partition, surely enough, and is reached.
+    fn can_pass_on(&self, from: u32, partition: PartitionId) -> bool {
+        let leader = self.shared().leader(partition);
+        leader.is_some_and(|leader| leader.0 != from && self.reaches(leader.0))
     }
 
     /// Whether a request of a peer must be refused because one before it was.
@@ -463,7 +493,10 @@ impl Dispatch {
         let view = self.shared().views.get(usize::from(Forwards::partition_of(id).0));
         if let Some(view) = view {
             // Who refuses does not lead, and who answers does.
-            let node = decided.as_ref().and(from).unwrap_or(0);
+            let refused =
+                |(_, reply): &&(Waiter, Reply)| matches!(reply, Reply::Error(Error::NotLeader));
+            let answered = decided.as_ref().filter(|decided| !refused(decided));
+            let node = answered.and(from).unwrap_or(0);
             view.answered_by.store(node, Ordering::Relaxed);
         }
         self.replies.extend(decided);
@@ -608,6 +641,7 @@ impl Dispatch {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.forwards.is_empty()) else {
             return;
         };
+        let now = Instant::now();
         for partition in cluster.forwards.pending() {
             if self.leads(partition) {
                 let Some(cluster) = &mut self.cluster else { return };
@@ -618,6 +652,9 @@ impl Dispatch {
                 continue;
             }
             let candidates = self.candidates(partition);
+            let me = self.cluster.as_ref().map(|cluster| cluster.me);
+            let targets = self.cluster.as_ref().map_or(&[][..], |one| one.targets(partition));
+            let others = targets.iter().filter(|one| Some(one.node()) != me).count();
             let leader = self.shared().leader(partition).map(|node| node.0);
             let (Some(cluster), Some(peers)) = (&mut self.cluster, &mut self.peers) else { return };
             if cluster.handing_over.contains_key(&partition) {
@@ -627,15 +664,18 @@ impl Dispatch {
                 self.replies.push((waiter, Reply::Error(Error::NotLeader)));
             }
             let leader = leader.filter(|leader| candidates.first() == Some(leader));
+            let detour = candidates.len() < others;
             let Some(node) = cluster.forwards.node(partition, leader, &candidates) else {
                 continue;
             };
             cluster.forwards.send(partition, |id, forward| {
                 let Some(out) = peers.out(node) else { return false };
+                let passed_on = matches!(forward.waiter, Waiter::Peer { .. });
+                let may_pass_on = detour && !passed_on;
                 let request = Request {
                     id,
                     partition: partition.0,
-                    deadline_ms: 0,
+                    deadline_ms: if may_pass_on { forward.left_ms(now) } else { 0 },
                     stale: forward.ask.stale,
                     once: forward.ask.once.map(|one| (one.session, one.sequence, one.acked_below)),
                     payload: &forward.command,
@@ -647,12 +687,12 @@ impl Dispatch {
 
     /// The nodes that may lead a partition, most likely first.
     fn candidates(&self, partition: PartitionId) -> Vec<u32> {
-        let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return Vec::new() };
+        let Some(cluster) = &self.cluster else { return Vec::new() };
         let first = self.shared().leader(partition).map(|node| node.0);
         let targets = cluster.targets(partition).iter().map(|replica| replica.node().0);
         let mut nodes = Vec::new();
         for node in first.into_iter().chain(targets) {
-            if node != cluster.me.0 && peers.is_up(node) && !nodes.contains(&node) {
+            if node != cluster.me.0 && self.reaches(node) && !nodes.contains(&node) {
                 nodes.push(node);
             }
         }

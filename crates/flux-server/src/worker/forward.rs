@@ -5,6 +5,8 @@
 //! one node at a time; when it refuses one, because it does not lead, it refuses those behind it too (they
 //! have the number of the same attempt in their ids), and all of them are sent again, to the next node.
 //!
+//! A node that the leader's cannot be reached from asks another one to pass its commands on, once.
+//!
 //! Nothing here is carried out twice: what was sent to a node that is gone has an unknown outcome, unless
 //! it is a read, or a write of a session.
 
@@ -40,6 +42,12 @@ pub(super) struct Forward {
 }
 
 impl Forward {
+    /// How much time is left.
+    pub(super) fn left_ms(&self, now: Instant) -> u32 {
+        let left = self.deadline.saturating_duration_since(now).as_millis();
+        u32::try_from(left).unwrap_or(u32::MAX).max(1)
+    }
+
     /// What to answer when there is no time left.
     fn given_up(&self, sent: bool) -> Error {
         let unknown = self.is_write && (sent || self.maybe_done);
@@ -247,8 +255,15 @@ impl Forwards {
         let forward = route.sent.remove(&id)?;
         let decided = if matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping)) {
             route.stalled = true;
-            route.returned.insert(id, forward);
-            None
+            if matches!(forward.waiter, Waiter::Peer { .. }) {
+                // Passed on for a node that knows better than to wait for it.
+                self.count -= 1;
+                self.bytes -= forward.command.len();
+                Some((forward.waiter, Reply::Error(Error::NotLeader)))
+            } else {
+                route.returned.insert(id, forward);
+                None
+            }
         } else {
             self.count -= 1;
             self.bytes -= forward.command.len();

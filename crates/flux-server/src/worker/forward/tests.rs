@@ -161,3 +161,16 @@ fn what_waits_for_a_hand_over_is_sent_back_and_the_rest_is_sent_on() {
     forwards.answered(ids[0], Reply::Integer(1)).expect("an answer");
     assert!(forwards.is_empty() && !forwards.has(HERE));
 }
+
+#[test]
+fn what_was_passed_on_and_refused_goes_back_to_the_node_that_asked() {
+    let (mut forwards, now) = forwards();
+    let command = Command::Get { key: b"k".as_slice() };
+    let waiter = Waiter::Peer { node: 9, id: 1 };
+    forwards.add(HERE, &command, Ask::default(), waiter, now).expect("there is room");
+    let ids = sent(&mut forwards, &[1, 2]);
+    let (waiter, reply) = forwards.answered(ids[0], refusal()).expect("decided");
+    assert!(matches!(waiter, Waiter::Peer { node: 9, id: 1 }));
+    assert_eq!(reply, refusal());
+    assert!(forwards.is_empty() && !forwards.has(HERE));
+}
