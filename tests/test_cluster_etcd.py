@@ -75,6 +75,34 @@ def test_nodes_start_while_etcd_is_away(start_cluster):
     made.wait_until_well()
 
 
+def test_a_client_of_a_node_that_starts_while_etcd_is_away(start_cluster):
+    """It is refused until the node serves, and then gets its answer: it never waits for the start."""
+    made = start_cluster()
+    node = made.nodes[0]
+    key = b"waits"
+    with made.nodes[1].connect() as connection:
+        assert connection.call("SET", key, "1") == b"OK"
+    assert node.stop() == 0
+    made.etcd.kill()
+    node.spawn()
+    slowest, answered, begun = 0.0, False, time.monotonic()
+    while not answered:
+        assert time.monotonic() - begun < 30, node.log()
+        asked = time.monotonic()
+        try:
+            with node.connect(timeout=20) as connection:
+                assert connection.call("GET", key) == b"1"
+                answered = True
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+        slowest = max(slowest, time.monotonic() - asked)
+    served = time.monotonic() - begun
+    print(f"\nslowest {slowest:.2f} s, served after {served:.2f} s")
+    assert slowest < 1.5
+    made.etcd.start()
+    made.wait_until_well()
+
+
 def is_told(made):
     """Whether an operator sees that the map is gone and how to bring it back."""
     trouble = (made.status() or {}).get("trouble") or ""

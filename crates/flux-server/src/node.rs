@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flux_core::PartitionId;
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -18,6 +19,9 @@ use crate::replicas::Replicas;
 use crate::shared::Shared;
 use crate::workers::Workers;
 use crate::{admin, grpc, joining};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -85,13 +89,15 @@ pub struct Node {
     stop: watch::Sender<bool>,
 }
 
-/// The listeners, opened before the data is recovered: a wrong address is told at once.
+/// The sockets, bound before the data is recovered: a wrong address is told at once. Those for clients
+/// listen only when the node serves: until then a client is refused, and asks another node, instead of
+/// waiting for an answer.
 struct Listeners {
-    data: mio::net::TcpListener,
+    data: TcpSocket,
     /// In a cluster.
     peer: Option<mio::net::TcpListener>,
     admin: tokio::net::TcpListener,
-    grpc: tokio::net::TcpListener,
+    grpc: TcpSocket,
     addresses: Addresses,
 }
 
@@ -119,7 +125,7 @@ impl Node {
     ) -> Result<Node, StartError> {
         let mut registry = make_registry();
         let listeners = Listeners::open(settings, registry.is_some()).await?;
-        let Listeners { mut data, mut peer, admin, grpc, addresses } = listeners;
+        let Listeners { data, mut peer, admin, grpc, addresses } = listeners;
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
         // The admin port answers while the node recovers: alive, but not ready.
@@ -130,7 +136,7 @@ impl Node {
         tasks.spawn(answering);
 
         let (control, workers) = loop {
-            match start_workers(settings, registry.as_ref(), addresses, &mut data).await {
+            match start_workers(settings, registry.as_ref(), addresses).await {
                 Ok(started) => break started,
                 Err((error, _)) if registry.is_none() || !joining::is_damage(&error) => {
                     return Err(error);
@@ -156,6 +162,8 @@ impl Node {
             }
         }
         let _ = routes.set(served);
+        workers.listen(serve(data, "data_addr", addresses.data).and_then(into_mio)?);
+        let grpc = serve(grpc, "grpc_addr", addresses.grpc)?;
         tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
         Ok(Node { shared, addresses, workers, control, tasks, stop })
     }
@@ -223,7 +231,6 @@ async fn start_workers(
     settings: &Settings,
     registry: Option<&Arc<dyn Registry>>,
     addresses: Addresses,
-    data: &mut mio::net::TcpListener,
 ) -> Result<(Option<Control>, Workers), (StartError, Option<Control>)> {
     let early = |error: StartError| (error, None);
     let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
@@ -245,12 +252,8 @@ async fn start_workers(
     };
     let (control, membership) = joined.unzip();
     let owned = settings.clone();
-    let listener = match clone_listener(data) {
-        Ok(listener) => listener,
-        Err(error) => return Err((StartError::Worker(error), control)),
-    };
     // Recovery is long and blocks: not for the runtime's own threads.
-    let start = move || Workers::start(&owned, directory, listener, membership.as_ref());
+    let start = move || Workers::start(&owned, directory, addresses.data, membership.as_ref());
     let started = tokio::task::spawn_blocking(start).await;
     match started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(workers) => Ok((control, workers)),
@@ -258,19 +261,38 @@ async fn start_workers(
     }
 }
 
-/// The same listener once more: the first one is kept in case that the start has to be tried again.
-fn clone_listener(listener: &mio::net::TcpListener) -> io::Result<mio::net::TcpListener> {
-    use std::os::fd::AsFd;
-    let descriptor = listener.as_fd().try_clone_to_owned()?;
-    Ok(mio::net::TcpListener::from_std(descriptor.into()))
+/// Takes an address, and no connections yet.
+fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpSocket, StartError> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A former process's connections may linger there. A port that the kernel chooses must be nobody
+        // else's, though: two sockets that share their address may have the same one before they listen.
+        socket.set_reuseaddr(address.port() != 0)?;
+        socket.bind(address).map(|()| socket)
+    };
+    bound().map_err(|source| StartError::Listen { setting, address, source })
+}
+
+/// Takes connections from now on.
+fn serve(
+    socket: TcpSocket,
+    setting: &'static str,
+    address: SocketAddr,
+) -> Result<tokio::net::TcpListener, StartError> {
+    socket.listen(BACKLOG).map_err(|source| StartError::Listen { setting, address, source })
+}
+
+/// The same listener for a worker's loop.
+fn into_mio(listener: tokio::net::TcpListener) -> Result<mio::net::TcpListener, StartError> {
+    let listener = listener.into_std().map_err(StartError::Worker)?;
+    Ok(mio::net::TcpListener::from_std(listener))
 }
 
 impl Listeners {
     async fn open(settings: &Settings, clustered: bool) -> Result<Listeners, StartError> {
         let failed =
             |setting, address| move |source| StartError::Listen { setting, address, source };
-        let data_failed = failed("data_addr", settings.data_addr);
-        let data = mio::net::TcpListener::bind(settings.data_addr).map_err(data_failed)?;
+        let data = bind("data_addr", settings.data_addr)?;
         let open = async |setting, address| {
             tokio::net::TcpListener::bind(address).await.map_err(failed(setting, address))
         };
@@ -284,9 +306,9 @@ impl Listeners {
             None => settings.peer_addr,
         };
         let admin = open("admin_addr", settings.admin_addr).await?;
-        let grpc = open("grpc_addr", settings.grpc_addr).await?;
+        let grpc = bind("grpc_addr", settings.grpc_addr)?;
         let addresses = Addresses {
-            data: data.local_addr().map_err(data_failed)?,
+            data: data.local_addr().map_err(failed("data_addr", settings.data_addr))?,
             admin: admin.local_addr().map_err(failed("admin_addr", settings.admin_addr))?,
             grpc: grpc.local_addr().map_err(failed("grpc_addr", settings.grpc_addr))?,
             peer: peer_addr,

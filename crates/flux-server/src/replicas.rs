@@ -1,5 +1,6 @@
 //! The replicas of a node as its control plane sees them: asked for, and told to hand leadership over.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use flux_core::PartitionId;
@@ -45,13 +46,21 @@ impl Replicas {
         let leads = |one: &Inspected| {
             one.status.role == Role::Leader && one.status.members.voters.len() > 1
         };
+        let led = self.inspect().await.into_iter().filter(leads);
+        let led: BTreeSet<PartitionId> = led.map(|one| one.status.partition).collect();
+        // Until it has heard of the next leader it cannot say either who that is, nor what has become of
+        // the writes that it proposed.
+        let unsettled = |one: &Inspected| {
+            let known = one.status.leader != 0 && !leads(one);
+            led.contains(&one.status.partition) && !known || leads(one)
+        };
         for _ in 0..HAND_OVER_CHECKS {
             // Again each time: a replica may have found nobody fit to take over a moment ago.
             for mailbox in &self.shared.mailboxes {
                 // One that takes no message has its followers elect.
                 let _ = mailbox.send(Message::HandAllOver);
             }
-            if !self.inspect().await.iter().any(leads) {
+            if !self.inspect().await.iter().any(unsettled) {
                 return;
             }
             tokio::time::sleep(HAND_OVER_CHECK).await;

@@ -11,10 +11,11 @@ impl Shared {
     /// The node that leads a partition, as far as this one knows. `None` where this node is alone, or
     /// knows of no leader.
     pub(crate) fn leader(&self, partition: PartitionId) -> Option<NodeId> {
-        self.cluster.as_ref()?;
+        let seat = self.cluster.as_ref()?;
         let view = &self.views[usize::from(partition.0)];
         match view.standing.leader() {
-            0 => view.hint(),
+            // One that has given its replica away knows no better, and might name this node in turn.
+            0 => view.hint().filter(|node| seat.topology.read_recursive().places(partition, *node)),
             known => Some(ReplicaId::from_u64(known).node()),
         }
     }
@@ -22,9 +23,7 @@ impl Shared {
     /// Whether this node has a replica of a partition that has something in it.
     pub(crate) fn holds(&self, partition: PartitionId) -> bool {
         let Some(seat) = &self.cluster else { return true };
-        let topology = seat.topology.read();
-        let map = topology.map.as_ref();
-        map.is_some_and(|map| map.target(partition).iter().any(|one| one.node() == seat.me))
+        seat.topology.read().places(partition, seat.me)
     }
 
     /// Where commands on a slot belong.

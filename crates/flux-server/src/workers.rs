@@ -3,6 +3,7 @@
 //! Where the data directory lies, on a disk or in a test's memory, and which other servers the node
 //! runs, is not known here.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
@@ -118,11 +119,11 @@ struct Inbox {
 
 impl Workers {
     /// Recovers what the directory holds and starts the workers; returns when all partitions serve.
-    /// The first worker accepts connections from `listener`.
+    /// Clients will reach the node at `data_addr`.
     pub(crate) fn start(
         settings: &Settings,
         mut directory: DataDir,
-        listener: TcpListener,
+        data_addr: SocketAddr,
         membership: Option<&Membership>,
     ) -> Result<Workers, StartError> {
         let count = settings.worker_count() as u16;
@@ -159,7 +160,6 @@ impl Workers {
         let recovered = recover(&directory, &beginnings, &options, &snapshots)?;
         directory.mark_started()?;
 
-        let data_addr = listener.local_addr().map_err(StartError::Worker)?;
         let (mailboxes, inboxes) = mailboxes(count).map_err(StartError::Worker)?;
         let shared = Arc::new(Shared {
             node_id: directory.description.node_id.clone(),
@@ -208,11 +208,7 @@ impl Workers {
             threads.push(thread.map_err(StartError::Worker)?);
         }
         drop(started);
-        let workers = Workers { shared, threads, _directory: directory }.wait(&all_started)?;
-        // Only now: a client that is accepted is served. Nothing else is in the mailbox yet.
-        let accepting = workers.shared.mailboxes[0].send(Message::Listen(listener));
-        accepting.expect("an empty mailbox has room");
-        Ok(workers)
+        Workers { shared, threads, _directory: directory }.wait(&all_started)
     }
 
     /// Waits until every worker has said that its partitions serve.
@@ -232,6 +228,11 @@ impl Workers {
             }
         }
         Ok(self)
+    }
+
+    /// Accepts connections of clients from now on.
+    pub(crate) fn listen(&self, listener: TcpListener) {
+        self.shared.mailboxes[0].send_surely(Message::Listen(listener));
     }
 
     /// Accepts connections of the other nodes from now on.
@@ -292,8 +293,13 @@ fn worker(
         let count = shared.partitions.count();
         let config = recovery::replica_config(partition, id, &shared.settings, count);
         let (memory, standing) = (Arc::clone(&shared.memory), Arc::clone(&view.standing));
-        let replica = Replica::new(&config, recovery, memory, standing, clock::now())
+        let mut replica = Replica::new(&config, recovery, memory, standing, clock::now())
             .map_err(|source| StartError::Replica { partition, source })?;
+        let map = cluster.as_ref().and_then(|parts| parts.topology.map.as_ref());
+        let leader = map.and_then(|map| map.target(partition).first());
+        if leader.is_some_and(|leader| leader.get() == id) {
+            replica.stand_first();
+        }
         replicas.push(replica);
     }
     Worker::new(WorkerParts {

@@ -78,7 +78,8 @@ pub enum Change {
     EnterJoint,
     /// It leaves it.
     LeaveJoint,
-    /// This replica is to go, and asks that one to lead.
+    /// This replica is to go, and that one is to lead first: for the owner to see to, with
+    /// [`transfer_leader`](Replica::transfer_leader), when it has kept commands back and no batch is open.
     Transfer(u64),
 }
 
@@ -142,10 +143,7 @@ impl<W> Replica<W> {
         }
         let change = self.next_change(&members, target)?;
         let proposal = match change {
-            Change::Transfer(to) => {
-                self.transfer_leader(now, to);
-                return Some(change);
-            }
+            Change::Transfer(_) => return Some(change),
             Change::AddLearner(id) => simple(ConfChangeType::AddLearnerNode, id),
             Change::RemoveLearner(id) => simple(ConfChangeType::RemoveNode, id),
             Change::LeaveJoint => Default::default(),

@@ -21,6 +21,11 @@ pub fn decode_message(bytes: &[u8]) -> Option<Message> {
     Message::decode(bytes).ok()
 }
 
+/// The term in which a group is founded.
+const FOUNDING_TERM: u64 = 1;
+/// Ticks until the replica stands for election that should lead a new group: links are opened meanwhile.
+const FIRST_STAND_TICKS: usize = 2;
+
 /// When to stand for election, and when not to vote.
 #[derive(Debug)]
 pub(super) struct Election {
@@ -49,6 +54,11 @@ impl Election {
 
     pub(super) fn election_ticks(&self) -> usize {
         self.election_ticks
+    }
+
+    /// Whether it may have promised its vote before it started.
+    fn promised(&self) -> bool {
+        self.silent_ticks > 0
     }
 
     /// By how much timeouts differ, at most.
@@ -191,6 +201,16 @@ impl<W> Replica<W> {
         let state = self.node.raft.state;
         if campaigned && matches!(state, StateRole::PreCandidate | StateRole::Candidate) {
             self.stand_again_soon();
+        }
+    }
+
+    /// This replica should lead. In a group that nobody has led yet it stands for election at once, and so
+    /// need not be made leader later: nobody can have promised a vote to another.
+    pub fn stand_first(&mut self) {
+        let raft = &mut self.node.raft;
+        if raft.term <= FOUNDING_TERM && raft.leader_id == 0 && !self.election.promised() {
+            raft.election_elapsed =
+                raft.randomized_election_timeout().saturating_sub(FIRST_STAND_TICKS);
         }
     }
 

@@ -19,8 +19,9 @@ use super::setup::Setup;
 use super::topology::{Topology, Trouble};
 use super::{ClusterError, controller};
 
-/// How long a start waits for the registry, when the node knows its cluster from an earlier one.
-const REGISTRY_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a start waits for the registry, when the node knows its cluster from an earlier one. Its
+/// groups may miss it; but only the registry knows whether another process runs as this node.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(1);
 /// How often lasting trouble is told.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long trouble lasts before it is told: servers are restarted, and news may come out of order.

@@ -34,8 +34,9 @@ const SETTLING_TIME: Duration = Duration::from_secs(1);
 const DEFAULT_PARTITIONS: u32 = 64;
 /// The longest map that is written: etcd takes requests of 1.5 MiB.
 const MAX_MAP_BYTES: usize = 1_400_000;
-/// Leaderships that are asked to move at one time.
-const MAX_TRANSFERS: usize = 8;
+/// Leaderships that are asked to move at one time, at least, and which part of all.
+const MIN_TRANSFERS: usize = 8;
+const TRANSFERRED_PART: usize = 8;
 /// How long a leadership that did not move is left where it is.
 const TRANSFER_PAUSE: Duration = Duration::from_secs(15);
 /// A replica that is so many entries behind does not become leader: writes wait while it catches up.
@@ -256,9 +257,10 @@ impl Controller {
     ) -> usize {
         self.asked.retain(|_, at| at.elapsed() < TRANSFER_PAUSE);
         let wanted = placement::leader_transfers(map, nodes, statuses, usize::from(map.partitions));
+        let most = MIN_TRANSFERS.max(usize::from(map.partitions) / TRANSFERRED_PART);
         let mut begun = 0;
         for transfer in wanted {
-            if begun == MAX_TRANSFERS {
+            if begun == most {
                 break;
             }
             let placement::Transfer { partition, from, to } = transfer;

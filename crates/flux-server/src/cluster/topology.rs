@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flux_core::PartitionId;
 use flux_core::placement::{NodeId, PlacementMap};
 use tokio::time::Instant;
 
@@ -80,6 +81,12 @@ impl Topology {
     pub fn placement(&self) -> Option<Placement> {
         let map = self.map.clone()?;
         Some(Placement { epoch: self.epoch, map })
+    }
+
+    /// Whether the map gives a node a replica of a partition.
+    pub(crate) fn places(&self, partition: PartitionId, node: NodeId) -> bool {
+        let map = self.map.as_ref();
+        map.is_some_and(|map| map.target(partition).iter().any(|one| one.node() == node))
     }
 
     /// Takes in what the registry says. Returns what is wrong with it, if anything is.

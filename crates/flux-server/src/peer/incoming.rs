@@ -3,7 +3,7 @@
 //! Whether it is welcome is not decided here.
 
 use std::io::{self, Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flux_proto::peer::{
     Frame, FrameError, HELLO_BYTES, Hello, HelloError, VERSION, decode, decode_hello, encode,
@@ -62,6 +62,8 @@ pub(super) struct Incoming {
     pub(super) worker: u16,
     /// When it must have said hello.
     pub(super) hello_due: Instant,
+    /// Since when a frame is on its way of which a part is here.
+    pub(super) unfinished: Option<Instant>,
     /// The socket may have more to read: it has not said otherwise since it was last readable.
     pub(super) readable: bool,
     /// The other side has sent its last byte, though it may not have been read yet.
@@ -78,6 +80,7 @@ impl Incoming {
             source: None,
             worker: 0,
             hello_due,
+            unfinished: None,
             readable: true,
             ended: false,
             listed: false,
@@ -169,6 +172,26 @@ impl Incoming {
             self.input.shrink_to(READ_BYTES);
         }
         Ok(None)
+    }
+
+    /// Whether what was just read is a sign of life though no frame may be whole: not if the one on its way
+    /// has been so for too long.
+    pub(super) fn is_heard(
+        &mut self,
+        read: bool,
+        whole: bool,
+        now: Instant,
+        limit: Duration,
+    ) -> bool {
+        if self.input.is_empty() {
+            self.unfinished = None;
+            return false;
+        }
+        let since = match self.unfinished {
+            Some(since) if !whole => since,
+            _ => *self.unfinished.insert(now),
+        };
+        read && now.duration_since(since) < limit
     }
 
     /// Answers the hello, which is then consumed; `instance` is this process.

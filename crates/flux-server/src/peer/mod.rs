@@ -75,6 +75,8 @@ pub(crate) struct Limits {
     pub(crate) handshake_timeout: Duration,
     /// A link whose peer has taken nothing for so long is opened anew.
     pub(crate) blocked_timeout: Duration,
+    /// How long bytes of one frame are signs of life before it is whole.
+    pub(crate) frame_timeout: Duration,
     /// The pause after the first failure, which doubles up to the longest one.
     pub(crate) first_pause: Duration,
     pub(crate) longest_pause: Duration,
@@ -87,6 +89,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(2),
             blocked_timeout: Duration::from_secs(5),
+            frame_timeout: Duration::from_secs(30),
             first_pause: Duration::from_millis(20),
             longest_pause: Duration::from_secs(1),
         }
@@ -156,6 +159,8 @@ pub(crate) struct Peers {
     next_session: u64,
     refusals: Refusals,
     events: VecDeque<Event>,
+    /// The nodes that bytes of unfinished frames have come from.
+    heard: Vec<u32>,
     misplaced: Vec<Misplaced>,
     bulk: Vec<BulkStream>,
 }
@@ -183,6 +188,7 @@ impl Peers {
             next_session: 1,
             refusals: Refusals::default(),
             events: VecDeque::new(),
+            heard: Vec::new(),
             misplaced: Vec::new(),
             bulk: Vec::new(),
         }
@@ -353,7 +359,17 @@ impl Peers {
         let mut budget = ROUND_BYTES;
         loop {
             let Some(Place::Incoming(link)) = self.places.get_mut(key) else { return };
-            match link.step(&mut self.scratch, &mut budget, deliver) {
+            let (before, mut whole) = (budget, false);
+            let step = link.step(&mut self.scratch, &mut budget, &mut |source, frame| {
+                whole = true;
+                deliver(source, frame);
+            });
+            if let Some(Source { node, .. }) = link.source
+                && link.is_heard(budget < before, whole, now, self.limits.frame_timeout)
+            {
+                self.heard.push(node);
+            }
+            match step {
                 Step::Idle => return,
                 Step::More => return self.list(key),
                 Step::Hello(hello) => self.greet(key, &hello, now),
@@ -457,6 +473,12 @@ impl Peers {
     /// Connections for snapshots.
     pub(crate) fn bulk(&mut self) -> impl Iterator<Item = BulkStream> + '_ {
         self.bulk.drain(..)
+    }
+
+    /// The nodes of which a part of a frame has come since the last call: large ones take their time on a
+    /// loaded link. A frame that takes longer than the limit counts when it is whole.
+    pub(crate) fn heard(&mut self) -> impl Iterator<Item = u32> + '_ {
+        self.heard.drain(..)
     }
 
     /// What has happened since the last call, in order.

@@ -532,6 +532,35 @@ fn the_largest_frame_passes_without_keeping_others_waiting() {
 }
 
 #[test]
+fn a_part_of_a_frame_is_a_sign_of_life_but_not_for_ever() {
+    let mut worker = Worker::new(1);
+    let mut stream = dial(&worker);
+    say_hello(&mut stream, &hello(2, 1));
+    read_welcome(&mut worker, &mut stream);
+    let frame = bytes_of(&raft(1, &[7; 1000]));
+    let mut sent = 0;
+    let mut send = |worker: &mut Worker, upto: usize| {
+        stream.write_all(&frame[sent..upto]).unwrap();
+        sent = upto % frame.len();
+        let (place, left) = (worker.peers.incoming[&(2, 0)], sent);
+        run(
+            &mut [&mut *worker],
+            "the bytes are there",
+            |all| matches!(&all[0].peers.places[place], Place::Incoming(one) if one.input.len() == left),
+        );
+        worker.peers.heard().collect::<Vec<u32>>()
+    };
+    assert_eq!(send(&mut worker, 100), [2]);
+    worker.pass(Limits::default().frame_timeout / 2);
+    assert_eq!(send(&mut worker, 200), [2]);
+    worker.pass(Limits::default().frame_timeout / 2);
+    assert!(send(&mut worker, 300).is_empty(), "one frame for ever is no life");
+    send(&mut worker, frame.len());
+    assert_eq!(worker.frames.len(), 1, "a slow frame is one all the same");
+    assert_eq!(send(&mut worker, 10), [2], "the next frame has a time of its own");
+}
+
+#[test]
 fn junk_ends_a_connection_and_nothing_else() {
     let mut one = Worker::new(1);
     let over = (flux_proto::peer::MAX_FRAME_BYTES as u32 + 1).to_le_bytes();

@@ -38,9 +38,12 @@ pub(super) fn start_in(
     settings: &Settings,
 ) -> Result<Workers, StartError> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
     let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
     let directory = DataDir::open_in(folders, partitions, workers)?;
-    Workers::start(settings, directory, listener, None)
+    let workers = Workers::start(settings, directory, address, None)?;
+    workers.listen(listener);
+    Ok(workers)
 }
 
 /// The partition of a key under `small`.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
 use flux_core::replica::{
-    Message as RaftMessage, MessageType, Replica, Signal, Stamps, decode_message, encode_message,
+    Change, Message as RaftMessage, MessageType, Replica, Signal, Stamps, decode_message,
+    encode_message,
 };
 use flux_core::session::Once;
 use flux_core::{Command, Error, PartitionId, Reply};
@@ -33,12 +34,16 @@ const MAX_KEPT: usize = 16 * 1024;
 /// Answers that are kept for nodes whose links are down, and for how long.
 const MAX_UNSENT: usize = 4096;
 const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
-/// After so long without a frame the links to and from a node are opened anew.
+/// After so long without a byte the links to and from a node are opened anew.
 const SILENCE: Duration = Duration::from_secs(3);
+/// A node that has not answered a beat for so long is sent no commands.
+const UNANSWERED: Duration = Duration::from_secs(2);
 /// Ticks between two beats.
 const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
 const ASK_TICKS: u64 = 20;
+/// Ticks for which commands wait for the one that leadership is handed to, at most.
+const HAND_OVER_TICKS: u64 = 10;
 /// Ticks without a beat of a node until the groups that it leads wake up.
 const SILENT_TICKS: u64 = 5;
 
@@ -67,12 +72,16 @@ pub(super) struct Cluster {
     sessions: BTreeSet<u64>,
     /// Answers for nodes whose links are down, until when they are kept.
     pub(super) unsent: Vec<(Instant, PeerRequest, Reply)>,
-    /// When the last frame of each node came.
+    /// When the last frame of each node came, or a part of one.
     seen: BTreeMap<u32, u64>,
     /// When the last beat of each node came; of a node whose link was lost, since then.
     heard: BTreeMap<u32, u64>,
     /// When the last beats went out.
     sent: Stamps,
+    /// When each node last answered a beat.
+    answered: BTreeMap<u32, u64>,
+    /// When another node last sent a command.
+    asked_us: u64,
     /// Beats to be answered.
     beats: Vec<(u32, u64)>,
     /// What replicas say about sleeping, and where to.
@@ -89,6 +98,8 @@ pub(super) struct HandOver {
     to: u64,
     /// The other has been asked.
     begun: bool,
+    /// The tick at which this began.
+    since: u64,
 }
 
 /// A request that was given to a replica here, whose reply may have to be another one.
@@ -119,6 +130,8 @@ impl Cluster {
             unsent: Vec::new(),
             heard: BTreeMap::new(),
             sent: Stamps::default(),
+            answered: BTreeMap::new(),
+            asked_us: 0,
             beats: Vec::new(),
             signals: Vec::new(),
             gone: Vec::new(),
@@ -179,11 +192,16 @@ impl Dispatch {
             self.on_frame(source.node, source.instance, &frame);
         });
         let events: Vec<Event> = peers.events().collect();
+        if let Some(cluster) = &mut self.cluster {
+            let now_us = self.now.us;
+            cluster.seen.extend(peers.heard().map(|node| (node, now_us)));
+        }
         self.peers = Some(peers);
         for event in events {
             match event {
                 Event::LinkDown(node) | Event::InboundDown { node, .. } => self.on_lost(node),
-                Event::LinkUp(_) | Event::Absent(_) => {}
+                Event::LinkUp(node) => self.note_answer(node),
+                Event::Absent(_) => {}
             }
         }
     }
@@ -210,7 +228,12 @@ impl Dispatch {
                     self.step(PartitionId(partition), message);
                 }
             }
-            Frame::Request(ref request) => self.on_request(from, instance, request),
+            Frame::Request(ref request) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.asked_us = self.now.us;
+                }
+                self.on_request(from, instance, request);
+            }
             Frame::Response { id, payload } => {
                 let worker = Forwards::worker_of(id);
                 if worker == self.worker() {
@@ -283,12 +306,27 @@ impl Dispatch {
         cluster.heard.insert(from, now.us);
     }
 
+    /// What is sent to the node arrives.
+    fn note_answer(&mut self, node: u32) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.answered.insert(node, self.now.us);
+        }
+    }
+
+    /// Whether what is sent to a node arrives, as far as is known: a link may be up though its wire is cut.
+    fn reaches(&self, node: u32) -> bool {
+        let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return false };
+        let answered = cluster.answered.get(&node).copied().unwrap_or_default();
+        peers.is_up(node) && self.now.us.saturating_sub(answered) < UNANSWERED.as_micros() as u64
+    }
+
     fn on_beat_reply(&mut self, from: u32, sent_us: u64) {
         let now = self.now;
         // Not what this node's last process has sent.
         if !self.cluster.as_ref().is_some_and(|cluster| cluster.sent.contains(sent_us)) {
             return;
         }
+        self.note_answer(from);
         for replica in self.replicas_mut().filter(|replica| replica.is_asleep()) {
             let there = |id: &u64| node_of(*id) == from;
             let id = match replica.leads() {
@@ -419,7 +457,11 @@ impl Dispatch {
             sequence,
             acked_below,
         });
-        let ask = Ask { redirect: true, stale: request.stale, once, ..Ask::default() };
+        // The sender does not reach every node, and would have this one ask the leader in its stead.
+        let passes = request.deadline_ms > 0 && self.can_pass_on(from, partition);
+        let patience = passes.then(|| Duration::from_millis(request.deadline_ms.into()));
+        let stale = request.stale;
+        let ask = Ask { redirect: !passes, stale, once, patience, ..Ask::default() };
         let owner = self.shared().owner(partition);
         if owner == self.worker() {
             self.execute_for(partition, &command, ask, waiter);
@@ -432,6 +474,12 @@ impl Dispatch {
         {
             self.replies.push((waiter, Reply::Error(Error::Overloaded)));
         }
+    }
+
+    /// Whether another node than that one leads a partition, surely enough, and is reached.
+    fn can_pass_on(&self, from: u32, partition: PartitionId) -> bool {
+        let leader = self.shared().leader(partition);
+        leader.is_some_and(|leader| leader.0 != from && self.reaches(leader.0))
     }
 
     /// Whether a request of a peer must be refused because one before it was.
@@ -471,6 +519,12 @@ impl Dispatch {
         }
     }
 
+    /// Whether other nodes have sent no commands for so long: they know who leads instead of this one.
+    pub(super) fn is_left_alone(&self, since: Duration) -> bool {
+        let asked_us = self.cluster.as_ref().map_or(0, |cluster| cluster.asked_us);
+        self.now.us.saturating_sub(asked_us) >= since.as_micros() as u64
+    }
+
     /// Takes the answer of another node to a command.
     pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
@@ -480,7 +534,10 @@ impl Dispatch {
         let view = self.shared().views.get(usize::from(Forwards::partition_of(id).0));
         if let Some(view) = view {
             // Who refuses does not lead, and who answers does.
-            let node = decided.as_ref().and(from).unwrap_or(0);
+            let refused =
+                |(_, reply): &&(Waiter, Reply)| matches!(reply, Reply::Error(Error::NotLeader));
+            let answered = decided.as_ref().filter(|decided| !refused(decided));
+            let node = answered.and(from).unwrap_or(0);
             view.answered_by.store(node, Ordering::Relaxed);
         }
         self.replies.extend(decided);
@@ -613,7 +670,15 @@ impl Dispatch {
         ask: Ask,
         waiter: Waiter,
     ) -> Option<(Waiter, Reply)> {
-        let Some(cluster) = self.cluster.as_mut().filter(|_| !ask.redirect) else {
+        let fenced = self.is_fenced(&waiter);
+        let keeps = |cluster: &&mut Box<Cluster>| {
+            if fenced {
+                return false;
+            }
+            // Who asks again while leadership is on its way finds nobody that leads.
+            !ask.redirect || cluster.handing_over.contains_key(&partition)
+        };
+        let Some(cluster) = self.cluster.as_mut().filter(keeps) else {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
         cluster.forwards.add(partition, command, ask, waiter, Instant::now()).err()
@@ -625,6 +690,7 @@ impl Dispatch {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.forwards.is_empty()) else {
             return;
         };
+        let now = Instant::now();
         for partition in cluster.forwards.pending() {
             if self.leads(partition) {
                 let Some(cluster) = &mut self.cluster else { return };
@@ -634,14 +700,30 @@ impl Dispatch {
                 continue;
             }
             let candidates = self.candidates(partition);
+            let me = self.cluster.as_ref().map(|cluster| cluster.me);
+            let targets = self.cluster.as_ref().map_or(&[][..], |one| one.targets(partition));
+            let others = targets.iter().filter(|one| Some(one.node()) != me).count();
+            let leader = self.shared().leader(partition).map(|node| node.0);
             let (Some(cluster), Some(peers)) = (&mut self.cluster, &mut self.peers) else { return };
-            let Some(node) = cluster.forwards.node(partition, &candidates) else { continue };
+            if cluster.handing_over.contains_key(&partition) {
+                continue;
+            }
+            for waiter in cluster.forwards.take_redirects(partition) {
+                self.replies.push((waiter, Reply::Error(Error::NotLeader)));
+            }
+            let leader = leader.filter(|leader| candidates.first() == Some(leader));
+            let detour = candidates.len() < others;
+            let Some(node) = cluster.forwards.node(partition, leader, &candidates) else {
+                continue;
+            };
             cluster.forwards.send(partition, |id, forward| {
                 let Some(out) = peers.out(node) else { return false };
+                let passed_on = matches!(forward.waiter, Waiter::Peer { .. });
+                let may_pass_on = detour && !passed_on;
                 let request = Request {
                     id,
                     partition: partition.0,
-                    deadline_ms: 0,
+                    deadline_ms: if may_pass_on { forward.left_ms(now) } else { 0 },
                     stale: forward.ask.stale,
                     once: forward.ask.once.map(|one| (one.session, one.sequence, one.acked_below)),
                     payload: &forward.command,
@@ -669,12 +751,12 @@ impl Dispatch {
 
     /// The nodes that may lead a partition, most likely first.
     fn candidates(&self, partition: PartitionId) -> Vec<u32> {
-        let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return Vec::new() };
+        let Some(cluster) = &self.cluster else { return Vec::new() };
         let first = self.shared().leader(partition).map(|node| node.0);
         let targets = cluster.targets(partition).iter().map(|replica| replica.node().0);
         let mut nodes = Vec::new();
         for node in first.into_iter().chain(targets) {
-            if node != cluster.me.0 && peers.is_up(node) && !nodes.contains(&node) {
+            if node != cluster.me.0 && self.reaches(node) && !nodes.contains(&node) {
                 nodes.push(node);
             }
         }
@@ -765,10 +847,12 @@ impl Dispatch {
             }
             return;
         }
-        if let Some(change) = replica.reconcile(now, &target) {
-            tracing::info!(%partition, ?change, "group changes");
-            self.activate(partition);
+        let Some(change) = replica.reconcile(now, &target) else { return };
+        if let Change::Transfer(to) = change {
+            return self.hand_over(partition, to);
         }
+        tracing::info!(%partition, ?change, "group changes");
+        self.activate(partition);
     }
 
     /// A partition whose leader is here and needs a snapshot for a follower.
@@ -778,10 +862,10 @@ impl Dispatch {
 
     /// Begins to hand the leadership of a partition over. Commands for it wait from now on.
     pub(super) fn hand_over(&mut self, partition: PartitionId, to: u64) {
-        if let Some(cluster) = &mut self.cluster
-            && let Entry::Vacant(entry) = cluster.handing_over.entry(partition)
-        {
-            entry.insert(HandOver { to, begun: false });
+        let Some(cluster) = &mut self.cluster else { return };
+        let since = cluster.ticks;
+        if let Entry::Vacant(entry) = cluster.handing_over.entry(partition) {
+            entry.insert(HandOver { to, begun: false, since });
             self.activate(partition);
         }
     }
@@ -805,17 +889,28 @@ impl Dispatch {
         let Some(cluster) = self.cluster.as_ref().filter(|one| !one.handing_over.is_empty()) else {
             return;
         };
-        let (now, all) = (self.now, cluster.handing_over.clone());
-        for (partition, HandOver { to, begun }) in all {
-            let Some((replica, _)) = self.replica(partition) else { continue };
+        let (now, ticks, all) = (self.now, cluster.ticks, cluster.handing_over.clone());
+        for (partition, HandOver { to, begun, since }) in all {
+            let Some((replica, _)) = self.replica(partition) else {
+                // It has left: nothing is on its way from here any more.
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.handing_over.remove(&partition);
+                }
+                continue;
+            };
             let leads = replica.leads();
             if leads && (replica.is_handing_over() || (!begun && replica.has_open_batch())) {
+                continue;
+            }
+            // It has voted for the other, which is not elected yet.
+            let elects = !leads && replica.leader() == 0 && ticks - since <= HAND_OVER_TICKS;
+            if elects {
                 continue;
             }
             let begins = leads && !begun && replica.transfer_leader(now, to);
             let Some(cluster) = &mut self.cluster else { return };
             if begins {
-                cluster.handing_over.insert(partition, HandOver { to, begun: true });
+                cluster.handing_over.insert(partition, HandOver { to, begun: true, since });
                 self.activate(partition);
             } else {
                 // Somebody else leads, or this replica goes on because the other did not take over.

@@ -45,6 +45,8 @@ pub(super) struct Dispatch {
     in_flight_bytes: usize,
     /// The same for each partition, as it was counted last.
     in_flight_of: Vec<usize>,
+    /// Which partitions are led here, as was logged last.
+    led: Vec<bool>,
     /// No timer is due before this; none at all where there is none.
     expiry_due_ms: Option<UnixMillis>,
     /// Timers may be due beyond what the last turn took.
@@ -98,6 +100,7 @@ impl Dispatch {
             max_in_flight_bytes: shared.settings.max_inflight_bytes as usize,
             in_flight_bytes: 0,
             in_flight_of: vec![0; count],
+            led: vec![false; count],
             expiry_due_ms: Some(0),
             more_expiries: false,
             refusing: None,
@@ -389,6 +392,11 @@ impl Dispatch {
         for partition in active {
             let index = usize::from(partition.0);
             let Some(replica) = &self.replicas[index] else { continue };
+            let leads = replica.leads();
+            if std::mem::replace(&mut self.led[index], leads) != leads {
+                let (term, what) = (replica.term(), if leads { "leads" } else { "follows" });
+                tracing::debug!(%partition, term, "the replica {what} now");
+            }
             let bytes = replica.in_flight_bytes();
             self.in_flight_bytes += bytes;
             self.in_flight_bytes -= std::mem::replace(&mut self.in_flight_of[index], bytes);

@@ -5,6 +5,8 @@
 //! one node at a time; when it refuses one, because it does not lead, it refuses those behind it too (they
 //! have the number of the same attempt in their ids), and all of them are sent again, to the next node.
 //!
+//! A node that the leader's cannot be reached from asks another one to pass its commands on, once.
+//!
 //! Nothing here is carried out twice: what was sent to a node that is gone has an unknown outcome, unless
 //! it is a read, or a write of a session.
 
@@ -40,6 +42,12 @@ pub(super) struct Forward {
 }
 
 impl Forward {
+    /// How much time is left.
+    pub(super) fn left_ms(&self, now: Instant) -> u32 {
+        let left = self.deadline.saturating_duration_since(now).as_millis();
+        u32::try_from(left).unwrap_or(u32::MAX).max(1)
+    }
+
     /// What to answer when there is no time left.
     pub(super) fn given_up(&self, sent: bool) -> Error {
         let unknown = self.is_unsure() || self.is_write && sent;
@@ -64,6 +72,8 @@ pub(super) fn deadline(ask: &Ask, now: Instant) -> Instant {
 struct Route {
     /// Where commands go; none while nobody is known.
     node: Option<u32>,
+    /// The leader that was known when they were last sent.
+    leader: Option<u32>,
     /// How many nodes have refused since the last pause.
     refused: usize,
     /// A node has refused: nothing is sent until all that was sent has come back.
@@ -73,6 +83,8 @@ struct Route {
     /// Came back, to be sent again before what waits.
     returned: BTreeMap<u64, Forward>,
     waiting: VecDeque<Forward>,
+    /// Some of those that wait may be for `take_redirects`.
+    redirects: bool,
 }
 
 /// All of them.
@@ -138,7 +150,9 @@ impl Forwards {
         let ask = Ask { deadline: Some(deadline), ..ask };
         let forward =
             Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
-        self.routes.entry(partition).or_default().waiting.push_back(forward);
+        let route = self.routes.entry(partition).or_default();
+        route.redirects |= ask.redirect;
+        route.waiting.push_back(forward);
         Ok(())
     }
 
@@ -176,12 +190,39 @@ impl Forwards {
         all
     }
 
-    /// The node that commands of a partition go to, out of these, in the order in which they are likely to
-    /// lead. None while each of them has refused since the last pause.
-    pub(super) fn node(&mut self, partition: PartitionId, candidates: &[u32]) -> Option<u32> {
+    /// Takes the commands that are not to be sent on, but were kept while leadership was on its way.
+    pub(super) fn take_redirects(&mut self, partition: PartitionId) -> Vec<Waiter> {
+        let Some(route) = self.routes.get_mut(&partition).filter(|route| route.redirects) else {
+            return Vec::new();
+        };
+        route.redirects = false;
+        let (redirects, others) =
+            std::mem::take(&mut route.waiting).into_iter().partition(|one| one.ask.redirect);
+        route.waiting = others;
+        let redirects: VecDeque<Forward> = redirects;
+        for forward in &redirects {
+            self.count -= 1;
+            self.bytes -= forward.command.len();
+        }
+        self.resume(partition);
+        redirects.into_iter().map(|forward| forward.waiter).collect()
+    }
+
+    /// The node that commands of a partition go to: one of these, in the order in which they are likely to
+    /// lead, `leader` first if that is known. None while each of them has refused since the last pause and
+    /// no other leader has become known.
+    pub(super) fn node(
+        &mut self,
+        partition: PartitionId,
+        leader: Option<u32>,
+        candidates: &[u32],
+    ) -> Option<u32> {
         let route = self.routes.get_mut(&partition)?;
         if route.stalled {
             return None;
+        }
+        if leader.is_some() && std::mem::replace(&mut route.leader, leader) != leader {
+            route.refused = 0;
         }
         // Those that are sent keep their order only on one link.
         if route.node.is_none() || route.sent.is_empty() {
@@ -228,8 +269,15 @@ impl Forwards {
         let forward = route.sent.remove(&id)?;
         let decided = if matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping)) {
             route.stalled = true;
-            route.returned.insert(id, forward);
-            None
+            if matches!(forward.waiter, Waiter::Peer { .. }) {
+                // Passed on for a node that knows better than to wait for it.
+                self.count -= 1;
+                self.bytes -= forward.command.len();
+                Some((forward.waiter, Reply::Error(Error::NotLeader)))
+            } else {
+                route.returned.insert(id, forward);
+                None
+            }
         } else {
             self.count -= 1;
             self.bytes -= forward.command.len();

@@ -68,6 +68,11 @@ const READ_BYTES: usize = 64 * 1024;
 const MESSAGES_PER_ROUND: usize = 1024;
 /// How long one connection, or the mailbox, may keep the worker at a stretch.
 const STRETCH: Duration = Duration::from_millis(2);
+/// A worker that stops waits until other nodes have sent no commands for so long: what they send to a link
+/// that is closed has an unknown outcome.
+const LINGER: Duration = Duration::from_millis(60);
+/// And that long at the most.
+const LINGER_LIMIT: Duration = Duration::from_millis(500);
 /// The shortest time between two refusals of the same kind in the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -129,6 +134,8 @@ pub(crate) struct Worker {
     next_sweep: Instant,
     /// Set when the worker is to stop: when it ends with whatever is unfinished.
     stop_by: Option<Instant>,
+    /// The same: when it ends though other nodes still send it commands.
+    linger_by: Option<Instant>,
     /// It was told to stop and has no connection left.
     drained: bool,
     /// What the log took on the disk when it was last added to the node's figure.
@@ -198,6 +205,7 @@ impl Worker {
             next_tick: now + TICK,
             next_sweep: now + IDLE_SWEEP,
             stop_by: None,
+            linger_by: None,
             drained: false,
             reported_log_bytes: 0,
         })
@@ -579,6 +587,7 @@ impl Worker {
         let now = Instant::now();
         let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
         self.stop_by = Some(now + timeout);
+        self.linger_by = Some(now + LINGER_LIMIT);
         // Dropping the listener refuses new connections.
         self.listener = None;
         // What clients have sent by now is still served, once; then nothing more is read.
@@ -609,6 +618,9 @@ impl Worker {
             }
         }
         let all_drained = self.shared.drained.load(Ordering::Acquire) == count;
-        (all_drained && !self.turn.is_busy(&self.dispatch)) || Instant::now() >= stop_by
+        let now = Instant::now();
+        let left_alone =
+            self.dispatch.is_left_alone(LINGER) || self.linger_by.is_none_or(|limit| now >= limit);
+        (all_drained && left_alone && !self.turn.is_busy(&self.dispatch)) || now >= stop_by
     }
 }

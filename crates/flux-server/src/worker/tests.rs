@@ -306,7 +306,7 @@ fn a_write_that_comes_home_from_a_lost_node_is_not_said_to_be_refused() {
         let forwards = &mut bench.cluster().forwards;
         forwards.add(HERE, &command.borrowed(), ask, waiter(), now).expect("there is room");
         if lost {
-            assert_eq!(forwards.node(HERE, &[2]), Some(2));
+            assert_eq!(forwards.node(HERE, None, &[2]), Some(2));
             forwards.send(HERE, |_, _| true);
             bench.dispatch.on_lost(2);
         }

@@ -1,6 +1,6 @@
 //! A process's turn, and the end of its syncs.
 
-use flux_core::replica::{Now, Ready, Replica, Role};
+use flux_core::replica::{Change, Now, Ready, Replica, Role};
 use flux_core::store::{Position, Table};
 use flux_core::{Command, Condition, Error, Expiry, Reply};
 use flux_log::{Entry, LogError, Record};
@@ -142,6 +142,9 @@ impl Process {
             if replica.is_removed() {
                 self.peers.to_remove.push(*partition);
             } else if let Some(change) = replica.reconcile(now, target) {
+                if let Change::Transfer(to) = change {
+                    replica.transfer_leader(now, to);
+                }
                 out.notes.push(format!("p{partition} {change:x?}"));
             }
         }

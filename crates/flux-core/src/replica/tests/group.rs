@@ -52,9 +52,16 @@ impl Node {
 
 impl Group {
     pub(super) fn of(ids: &[u64]) -> Group {
+        let mut group = Group::founded(ids);
+        group.elect();
+        group
+    }
+
+    /// Nobody leads it yet.
+    fn founded(ids: &[u64]) -> Group {
         let beginning = SnapshotMeta::founding(ids.to_vec());
         let replicas = ids.iter().map(|id| (*id, node(*id, beginning.clone(), false)));
-        let mut group = Group {
+        Group {
             replicas: replicas.collect(),
             wire: VecDeque::new(),
             cut: BTreeSet::new(),
@@ -64,9 +71,7 @@ impl Group {
             sleeps: false,
             now_us: 1,
             next_waiter: 0,
-        };
-        group.elect();
-        group
+        }
     }
 
     pub(super) fn now(&self) -> Now {
@@ -220,7 +225,9 @@ impl Group {
         for _ in 0..100 {
             let now = self.now();
             for node in self.replicas.values_mut() {
-                node.replica.reconcile(now, target);
+                if let Some(Change::Transfer(to)) = node.replica.reconcile(now, target) {
+                    node.replica.transfer_leader(now, to);
+                }
             }
             self.ticks(1);
         }
@@ -239,6 +246,23 @@ fn value(reply: Option<Reply>) -> Option<Vec<u8>> {
     match reply {
         Some(Reply::Value(Some(Value { bytes, .. }))) => Some(bytes),
         _ => None,
+    }
+}
+
+#[test]
+fn who_should_lead_a_new_group_does_so_at_once() {
+    for first in [1, 2, 3] {
+        let mut group = Group::founded(&[1, 2, 3]);
+        group.replicas.get_mut(&first).expect("there").replica.stand_first();
+        group.ticks(3);
+        assert_eq!(group.leader(), Some(first));
+        // In a group that somebody may have led it waits like the others.
+        group.cut.insert(first);
+        let next = group.elect();
+        group.cut.clear();
+        group.replicas.get_mut(&first).expect("there").replica.stand_first();
+        group.ticks(30);
+        assert_eq!(group.leader(), Some(next));
     }
 }
 

@@ -60,7 +60,9 @@ async fn a_node_starts_without_it_from_what_it_knew() {
     let (before, cluster) = (world.topology(2), world.cluster_id());
     world.registry.set_away(true);
     world.kill(2);
+    let begun = tokio::time::Instant::now();
     world.restart(2, cluster).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "its groups may need it");
     let after = world.topology(2);
     assert_eq!((&after.map, after.epoch), (&before.map, before.epoch));
     assert_eq!(after.members.len(), 3);

@@ -3,6 +3,7 @@ use flux_core::session::Once;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::mailbox::PeerRequest;
 
 const HERE: PartitionId = PartitionId(3);
 
@@ -27,7 +28,7 @@ fn add(forwards: &mut Forwards, key: &str, write: bool, now: Instant) {
 /// Sends what can be sent, and returns the ids.
 fn sent(forwards: &mut Forwards, candidates: &[u32]) -> Vec<u64> {
     let mut ids = Vec::new();
-    if forwards.node(HERE, candidates).is_some() {
+    if forwards.node(HERE, None, candidates).is_some() {
         forwards.send(HERE, |id, _| {
             ids.push(id);
             true
@@ -66,7 +67,7 @@ fn after_a_refusal_all_go_to_the_next_node_in_their_order() {
     assert!(sent(&mut forwards, &[1, 2]).is_empty(), "not before all have come back");
     assert!(forwards.answered(first[0], refusal()).is_none());
     assert!(forwards.answered(first[2], refusal()).is_none());
-    assert_eq!(forwards.node(HERE, &[1, 2]), Some(2));
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), Some(2));
     let mut keys = Vec::new();
     let mut ids = Vec::new();
     forwards.send(HERE, |id, forward| {
@@ -80,9 +81,9 @@ fn after_a_refusal_all_go_to_the_next_node_in_their_order() {
     for id in &ids[1..] {
         forwards.answered(*id, refusal());
     }
-    assert_eq!(forwards.node(HERE, &[1, 2]), None, "each has refused");
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), None, "each has refused");
     forwards.tick(now, &mut Vec::new());
-    assert_eq!(forwards.node(HERE, &[1, 2]), Some(1), "after a pause they are asked again");
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), Some(1), "after a pause they are asked again");
 }
 
 #[test]
@@ -174,4 +175,53 @@ fn there_is_room_for_so_many() {
     let one_more = Command::Get { key: b"k".as_slice() };
     let refused = forwards.add(HERE, &one_more, Ask::default(), waiter(), now);
     assert!(matches!(refused, Err((_, Reply::Error(Error::Overloaded)))));
+}
+
+#[test]
+fn a_leader_that_becomes_known_is_asked_before_the_pause_ends() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "k", true, now);
+    for _ in 0..2 {
+        let ids = sent(&mut forwards, &[1, 2]);
+        forwards.answered(ids[0], refusal());
+    }
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), None, "each has refused");
+    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(2));
+    let ids = sent(&mut forwards, &[2, 1]);
+    forwards.answered(ids[0], refusal());
+    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(1), "the same one is no news");
+}
+
+#[test]
+fn what_waits_for_a_hand_over_is_sent_back_and_the_rest_is_sent_on() {
+    let (mut forwards, now) = forwards();
+    let command = Command::Get { key: b"k".as_slice() };
+    let asked_by = |id| Waiter::Peer(PeerRequest { node: 9, instance: 1, id });
+    let redirect = Ask { redirect: true, ..Ask::default() };
+    forwards.add(HERE, &command, redirect, asked_by(1), now).expect("there is room");
+    add(&mut forwards, "k", true, now);
+    forwards.add(HERE, &command, redirect, asked_by(2), now).expect("there is room");
+    let back = forwards.take_redirects(HERE);
+    let ids = back.iter().map(|waiter| match waiter {
+        Waiter::Peer(request) => request.id,
+        other => panic!("whose is {other:?}?"),
+    });
+    assert_eq!(ids.collect::<Vec<_>>(), [1, 2]);
+    let ids = sent(&mut forwards, &[1]);
+    assert_eq!(ids.len(), 1);
+    forwards.answered(ids[0], Reply::Integer(1)).expect("an answer");
+    assert!(forwards.is_empty() && !forwards.has(HERE));
+}
+
+#[test]
+fn what_was_passed_on_and_refused_goes_back_to_the_node_that_asked() {
+    let (mut forwards, now) = forwards();
+    let command = Command::Get { key: b"k".as_slice() };
+    let waiter = Waiter::Peer(PeerRequest { node: 9, instance: 1, id: 1 });
+    forwards.add(HERE, &command, Ask::default(), waiter, now).expect("there is room");
+    let ids = sent(&mut forwards, &[1, 2]);
+    let (waiter, reply) = forwards.answered(ids[0], refusal()).expect("decided");
+    assert!(matches!(waiter, Waiter::Peer(PeerRequest { node: 9, instance: 1, id: 1 })));
+    assert_eq!(reply, refusal());
+    assert!(forwards.is_empty() && !forwards.has(HERE));
 }

@@ -1,0 +1,84 @@
+//! A node of a cluster, as its clients see it before it serves and where it has given replicas away. What
+//! several nodes do together is tested with real processes.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use flux_core::placement::{NodeId, PlacementMap};
+use flux_core::{PartitionId, Slot};
+
+use super::machine::Machine;
+use super::node::small;
+use crate::cluster::{InProcess, Topology};
+use crate::config::{Fsync, Settings};
+use crate::data_dir::DataDir;
+use crate::node::Node;
+use crate::resp::Route;
+use crate::workers::{Membership, Workers};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An address that nobody listens at.
+fn free_address() -> SocketAddr {
+    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    TcpListener::bind(local).and_then(|listener| listener.local_addr()).expect("a free port")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_refused_until_the_node_serves() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let registry = InProcess::open(None).expect("nothing to read");
+    let [data_addr, admin_addr, grpc_addr, peer_addr] = std::array::from_fn(|_| free_address());
+    let data_dir = directory.path().to_owned();
+    let settings = Settings {
+        data_addr,
+        admin_addr,
+        grpc_addr,
+        peer_addr,
+        data_dir,
+        replication_factor: 3,
+        ..small(1, Fsync::Always)
+    };
+    // Alone it waits for two more.
+    let starting =
+        tokio::spawn(async move { Node::start_in(&settings, || Some(registry.attach())).await });
+    let begun = Instant::now();
+    while TcpStream::connect(admin_addr).is_err() {
+        assert!(begun.elapsed() < PATIENCE, "the admin port answers while a node starts");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for address in [data_addr, grpc_addr] {
+        let refused = TcpStream::connect(address).expect_err("nobody would answer");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    assert!(!starting.is_finished());
+    starting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_no_replica_any_more_is_not_named_as_leader() {
+    let [me, other, former, third] = [1, 2, 3, 4].map(NodeId);
+    let layout = vec![vec![other, third]; 4];
+    let map = PlacementMap::new(7, 2, &layout).expect("a sound map");
+    let topology = Topology { map: Some(Arc::new(map)), epoch: 1, ..Topology::default() };
+    let membership = Membership { cluster_id: 7, me, instance: 1, topology: Arc::new(topology) };
+    let settings = small(1, Fsync::Always);
+    let directory = DataDir::open_in(Machine::new(1).folders(), 4, 1).expect("a directory");
+    let workers = Workers::start(&settings, directory, free_address(), Some(&membership));
+    let workers = workers.expect("started");
+    let shared = workers.shared();
+    let answers = |node: NodeId| {
+        shared.views[0].answered_by.store(node.0, Ordering::Relaxed);
+        shared.leader(PartitionId(0))
+    };
+    assert_eq!(answers(other), Some(other));
+    // They may have answered when they had the partition. Now they would name others, and in the end
+    // each other.
+    assert_eq!(answers(former), None);
+    assert_eq!(answers(me), None);
+    assert_ne!(shared.route(Slot::of(b"any")), Route::Here);
+    workers.stop().expect("closed");
+}
