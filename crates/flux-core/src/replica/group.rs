@@ -346,8 +346,10 @@ impl<W> Replica<W> {
     ) -> bool {
         self.now = now;
         // One that is not newer than the table goes to Raft all the same, which tells the leader so: else
-        // it would be sent again and again.
+        // it would be sent again and again. Of two before the next `Ready` Raft might keep the first, and
+        // what is installed must be what Raft has.
         if self.restoring.is_some()
+            || self.received.is_some()
             || !meta.members.contains(self.id)
             || from == self.id
             || from == 0

@@ -409,6 +409,28 @@ fn a_follower_that_is_far_behind_gets_a_snapshot() {
 }
 
 #[test]
+fn one_snapshot_is_installed_before_the_next_is_taken() {
+    let mut one = node(4, SnapshotMeta::default(), false);
+    let meta = |index: u64| SnapshotMeta {
+        position: Position { index, term: 1 },
+        revision: index,
+        members: Members::of_voters(vec![1, 2, 4]),
+        ..SnapshotMeta::default()
+    };
+    let fresh = || Table::new(TableOptions { hash_seed: 7, shards: 1 }, Memory::new(0));
+    assert!(one.replica.install(at(NOW), 1, 1, meta(50), fresh()));
+    // An older one, sent before the first: Raft keeps what it has.
+    for index in [40, 50, 60] {
+        assert!(!one.replica.install(at(NOW), 1, 1, meta(index), fresh()), "{index}");
+    }
+    let ready = one.replica.ready(&mut one.replies).expect("sound").expect("a state");
+    assert_eq!(ready.state.map(|state| state.start), Some(50));
+    assert_eq!((one.replica.applied().index, one.replica.revision()), (50, 50));
+    one.replica.persisted(ready.number);
+    assert!(one.replica.install(at(NOW), 1, 1, meta(60), fresh()), "the next one");
+}
+
+#[test]
 fn junk_of_a_peer_is_dropped() {
     let mut group = Group::of(&[1, 2, 3]);
     group.put("k", "v");
