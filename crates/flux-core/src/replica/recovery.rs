@@ -282,7 +282,25 @@ impl Recovery {
     ///
     /// If entries are missing, or the snapshot that they continue is.
     pub fn finish(&mut self) -> Result<(), Broken> {
+        if self.replica != 0 && self.start == 0 && !self.members.contains(self.replica) {
+            self.begin_with_nothing();
+        }
         self.broken.take().map_or(Ok(()), Err)
+    }
+
+    /// The replica has written its id and has received nothing yet: the snapshot and the entries that were
+    /// found are those of an earlier one, which left. Known only at the end, since the snapshot may be that
+    /// of a still later one.
+    fn begin_with_nothing(&mut self) {
+        self.table.clear();
+        self.applied = Position::default();
+        self.revision = 0;
+        self.sessions = Sessions::default();
+        self.members = Members::default();
+        self.snapshot = None;
+        self.hard_state.commit = 0;
+        self.tail.clear();
+        self.forget_kept();
     }
 
     /// The index and revision reached so far.

@@ -408,6 +408,51 @@ fn a_follower_that_is_far_behind_gets_a_snapshot() {
     assert!(group.replicas[&behind].replica.first_record().start > 1);
 }
 
+/// What recovery makes of a snapshot at entry 300 of these voters and of states written later.
+fn recovered(voters: &[u64], states: &[(u64, u64)]) -> (Replica<u32>, usize) {
+    let memory = Memory::new(0);
+    let table = table(&memory);
+    let hash = table.hash(b"k");
+    let (key, value) = (b"k".as_slice(), b"v".as_slice());
+    table.put(hash, crate::store::Entry { key, value, version: 5, expires_at_ms: None, written_at_s: 0 });
+    let meta = SnapshotMeta {
+        position: Position { index: 300, term: 2 },
+        revision: 5,
+        members: Members::of_voters(voters.to_vec()),
+        ..SnapshotMeta::default()
+    };
+    let mut recovery =
+        Recovery::new(Arc::clone(&table), Some(meta), SnapshotMeta::default(), 1 << 16);
+    for (replica, start) in states {
+        let (term, vote) = (7, 2);
+        recovery.state(&StateRecord { replica: *replica, start: *start, term, vote });
+    }
+    recovery.finish().expect("nothing is missing");
+    let config = ReplicaConfig { id: recovery.replica(), tail_bytes: 1 << 10, ..config() };
+    let replica = Replica::new(&config, recovery, memory, Arc::default(), at(NOW));
+    (replica.expect("a state"), table.len())
+}
+
+#[test]
+fn what_an_earlier_replica_left_is_not_that_of_the_next_one() {
+    let (replica, keys) = recovered(&[1, 2, 3], &[(1, 1), (0, 0), (9, 0)]);
+    assert_eq!((replica.id(), replica.term(), keys), (9, 7, 0));
+    assert_eq!((replica.applied(), replica.revision()), (Position::default(), 0));
+    assert_eq!(*replica.members(), Members::default());
+    assert_eq!(replica.status().commit, 0);
+    assert!(!replica.is_removed(), "it waits for its group");
+    // Nor where nothing but the snapshot is left of the earlier one.
+    let (replica, keys) = recovered(&[1, 2, 3], &[(9, 0)]);
+    assert_eq!((replica.applied().index, keys), (0, 0));
+    // A snapshot of its own counts, written to the log or not; so does that of a still later one.
+    for states in
+        [&[(1, 1), (0, 0), (9, 0)][..], &[(0, 0), (9, 0), (9, 300)], &[(8, 0), (0, 0), (9, 300)]]
+    {
+        let (replica, keys) = recovered(&[2, 3, 9], states);
+        assert_eq!((replica.id(), replica.applied().index, keys), (9, 300, 1), "{states:?}");
+    }
+}
+
 #[test]
 fn one_snapshot_is_installed_before_the_next_is_taken() {
     let mut one = node(4, SnapshotMeta::default(), false);
