@@ -532,7 +532,7 @@ fn the_largest_frame_passes_without_keeping_others_waiting() {
 fn junk_ends_a_connection_and_nothing_else() {
     let mut one = Worker::new(1);
     let over = (flux_proto::peer::MAX_FRAME_BYTES as u32 + 1).to_le_bytes();
-    let unexpected = bytes_of(&Frame::Accept { from_chunk: 1 });
+    let unexpected = bytes_of(&Frame::Accept { from_chunk: 1, crc: 0 });
     for (junk, node) in [(&over[..], 2), (&[0; 4], 3), (&[1, 0, 0, 0, 99], 4), (&unexpected, 5)] {
         let mut stream = dial(&one);
         say_hello(&mut stream, &hello(node, 1));
