@@ -78,6 +78,8 @@ pub enum Change {
     EnterJoint,
     /// It leaves it.
     LeaveJoint,
+    /// An empty entry, by which a majority learns for good that others have left.
+    Confirm,
     /// This replica is to go, and asks that one to lead.
     Transfer(u64),
 }
@@ -136,6 +138,12 @@ impl<W> Replica<W> {
         if !self.leads || raft.has_pending_conf() || raft.lead_transferee.is_some() {
             return None;
         }
+        if raft.raft_log.last_index() == self.left_at {
+            self.node.propose(Vec::new(), Vec::new()).ok()?;
+            self.stir();
+            self.settle();
+            return Some(Change::Confirm);
+        }
         let members = self.members().clone();
         if target.is_empty() {
             return None;
@@ -148,7 +156,7 @@ impl<W> Replica<W> {
             }
             Change::AddLearner(id) => simple(ConfChangeType::AddLearnerNode, id),
             Change::RemoveLearner(id) => simple(ConfChangeType::RemoveNode, id),
-            Change::LeaveJoint => Default::default(),
+            Change::LeaveJoint | Change::Confirm => Default::default(),
             Change::EnterJoint => {
                 let new = target.iter().filter(|id| members.learners.contains(id));
                 let old =
@@ -254,34 +262,52 @@ impl<W> Replica<W> {
         fit.max_by_key(|id| self.node.raft.prs().get(**id).map_or(0, |one| one.matched)).copied()
     }
 
-    /// Whether the group goes on without this replica.
+    /// Whether the group goes on without this replica, as its log says. It must stay until it is told that it
+    /// can go, see `has_left`: that it knows of its removal does not mean that those who stay do.
     pub fn is_removed(&self) -> bool {
         let members = self.members();
         !members.voters.is_empty() && !members.contains(self.id)
     }
 
-    /// Whether a message asks for votes though its sender does not belong to the group any more. Then the
-    /// sender may be told that it can go.
+    /// Whether a message asks for votes though its sender does not belong to the group any more, and may be
+    /// told that it can go. Only a leader says so.
     ///
     /// A sender that believes to have a vote read so in its own log. If this replica has applied all that is
     /// in it and the group does not have the sender now, it was removed, and an id is not given again. One
     /// whose log goes further may have been added by what is not applied here yet; then only a leader that
     /// is sure to be one can tell.
-    pub fn has_left(&self, message: &Message) -> bool {
+    pub fn has_left(&mut self, now: Now, message: &Message) -> bool {
+        self.now = now;
         let kind = message.msg_type();
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         let members = self.members();
         let known = 0 < message.index && message.index <= self.applied.index;
-        let sure = known || self.leads && self.has_lease();
+        let sure = self.is_confirmed() && (known || self.has_lease());
         asks && sure && !members.voters.is_empty() && !members.contains(message.from)
+    }
+
+    /// Whether those who have left the group can go, whoever of it is lost.
+    ///
+    /// A configuration is in force where it is applied. While only the leader has applied that others left,
+    /// those who stay need the votes of those for another leader. So a majority of those who stay must know,
+    /// on its disk, that the change is committed. Of an entry that was proposed after the change was applied
+    /// that is sure once it is committed: it travels with a commit index that covers the change, and lies in
+    /// the log with it. The entry that opens a term is such a one, for all that was applied before.
+    fn is_confirmed(&self) -> bool {
+        self.leads && self.applied.index > self.left_at
     }
 
     pub(super) fn apply_change(&mut self, index: u64, data: &[u8]) -> Result<(), Broken> {
         let change = members::decode(data).ok_or(Broken::Change { index })?;
-        let members = self.members().after(&change);
+        let before = self.members();
+        let members = before.after(&change);
+        let leaves = before.all().into_iter().any(|id| !members.contains(id));
         let state = self.node.apply_conf_change(&change).map_err(Broken::Raft)?;
         assert_eq!(members, Members::from(&state), "both have the same rules");
         let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && leaves {
+            self.left_at = raft.raft_log.last_index();
+        }
         if raft.state == StateRole::Leader && !members.is_voter(self.id) {
             // It led from the outgoing half of a joint configuration, which is left now.
             raft.become_follower(raft.term, 0);

@@ -202,6 +202,9 @@ pub struct Replica<W> {
     transfer_tick: u64,
     /// The `Ready` that makes a received snapshot count; nothing else happens before it is persisted.
     restoring: Option<u64>,
+    /// The last entry that there was when this replica, leading, applied that others had left; else 0. See
+    /// `is_confirmed`.
+    left_at: u64,
 }
 
 struct Proposed<W> {
@@ -280,6 +283,7 @@ impl<W> Replica<W> {
             received: None,
             transfer_tick: 0,
             restoring: None,
+            left_at: 0,
         };
         replica.rebuild_wheel(now.ms);
         replica.rank_anew();
@@ -593,6 +597,9 @@ impl<W> Replica<W> {
             self.decided.extend(self.rounds.stop());
         }
         self.leads = leads;
+        if raft.state != StateRole::Leader {
+            self.left_at = 0;
+        }
         let lease_until_us = match leads {
             true if self.is_alone() => u64::MAX,
             true => self.rounds.lease_until_us,

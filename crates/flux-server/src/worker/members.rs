@@ -1,7 +1,7 @@
 //! Which replicas a worker has: those that the placement map gives to its node.
 //!
 //! A replica is made when the map names it, empty, and learns everything from its leader. It goes when its
-//! group has gone on without it, which it sees in its own log or is told by the leader.
+//! group has surely gone on without it, which a leader tells it.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -141,9 +141,7 @@ impl Process {
                 continue;
             }
             let target = around.targets.get(usize::from(*partition)).map_or(&[][..], Vec::as_slice);
-            if replica.is_removed() {
-                self.peers.to_remove.push(*partition);
-            } else if let Some(change) = replica.reconcile(now, target) {
+            if let Some(change) = replica.reconcile(now, target) {
                 out.notes.push(format!("p{partition} {change:x?}"));
             }
         }

@@ -388,6 +388,61 @@ fn a_new_replica_takes_the_place_of_one_that_leads() {
     assert!(!group.replicas[&old].view.may_serve(FAR));
 }
 
+impl Group {
+    /// Whether a replica says that another one, which asks, can go.
+    fn lets_go(&mut self, id: u64, who: u64) -> bool {
+        let index = self.replicas[&who].replica.status().last;
+        let mut ask = Message { from: who, to: id, term: 99, index, ..Message::default() };
+        ask.set_msg_type(MessageType::MsgRequestPreVote);
+        let now = self.now();
+        self.replicas.get_mut(&id).expect("there").replica.has_left(now, &ask)
+    }
+}
+
+#[test]
+fn who_has_left_stays_until_a_majority_knows_for_good() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "v");
+    let leader = group.leader().expect("a leader");
+    let old = [1, 2, 3].into_iter().find(|id| *id != leader).expect("a follower");
+    let stay = [1, 2, 3].into_iter().find(|id| ![leader, old].contains(id)).expect("another");
+    group.replicas.insert(4, node(4, SnapshotMeta::default(), false));
+    let mut target = vec![leader, stay, 4];
+    target.sort_unstable();
+    let (now, mut change) = (group.now(), None);
+    for _ in 0..100 {
+        let one = group.replicas.get_mut(&leader).expect("there");
+        change = one.replica.reconcile(now, &target).or(change);
+        if change == Some(Change::LeaveJoint) {
+            break;
+        }
+        group.ticks(1);
+    }
+    assert_eq!(change, Some(Change::LeaveJoint));
+    // It is committed, and only the leader has heard so before it is cut off from those who stay.
+    group.settle();
+    assert_eq!(*group.replicas[&leader].replica.members(), Members::of_voters(target.clone()));
+    for id in [stay, 4] {
+        assert!(group.replicas[&id].replica.members().is_joint(), "{id} needs the old ones' votes");
+    }
+    group.cut = [stay, 4].into();
+    group.ticks(1);
+    assert!(!group.lets_go(leader, old));
+    let now = group.now();
+    let one = group.replicas.get_mut(&leader).expect("there");
+    assert_eq!(one.replica.reconcile(now, &target), Some(Change::Confirm));
+    group.settle();
+    assert!(!group.lets_go(leader, old), "nobody has answered");
+    // Those who stay have it on their disks: now it does not matter who is lost.
+    group.cut.clear();
+    group.ticks(4);
+    assert!(group.lets_go(leader, old));
+    assert!(!group.lets_go(leader, stay) && !group.lets_go(stay, old), "only the leader says so");
+    group.replicas.remove(&old);
+    group.cut.insert(leader);
+    group.elect();
+}
+
 #[test]
 fn a_follower_that_is_far_behind_gets_a_snapshot() {
     let mut group = Group::of(&[1, 2, 3]);
