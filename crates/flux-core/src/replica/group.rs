@@ -262,6 +262,13 @@ impl<W> Replica<W> {
         fit.max_by_key(|id| self.node.raft.prs().get(**id).map_or(0, |one| one.matched)).copied()
     }
 
+    /// Whether this replica knows of no group yet: nobody counts on it. Only such a one may go because the
+    /// placement map does not name it any more; whatever the map says, one that knows more may be a voter
+    /// that its group needs, until it is told that it can go, see `has_left`.
+    pub fn has_learned_nothing(&self) -> bool {
+        self.members().voters.is_empty() && self.received.is_none()
+    }
+
     /// Whether the group goes on without this replica, as its log says. It must stay until it is told that it
     /// can go, see `has_left`: that it knows of its removal does not mean that those who stay do.
     pub fn is_removed(&self) -> bool {

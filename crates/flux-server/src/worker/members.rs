@@ -146,12 +146,7 @@ impl Worker {
                 (Some(mine), None) => self.make_replica(partition, mine.get()),
                 (mine, Some(here)) if mine.is_none_or(|mine| mine.get() != here) => {
                     let (replica, _) = self.dispatch.replica(partition).expect("just seen");
-                    // Made for a place that it does not have any more, before it learned anything; or the
-                    // group has gone on without it for so long that it comes back as another one.
-                    let empty = replica.members().voters.is_empty();
-                    let later = ReplicaId::from_u64(here).sequence();
-                    let replaced = mine.is_some_and(|mine| mine.sequence() > later);
-                    if (empty || replaced)
+                    if replica.has_learned_nothing()
                         && let Some(cluster) = &mut self.dispatch.cluster
                     {
                         cluster.to_remove.push(partition);

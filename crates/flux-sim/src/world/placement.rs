@@ -70,14 +70,11 @@ impl World {
             let has = process.replica(partition);
             let done = match (has.map(Replica::id), due) {
                 (None, Some(id)) => self.place(host, partition, id),
-                // Made for a place that it does not have any more, before it learned anything; or the group
-                // has gone on without it for so long that it comes back as another one.
+                // Made for a place that it does not have any more, before it learned anything.
                 (Some(id), due) if due != Some(id) => {
-                    let empty = has.is_some_and(|replica| replica.members().voters.is_empty());
-                    if empty || due.is_some_and(|due| due as u32 > id as u32) {
-                        self.drop_replica(host, partition, id)
-                    } else {
-                        Ok(())
+                    match has.is_some_and(Replica::has_learned_nothing) {
+                        true => self.drop_replica(host, partition, id),
+                        false => Ok(()),
                     }
                 }
                 _ => Ok(()),
