@@ -5,7 +5,7 @@ use raft::eraftpb::{ConfChangeType, Message, MessageType};
 use raft::{ProgressState, SnapshotStatus, StateRole};
 
 use super::entries::raft_snapshot;
-use super::members::{self, Members, joint, one, simple};
+use super::members::{self, Members, following, joint, one, simple};
 use super::{Broken, Now, Position, Replica, Revision, SnapshotMeta, refused};
 use crate::placement::ReplicaId;
 use crate::store::Table;
@@ -129,10 +129,13 @@ impl<W> Replica<W> {
         }
     }
 
-    /// Takes the next step, if one can be taken now, towards a group of exactly these voters. To be called
-    /// again when it is done: what to do follows from the configuration alone, so that any leader can go
-    /// on. Only the leader does anything.
-    pub fn reconcile(&mut self, now: Now, target: &[u64]) -> Option<Change> {
+    /// Takes the next step, if one can be taken now, towards a group of exactly these voters, which are
+    /// those of the placement map of this epoch. To be called again when it is done: what to do follows from
+    /// the configuration alone, so that any leader can go on. Only the leader does anything.
+    ///
+    /// A map that is older than one that the group has followed changes nothing: it would take out a replica
+    /// that it does not know yet, or take in one that has left, and an id would come back.
+    pub fn reconcile(&mut self, now: Now, epoch: u64, target: &[u64]) -> Option<Change> {
         self.now = now;
         let raft = &self.node.raft;
         if !self.leads || raft.has_pending_conf() || raft.lead_transferee.is_some() {
@@ -145,7 +148,7 @@ impl<W> Replica<W> {
             return Some(Change::Confirm);
         }
         let members = self.members().clone();
-        if target.is_empty() {
+        if target.is_empty() || !members.is_joint() && epoch < self.epoch {
             return None;
         }
         let change = self.next_change(&members, target)?;
@@ -154,18 +157,19 @@ impl<W> Replica<W> {
                 self.transfer_leader(now, to);
                 return Some(change);
             }
-            Change::AddLearner(id) => simple(ConfChangeType::AddLearnerNode, id),
-            Change::RemoveLearner(id) => simple(ConfChangeType::RemoveNode, id),
+            Change::AddLearner(id) => {
+                following(epoch, simple(ConfChangeType::AddLearnerNode, id))
+            }
+            Change::RemoveLearner(id) => following(epoch, simple(ConfChangeType::RemoveNode, id)),
             Change::LeaveJoint | Change::Confirm => Default::default(),
             Change::EnterJoint => {
                 let new = target.iter().filter(|id| members.learners.contains(id));
                 let old =
                     members.voters.iter().filter(|id| !target.contains(id) && **id != self.id);
-                joint(
-                    new.map(|id| one(ConfChangeType::AddNode, *id))
-                        .chain(old.map(|id| one(ConfChangeType::RemoveNode, *id)))
-                        .collect(),
-                )
+                let changes = new
+                    .map(|id| one(ConfChangeType::AddNode, *id))
+                    .chain(old.map(|id| one(ConfChangeType::RemoveNode, *id)));
+                following(epoch, joint(changes.collect()))
             }
         };
         // Refused only if this replica has just lost its leadership: the next leader goes on.
@@ -319,6 +323,7 @@ impl<W> Replica<W> {
             // It led from the outgoing half of a joint configuration, which is left now.
             raft.become_follower(raft.term, 0);
         }
+        self.epoch = self.epoch.max(members::epoch_of(&change));
         self.node.mut_store().set_members(members);
         self.rank_anew();
         Ok(())
@@ -414,6 +419,7 @@ impl<W> Replica<W> {
         self.applied = meta.position;
         self.revision = meta.revision;
         self.sessions = meta.sessions();
+        self.epoch = meta.epoch;
         self.start = meta.position.index;
         self.restoring = Some(number);
         self.in_flight.discard_all();

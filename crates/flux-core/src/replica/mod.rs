@@ -192,6 +192,8 @@ pub struct Replica<W> {
     applied: Position,
     revision: Revision,
     sessions: Sessions,
+    /// The epoch of the newest placement map that a change of the group has followed.
+    epoch: u64,
     tail_bytes: usize,
     ticks: u64,
     /// Where the log starts, as the state records have it.
@@ -231,6 +233,7 @@ impl<W> Replica<W> {
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
         let sessions = std::mem::take(&mut recovery.sessions);
+        let epoch = recovery.epoch;
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -276,6 +279,7 @@ impl<W> Replica<W> {
             applied,
             revision,
             sessions,
+            epoch,
             tail_bytes: config.tail_bytes,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.
@@ -656,6 +660,7 @@ impl<W> Replica<W> {
             position: self.applied,
             revision: self.revision,
             members: self.node.store().members().clone(),
+            epoch: self.epoch,
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }

@@ -694,13 +694,14 @@ impl Dispatch {
         let now = self.now;
         let Some(cluster) = &self.cluster else { return };
         let target: Vec<u64> = cluster.targets(partition).iter().map(|one| one.get()).collect();
+        let epoch = cluster.topology.epoch;
         let Some((replica, _)) = self.replica(partition) else { return };
         let wanted = replica.snapshot_wanted();
         if wanted && let Some(cluster) = &mut self.cluster {
             cluster.snapshot_wanted = Some(partition);
         }
         let Some((replica, _)) = self.replica(partition) else { return };
-        if let Some(change) = replica.reconcile(now, &target) {
+        if let Some(change) = replica.reconcile(now, epoch, &target) {
             tracing::info!(%partition, ?change, "group changes");
             self.activate(partition);
         }

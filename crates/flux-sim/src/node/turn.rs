@@ -141,7 +141,7 @@ impl Process {
                 continue;
             }
             let target = around.targets.get(usize::from(*partition)).map_or(&[][..], Vec::as_slice);
-            if let Some(change) = replica.reconcile(now, target) {
+            if let Some(change) = replica.reconcile(now, around.epoch, target) {
                 out.notes.push(format!("p{partition} {change:x?}"));
             }
         }

@@ -40,6 +40,7 @@ impl World {
 
     /// The map has changed: nodes hear of it, sooner or later.
     pub(super) fn announce(&mut self) {
+        self.epoch += 1;
         for host in 0..self.hosts.len() {
             let at = self.now_us + self.random.between(MS, 300 * MS);
             self.queue.push(at, Event::MapArrives(host));
@@ -48,6 +49,7 @@ impl World {
 
     pub(super) fn map_arrives(&mut self, host: usize) {
         self.hosts[host].targets.clone_from(&self.targets);
+        self.hosts[host].epoch = self.epoch;
         self.follow_map(host);
     }
 
@@ -175,6 +177,7 @@ impl World {
         let clock = self.hosts[host].clock.clone();
         self.hosts[host] = super::Host::new(node, clock, seed);
         self.hosts[host].targets.clone_from(&self.targets);
+        self.hosts[host].epoch = self.epoch;
         self.say(format_args!("h{host} has lost its data and comes back as node {node}"));
         if !keeps_id {
             for id in self.targets.iter().flatten().filter(|id| (**id >> 32) as u32 == old) {

@@ -166,7 +166,7 @@ impl Group {
         for _ in 0..100 {
             let now = self.now();
             for node in self.replicas.values_mut() {
-                node.replica.reconcile(now, target);
+                node.replica.reconcile(now, 1, target);
             }
             self.ticks(1);
         }
@@ -412,7 +412,7 @@ fn who_has_left_stays_until_a_majority_knows_for_good() {
     let (now, mut change) = (group.now(), None);
     for _ in 0..100 {
         let one = group.replicas.get_mut(&leader).expect("there");
-        change = one.replica.reconcile(now, &target).or(change);
+        change = one.replica.reconcile(now, 1, &target).or(change);
         if change == Some(Change::LeaveJoint) {
             break;
         }
@@ -430,7 +430,7 @@ fn who_has_left_stays_until_a_majority_knows_for_good() {
     assert!(!group.lets_go(leader, old));
     let now = group.now();
     let one = group.replicas.get_mut(&leader).expect("there");
-    assert_eq!(one.replica.reconcile(now, &target), Some(Change::Confirm));
+    assert_eq!(one.replica.reconcile(now, 1, &target), Some(Change::Confirm));
     group.settle();
     assert!(!group.lets_go(leader, old), "nobody has answered");
     // Those who stay have it on their disks: now it does not matter who is lost.
@@ -441,6 +441,35 @@ fn who_has_left_stays_until_a_majority_knows_for_good() {
     group.replicas.remove(&old);
     group.cut.insert(leader);
     group.elect();
+}
+
+#[test]
+fn a_map_that_is_older_than_the_one_followed_changes_nothing() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.put("k", "v");
+    let leader = group.leader().expect("a leader");
+    group.replicas.insert(4, node(4, SnapshotMeta::default(), false));
+    let step = |group: &mut Group, epoch: u64, target: &[u64]| {
+        let now = group.now();
+        let leader = group.leader().expect("a leader");
+        let one = group.replicas.get_mut(&leader).expect("there");
+        let change = one.replica.reconcile(now, epoch, target);
+        group.ticks(4);
+        change
+    };
+    assert_eq!(step(&mut group, 5, &[1, 2, 3, 4]), Some(Change::AddLearner(4)));
+    // A leader that has not heard of that map does not send the new replica away.
+    assert_eq!(step(&mut group, 4, &[1, 2, 3]), None);
+    assert_eq!(group.replicas[&4].replica.snapshot_meta().epoch, 5, "it came with the snapshot");
+    group.cut.insert(leader);
+    group.elect();
+    group.cut.clear();
+    group.ticks(20);
+    assert_eq!(step(&mut group, 4, &[1, 2, 3]), None, "nor does another one");
+    // And what a newer map has sent away does not come back.
+    assert_eq!(step(&mut group, 6, &[1, 2, 3]), Some(Change::RemoveLearner(4)));
+    assert_eq!(step(&mut group, 5, &[1, 2, 3, 4]), Some(Change::Confirm));
+    assert_eq!(step(&mut group, 5, &[1, 2, 3, 4]), None);
 }
 
 #[test]
