@@ -335,27 +335,16 @@ impl<W> Replica<W> {
         if raft.state != StateRole::Leader {
             return None;
         }
+        let store = self.node.store();
+        let (dropped, newest) = (store.truncated_index(), store.snapshot_index());
         let others = raft.prs().iter().filter(|(id, one)| **id != self.id && one.recent_active);
         let needed = others.map(|(_, one)| match one.state {
             ProgressState::Snapshot => one.pending_snapshot,
-            _ => one.matched,
+            _ if one.matched >= dropped => one.matched,
+            // It gets the newest snapshot, and then the entries after it.
+            _ => one.matched.max(newest),
         });
-        let lowest = needed.min()?;
-        // Who is behind the newest snapshot gets that, and then the entries after it.
-        Some(lowest.max(self.node.store().snapshot_index()))
-    }
-
-    /// Whether a follower waits for a snapshot that has to be taken first.
-    pub fn snapshot_wanted(&self) -> bool {
-        self.node.raft.state == StateRole::Leader && self.node.store().snapshot_wanted()
-    }
-
-    /// A snapshot lies on the disk. A follower that needs one is sent a `MsgSnapshot`, which stands for
-    /// it: the owner sends the contents, and then tells `report_snapshot`.
-    pub fn snapshot_taken(&mut self, meta: SnapshotMeta) {
-        if meta.position.index >= self.node.store().snapshot_index() {
-            self.node.mut_store().set_snapshot(meta);
-        }
+        needed.min()
     }
 
     /// The snapshot that was sent to a replica has arrived, or has not.

@@ -13,6 +13,7 @@
 //!
 //! It does not know which connection asks (`W` is the owner's), nor how records are stored.
 
+mod catch_up;
 mod entries;
 mod expiry;
 mod group;
@@ -48,6 +49,7 @@ use crate::session::{Once, Sessions};
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
 use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
+use catch_up::CatchUp;
 use entries::Entries;
 use lease::Rounds;
 use messages::Election;
@@ -207,6 +209,7 @@ pub struct Replica<W> {
     /// The last entry that there was when this replica, leading, applied that others had left; else 0. See
     /// `is_confirmed`.
     left_at: u64,
+    catch_up: CatchUp,
 }
 
 struct Proposed<W> {
@@ -288,6 +291,7 @@ impl<W> Replica<W> {
             transfer_tick: 0,
             restoring: None,
             left_at: 0,
+            catch_up: CatchUp::default(),
         };
         replica.rebuild_wheel(now.ms);
         replica.rank_anew();
@@ -579,13 +583,14 @@ impl<W> Replica<W> {
     fn truncate_entries(&mut self) {
         let applied = self.applied.index.min(self.node.raft.raft_log.applied);
         let tail_bytes = self.tail_bytes;
-        if self.node.store().bytes() <= tail_bytes && tail_bytes > 0 {
-            return;
+        if self.node.store().bytes() > tail_bytes || tail_bytes == 0 {
+            let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
+            let bound = self.lagging_bytes();
+            let store = self.node.mut_store();
+            store.truncate(needed, tail_bytes);
+            store.truncate(applied, bound);
         }
-        let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
-        let store = self.node.mut_store();
-        store.truncate(needed, tail_bytes);
-        store.truncate(applied, tail_bytes.saturating_mul(LAGGING_TAILS));
+        self.judge_snapshot();
     }
 
     /// Follows Raft in who leads, after anything that may have changed it: what a deposed leader was
@@ -604,6 +609,7 @@ impl<W> Replica<W> {
         if raft.state != StateRole::Leader {
             self.left_at = 0;
         }
+        self.note_wanted_snapshot();
         let lease_until_us = match leads {
             true if self.is_alone() => u64::MAX,
             true => self.rounds.lease_until_us,

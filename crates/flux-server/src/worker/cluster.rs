@@ -701,6 +701,13 @@ impl Dispatch {
             cluster.snapshot_wanted = Some(partition);
         }
         let Some((replica, _)) = self.replica(partition) else { return };
+        if replica.take_lost_snapshot() {
+            tracing::warn!(
+                %partition,
+                "while a snapshot for a follower was made and sent more was written than is kept in memory: the \
+                 next attempt waits. If this goes on, raise snapshot_rate or replication_memory, or write less"
+            );
+        }
         if let Some(change) = replica.reconcile(now, epoch, &target) {
             tracing::info!(%partition, ?change, "group changes");
             self.activate(partition);

@@ -12,6 +12,8 @@ struct Group {
     replicas: BTreeMap<u64, Node>,
     wire: VecDeque<Message>,
     cut: BTreeSet<u64>,
+    /// Snapshots on their way, where they are to take time.
+    held: Option<Vec<(Message, (SnapshotMeta, Vec<u8>))>>,
     now_us: u64,
     next_waiter: u32,
 }
@@ -51,6 +53,7 @@ impl Group {
             replicas: replicas.collect(),
             wire: VecDeque::new(),
             cut: BTreeSet::new(),
+            held: None,
             now_us: 1,
             next_waiter: 0,
         };
@@ -90,7 +93,12 @@ impl Group {
                     continue;
                 }
                 if message.msg_type() == MessageType::MsgSnapshot {
-                    self.carry_snapshot(&message);
+                    let snapshot = self.replicas[&message.from].snapshot.clone();
+                    let snapshot = snapshot.expect("it was taken");
+                    match &mut self.held {
+                        Some(held) => held.push((message, snapshot)),
+                        None => self.carry_snapshot(&message, snapshot),
+                    }
                     continue;
                 }
                 let mut bytes = Vec::new();
@@ -102,9 +110,7 @@ impl Group {
         }
     }
 
-    fn carry_snapshot(&mut self, message: &Message) {
-        let sender = &self.replicas[&message.from];
-        let (meta, chunk) = sender.snapshot.clone().expect("it was taken");
+    fn carry_snapshot(&mut self, message: &Message, (meta, chunk): (SnapshotMeta, Vec<u8>)) {
         let fresh = Table::new(TableOptions { hash_seed: 7, shards: 1 }, Memory::new(0));
         fresh.load(&chunk).expect("a chunk");
         let now = self.now();
@@ -557,6 +563,79 @@ fn one_snapshot_is_installed_before_the_next_is_taken() {
     assert_eq!((one.replica.applied().index, one.replica.revision()), (50, 50));
     one.replica.persisted(ready.number);
     assert!(one.replica.install(at(NOW), 1, 1, meta(60), fresh()), "the next one");
+}
+
+impl Group {
+    /// A group with some data, and a new learner 4 to which a snapshot is on its way, so far.
+    fn with_snapshot_under_way() -> Group {
+        let mut group = Group::of(&[1, 2, 3]);
+        group.write(1000);
+        group.held = Some(Vec::new());
+        group.replicas.insert(4, node(4, SnapshotMeta::default(), false));
+        for _ in 0..10 {
+            let now = group.now();
+            for node in group.replicas.values_mut() {
+                node.replica.reconcile(now, 1, &[1, 2, 3, 4]);
+            }
+            group.ticks(1);
+        }
+        assert_eq!(group.held.as_ref().map(Vec::len), Some(1));
+        group
+    }
+
+    /// Writes so many keys of about 200 bytes.
+    fn write(&mut self, count: usize) {
+        for number in 0..count {
+            let done = self.put(&format!("key{number}"), &"x".repeat(200));
+            assert!(matches!(done, Some(Reply::Written { .. })), "{done:?}");
+            if number % 10 == 0 {
+                self.ticks(1);
+            }
+        }
+    }
+
+    /// What is on its way arrives. Returns how many snapshots that are.
+    fn deliver(&mut self) -> usize {
+        let held = self.held.replace(Vec::new()).expect("snapshots are held");
+        let count = held.len();
+        held.into_iter().for_each(|(message, snapshot)| self.carry_snapshot(&message, snapshot));
+        self.ticks(10);
+        count
+    }
+}
+
+#[test]
+fn what_is_written_while_a_snapshot_is_sent_is_kept_for_its_receiver() {
+    let mut group = Group::with_snapshot_under_way();
+    let leader = group.leader().expect("a leader");
+    // More than eight times the tail of 1 KiB, which is what those who are only behind are granted.
+    group.write(150);
+    assert_eq!(group.deliver(), 1);
+    assert_eq!(group.deliver(), 0, "no other one was needed");
+    assert_eq!(group.contents(4), group.contents(leader));
+    assert!(!group.replicas.get_mut(&leader).expect("there").replica.take_lost_snapshot());
+    // It has caught up, and what was kept for it is not kept any longer.
+    let kept = group.replicas[&leader].replica.node.store().bytes();
+    assert!(kept <= 8 << 10, "{kept}");
+}
+
+#[test]
+fn a_snapshot_that_is_outrun_is_told_of_and_the_next_one_waits() {
+    let mut group = Group::with_snapshot_under_way();
+    let leader = group.leader().expect("a leader");
+    group.write(700);
+    let kept = group.replicas[&leader].replica.node.store().bytes();
+    assert!(kept <= 64 << 10, "{kept}");
+    assert_eq!(group.deliver(), 1);
+    let one = group.replicas.get_mut(&leader).expect("there");
+    assert!(one.replica.take_lost_snapshot() && !one.replica.take_lost_snapshot());
+    assert!(!one.replica.snapshot_wanted(), "not at once");
+    group.ticks(100);
+    assert_eq!(group.deliver(), 0);
+    group.ticks(200);
+    assert_eq!(group.deliver(), 1, "after a while");
+    assert_eq!(group.contents(4), group.contents(leader));
+    assert!(!group.replicas.get_mut(&leader).expect("there").replica.take_lost_snapshot());
 }
 
 #[test]
