@@ -87,17 +87,33 @@ impl<W> Replica<W> {
         let dropped = self.node.store().truncated_index();
         let mut followers = self.active_followers();
         self.snapshot_wanted()
-            || followers.any(|one| {
-                one.state == ProgressState::Snapshot && one.pending_snapshot >= dropped
-            })
+            || followers
+                .any(|one| one.state == ProgressState::Snapshot && one.pending_snapshot >= dropped)
     }
 
-    /// Those that answer; none where this replica does not lead.
-    fn active_followers(&self) -> impl Iterator<Item = &raft::Progress> {
+    /// Notes that another replica is heard of.
+    pub(super) fn note_heard(&mut self, from: u64) {
+        let ticks = self.ticks;
+        match self.heard_at.iter_mut().find(|(id, _)| *id == from) {
+            Some((_, at)) => *at = ticks,
+            None => {
+                let raft = &self.node.raft;
+                self.heard_at.retain(|(id, _)| raft.prs().get(*id).is_some());
+                self.heard_at.push((from, ticks));
+            }
+        }
+    }
+
+    /// Those that answer; none where this replica does not lead. Raft's own note of it is of no use here: it
+    /// is taken back with each check of the quorum, until the next answer.
+    pub(super) fn active_followers(&self) -> impl Iterator<Item = &raft::Progress> {
         let raft = &self.node.raft;
         let leads = raft.state == StateRole::Leader;
+        let since = self.ticks.saturating_sub(2 * self.election.election_ticks() as u64);
+        let answers =
+            move |id: u64| self.heard_at.iter().any(|(one, at)| *one == id && *at >= since);
         let others = raft.prs().iter().filter(move |(id, _)| leads && **id != self.id);
-        others.map(|(_, one)| one).filter(|one| one.recent_active)
+        others.filter(move |(id, _)| answers(**id)).map(|(_, one)| one)
     }
 
     /// Sees whether the snapshot under way has served its purpose, or cannot any more.

@@ -157,9 +157,7 @@ impl<W> Replica<W> {
                 self.transfer_leader(now, to);
                 return Some(change);
             }
-            Change::AddLearner(id) => {
-                following(epoch, simple(ConfChangeType::AddLearnerNode, id))
-            }
+            Change::AddLearner(id) => following(epoch, simple(ConfChangeType::AddLearnerNode, id)),
             Change::RemoveLearner(id) => following(epoch, simple(ConfChangeType::RemoveNode, id)),
             Change::LeaveJoint | Change::Confirm => Default::default(),
             Change::EnterJoint => {
@@ -337,8 +335,7 @@ impl<W> Replica<W> {
         }
         let store = self.node.store();
         let (dropped, newest) = (store.truncated_index(), store.snapshot_index());
-        let others = raft.prs().iter().filter(|(id, one)| **id != self.id && one.recent_active);
-        let needed = others.map(|(_, one)| match one.state {
+        let needed = self.active_followers().map(|one| match one.state {
             ProgressState::Snapshot => one.pending_snapshot,
             _ if one.matched >= dropped => one.matched,
             // It gets the newest snapshot, and then the entries after it.

@@ -105,6 +105,7 @@ impl<W> Replica<W> {
             _ => message.commit,
         };
         let (from, term) = (message.from, message.term);
+        self.note_heard(from);
         let quiet = matches!(
             message.msg_type(),
             MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse

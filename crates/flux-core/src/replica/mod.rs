@@ -210,6 +210,8 @@ pub struct Replica<W> {
     /// `is_confirmed`.
     left_at: u64,
     catch_up: CatchUp,
+    /// The tick at which another replica was last heard of.
+    heard_at: Vec<(u64, u64)>,
 }
 
 struct Proposed<W> {
@@ -292,6 +294,7 @@ impl<W> Replica<W> {
             restoring: None,
             left_at: 0,
             catch_up: CatchUp::default(),
+            heard_at: Vec::new(),
         };
         replica.rebuild_wheel(now.ms);
         replica.rank_anew();

@@ -125,8 +125,7 @@ fn write_again_in_other_chunks(disk: &SimDisk, id: SnapshotId) {
         chunks.push(chunk.to_vec());
     }
     let disk = Arc::new(disk.clone());
-    let mut writer =
-        SnapshotWriter::create(disk, id.partition, id.index, snapshot.meta()).unwrap();
+    let mut writer = SnapshotWriter::create(disk, id.partition, id.index, snapshot.meta()).unwrap();
     chunks.iter().rev().for_each(|chunk| writer.chunk(chunk).unwrap());
     writer.finish().unwrap();
 }

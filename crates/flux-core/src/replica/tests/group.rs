@@ -12,6 +12,8 @@ struct Group {
     replicas: BTreeMap<u64, Node>,
     wire: VecDeque<Message>,
     cut: BTreeSet<u64>,
+    /// Nobody hears that this entry is committed.
+    unheard: Option<u64>,
     /// Snapshots on their way, where they are to take time.
     held: Option<Vec<(Message, (SnapshotMeta, Vec<u8>))>>,
     now_us: u64,
@@ -53,6 +55,7 @@ impl Group {
             replicas: replicas.collect(),
             wire: VecDeque::new(),
             cut: BTreeSet::new(),
+            unheard: None,
             held: None,
             now_us: 1,
             next_waiter: 0,
@@ -88,8 +91,9 @@ impl Group {
                 return;
             }
             for message in std::mem::take(&mut self.wire) {
-                let lost = self.cut.contains(&message.from) || self.cut.contains(&message.to);
-                if lost || !self.replicas.contains_key(&message.to) {
+                let cut = self.cut.contains(&message.from) || self.cut.contains(&message.to);
+                let unheard = self.unheard.is_some_and(|index| message.commit >= index);
+                if cut || unheard || !self.replicas.contains_key(&message.to) {
                     continue;
                 }
                 if message.msg_type() == MessageType::MsgSnapshot {
@@ -426,12 +430,13 @@ fn who_has_left_stays_until_a_majority_knows_for_good() {
     }
     assert_eq!(change, Some(Change::LeaveJoint));
     // It is committed, and only the leader has heard so before it is cut off from those who stay.
+    group.unheard = Some(group.replicas[&leader].replica.status().last);
     group.settle();
     assert_eq!(*group.replicas[&leader].replica.members(), Members::of_voters(target.clone()));
     for id in [stay, 4] {
         assert!(group.replicas[&id].replica.members().is_joint(), "{id} needs the old ones' votes");
     }
-    group.cut = [stay, 4].into();
+    (group.unheard, group.cut) = (None, [stay, 4].into());
     group.ticks(1);
     assert!(!group.lets_go(leader, old));
     let now = group.now();
@@ -504,7 +509,10 @@ fn recovered(voters: &[u64], states: &[(u64, u64)]) -> (Replica<u32>, usize) {
     let table = table(&memory);
     let hash = table.hash(b"k");
     let (key, value) = (b"k".as_slice(), b"v".as_slice());
-    table.put(hash, crate::store::Entry { key, value, version: 5, expires_at_ms: None, written_at_s: 0 });
+    table.put(
+        hash,
+        crate::store::Entry { key, value, version: 5, expires_at_ms: None, written_at_s: 0 },
+    );
     let meta = SnapshotMeta {
         position: Position { index: 300, term: 2 },
         revision: 5,
