@@ -38,6 +38,15 @@ impl PartitionView {
         let node = self.answered_by.load(Ordering::Relaxed);
         (node != 0).then_some(NodeId(node))
     }
+
+    /// What `look` finds, which asks the standing first and then the table; `None` if the replica left
+    /// meanwhile. Its standing ends before its table is emptied, so whoever has seen the one before and the
+    /// other after would take what is gone for what never was.
+    pub(crate) fn undisturbed<T>(&self, look: impl FnOnce() -> Option<T>) -> Option<T> {
+        let replacements = self.table.replacements();
+        let found = look()?;
+        (self.table.replacements() == replacements).then_some(found)
+    }
 }
 
 /// A RESP connection as other workers see it.
@@ -116,8 +125,10 @@ impl Shared {
         now: Now,
     ) -> Option<Reply> {
         let view = &self.views[usize::from(partition.0)];
-        let may_serve = view.standing.may_serve(now.us);
-        may_serve.then(|| flux_core::evaluate::read(&view.table, now.ms, command))
+        view.undisturbed(|| {
+            let may_serve = view.standing.may_serve(now.us);
+            may_serve.then(|| flux_core::evaluate::read(&view.table, now.ms, command))
+        })
     }
 
     /// Answers a read from what the replica of this node has applied, if there is one that ever was up to
@@ -129,9 +140,12 @@ impl Shared {
         now: Now,
     ) -> Option<(Reply, Revision, u64)> {
         let view = &self.views[usize::from(partition.0)];
-        let (revision, age_us) = view.standing.staleness(now.us);
-        let reply = flux_core::evaluate::read(&view.table, now.ms, command);
-        Some((reply, revision, age_us?)).filter(|_| view.standing.is_here())
+        view.undisturbed(|| {
+            let (revision, age_us) = view.standing.staleness(now.us);
+            let age_us = age_us?;
+            let reply = flux_core::evaluate::read(&view.table, now.ms, command);
+            Some((reply, revision, age_us))
+        })
     }
 
     /// Carries out a command from a task of the asynchronous runtime.
@@ -176,5 +190,30 @@ impl Shared {
             *failure = Some(reason.to_owned());
             self.failed.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view() -> PartitionView {
+        let table = Table::new(TableOptions { hash_seed: 1, shards: 2 }, Memory::new(0));
+        let (standing, answered_by) = (Arc::default(), AtomicU32::new(0));
+        PartitionView { table: Arc::new(table), standing, answered_by }
+    }
+
+    #[test]
+    fn what_a_replica_that_leaves_has_no_more_is_not_read_as_absent() {
+        let view = view();
+        assert_eq!(view.undisturbed(|| Some(7)), Some(7));
+        assert_eq!(view.undisturbed(|| None::<u32>), None);
+        // As `place_replicas` does it, on another thread, after the standing was looked at.
+        let read = view.undisturbed(|| {
+            view.standing.clear();
+            view.table.clear();
+            Some("absent")
+        });
+        assert_eq!(read, None);
     }
 }

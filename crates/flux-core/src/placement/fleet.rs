@@ -125,8 +125,12 @@ impl<'a> Fleet<'a> {
     fn stage(&self, target: &[ReplicaId], status: &PartitionStatus) -> Stage {
         let coming: Vec<ReplicaId> =
             target.iter().copied().filter(|replica| !status.voters.contains(replica)).collect();
-        let cannot_come =
-            |replica: &ReplicaId| self.is_dead(replica.node()) || !replica.may_join(&status.voters);
+        // A node has one replica of a partition at a time: none can come where a voter is.
+        let is_taken = |node: NodeId| status.voters.iter().any(|voter| voter.node() == node);
+        let cannot_come = |replica: &ReplicaId| {
+            let node = replica.node();
+            self.is_dead(node) || is_taken(node) || !replica.may_join(&status.voters)
+        };
         if status.joint {
             Stage::Moving
         } else if coming.iter().any(cannot_come) {

@@ -173,8 +173,8 @@ impl PlacementMap {
     }
 
     /// The step by which an operator moves a replica from one node to another; `None` if it is not
-    /// there, or the other node has one. It is for a partition that is as its target says: replicas
-    /// move one at a time.
+    /// there, or the other node has one. Only for a partition of which the leader says that it is as
+    /// its target has it: replicas move one at a time.
     pub fn replace(&self, partition: PartitionId, from: NodeId, to: NodeId) -> Option<Step> {
         let mut target = self.target(partition).to_vec();
         let place = target.iter().position(|replica| replica.node() == from)?;

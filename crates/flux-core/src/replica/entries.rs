@@ -114,6 +114,11 @@ impl Entries {
         self.snapshot.as_ref().map_or(0, |meta| meta.position.index)
     }
 
+    /// The index of the last entry that was dropped.
+    pub(crate) fn truncated_index(&self) -> u64 {
+        self.truncated.index
+    }
+
     /// The configuration as of the entries applied.
     pub(crate) fn set_members(&mut self, members: Members) {
         self.members = members;

@@ -5,7 +5,7 @@ use raft::eraftpb::{ConfChangeType, Message, MessageType};
 use raft::{ProgressState, SnapshotStatus, StateRole};
 
 use super::entries::raft_snapshot;
-use super::members::{self, Members, joint, one, simple};
+use super::members::{self, Members, following, joint, one, simple};
 use super::{Broken, Now, Position, Replica, Revision, SnapshotMeta, refused};
 use crate::placement::ReplicaId;
 use crate::store::Table;
@@ -78,6 +78,8 @@ pub enum Change {
     EnterJoint,
     /// It leaves it.
     LeaveJoint,
+    /// An empty entry, by which a majority learns for good that others have left.
+    Confirm,
     /// This replica is to go, and that one is to lead first: for the owner to see to, with
     /// [`transfer_leader`](Replica::transfer_leader), when it has kept commands back and no batch is open.
     Transfer(u64),
@@ -128,34 +130,42 @@ impl<W> Replica<W> {
         }
     }
 
-    /// Takes the next step, if one can be taken now, towards a group of exactly these voters. To be called
-    /// again when it is done: what to do follows from the configuration alone, so that any leader can go
-    /// on. Only the leader does anything.
-    pub fn reconcile(&mut self, now: Now, target: &[u64]) -> Option<Change> {
+    /// Takes the next step, if one can be taken now, towards a group of exactly these voters, which are
+    /// those of the placement map of this epoch. To be called again when it is done: what to do follows from
+    /// the configuration alone, so that any leader can go on. Only the leader does anything.
+    ///
+    /// A map that is older than one that the group has followed changes nothing: it would take out a replica
+    /// that it does not know yet, or take in one that has left, and an id would come back.
+    pub fn reconcile(&mut self, now: Now, epoch: u64, target: &[u64]) -> Option<Change> {
         self.now = now;
         let raft = &self.node.raft;
         if !self.leads || raft.has_pending_conf() || raft.lead_transferee.is_some() {
             return None;
         }
+        if raft.raft_log.last_index() == self.left_at {
+            self.node.propose(Vec::new(), Vec::new()).ok()?;
+            self.stir();
+            self.settle();
+            return Some(Change::Confirm);
+        }
         let members = self.members().clone();
-        if target.is_empty() {
+        if target.is_empty() || !members.is_joint() && epoch < self.epoch {
             return None;
         }
         let change = self.next_change(&members, target)?;
         let proposal = match change {
             Change::Transfer(_) => return Some(change),
-            Change::AddLearner(id) => simple(ConfChangeType::AddLearnerNode, id),
-            Change::RemoveLearner(id) => simple(ConfChangeType::RemoveNode, id),
-            Change::LeaveJoint => Default::default(),
+            Change::AddLearner(id) => following(epoch, simple(ConfChangeType::AddLearnerNode, id)),
+            Change::RemoveLearner(id) => following(epoch, simple(ConfChangeType::RemoveNode, id)),
+            Change::LeaveJoint | Change::Confirm => Default::default(),
             Change::EnterJoint => {
                 let new = target.iter().filter(|id| members.learners.contains(id));
                 let old =
                     members.voters.iter().filter(|id| !target.contains(id) && **id != self.id);
-                joint(
-                    new.map(|id| one(ConfChangeType::AddNode, *id))
-                        .chain(old.map(|id| one(ConfChangeType::RemoveNode, *id)))
-                        .collect(),
-                )
+                let changes = new
+                    .map(|id| one(ConfChangeType::AddNode, *id))
+                    .chain(old.map(|id| one(ConfChangeType::RemoveNode, *id)));
+                following(epoch, joint(changes.collect()))
             }
         };
         // Refused only if this replica has just lost its leadership: the next leader goes on.
@@ -252,38 +262,64 @@ impl<W> Replica<W> {
         fit.max_by_key(|id| self.node.raft.prs().get(**id).map_or(0, |one| one.matched)).copied()
     }
 
-    /// Whether the group goes on without this replica.
+    /// Whether this replica knows of no group yet: nobody counts on it. Only such a one may go because the
+    /// placement map does not name it any more; whatever the map says, one that knows more may be a voter
+    /// that its group needs, until it is told that it can go, see `has_left`.
+    pub fn has_learned_nothing(&self) -> bool {
+        self.members().voters.is_empty() && self.received.is_none()
+    }
+
+    /// Whether the group goes on without this replica, as its log says. It must stay until it is told that it
+    /// can go, see `has_left`: that it knows of its removal does not mean that those who stay do.
     pub fn is_removed(&self) -> bool {
         let members = self.members();
         !members.voters.is_empty() && !members.contains(self.id)
     }
 
-    /// Whether a message asks for votes though its sender does not belong to the group any more. Then the
-    /// sender may be told that it can go.
+    /// Whether a message asks for votes though its sender does not belong to the group any more, and may be
+    /// told that it can go. Only a leader says so.
     ///
     /// A sender that believes to have a vote read so in its own log. If this replica has applied all that is
     /// in it and the group does not have the sender now, it was removed, and an id is not given again. One
     /// whose log goes further may have been added by what is not applied here yet; then only a leader that
     /// is sure to be one can tell.
-    pub fn has_left(&self, message: &Message) -> bool {
+    pub fn has_left(&mut self, now: Now, message: &Message) -> bool {
+        self.now = now;
         let kind = message.msg_type();
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         let members = self.members();
         let known = 0 < message.index && message.index <= self.applied.index;
-        let sure = known || self.leads && self.has_lease();
+        let sure = self.is_confirmed() && (known || self.has_lease());
         asks && sure && !members.voters.is_empty() && !members.contains(message.from)
+    }
+
+    /// Whether those who have left the group can go, whoever of it is lost.
+    ///
+    /// A configuration is in force where it is applied. While only the leader has applied that others left,
+    /// those who stay need the votes of those for another leader. So a majority of those who stay must know,
+    /// on its disk, that the change is committed. Of an entry that was proposed after the change was applied
+    /// that is sure once it is committed: it travels with a commit index that covers the change, and lies in
+    /// the log with it. The entry that opens a term is such a one, for all that was applied before.
+    fn is_confirmed(&self) -> bool {
+        self.leads && self.applied.index > self.left_at
     }
 
     pub(super) fn apply_change(&mut self, index: u64, data: &[u8]) -> Result<(), Broken> {
         let change = members::decode(data).ok_or(Broken::Change { index })?;
-        let members = self.members().after(&change);
+        let before = self.members();
+        let members = before.after(&change);
+        let leaves = before.all().into_iter().any(|id| !members.contains(id));
         let state = self.node.apply_conf_change(&change).map_err(Broken::Raft)?;
         assert_eq!(members, Members::from(&state), "both have the same rules");
         let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && leaves {
+            self.left_at = raft.raft_log.last_index();
+        }
         if raft.state == StateRole::Leader && !members.is_voter(self.id) {
             // It led from the outgoing half of a joint configuration, which is left now.
             raft.become_follower(raft.term, 0);
         }
+        self.epoch = self.epoch.max(members::epoch_of(&change));
         self.node.mut_store().set_members(members);
         self.rank_anew();
         Ok(())
@@ -295,27 +331,15 @@ impl<W> Replica<W> {
         if raft.state != StateRole::Leader {
             return None;
         }
-        let others = raft.prs().iter().filter(|(id, one)| **id != self.id && one.recent_active);
-        let needed = others.map(|(_, one)| match one.state {
+        let store = self.node.store();
+        let (dropped, newest) = (store.truncated_index(), store.snapshot_index());
+        let needed = self.active_followers().map(|one| match one.state {
             ProgressState::Snapshot => one.pending_snapshot,
-            _ => one.matched,
+            _ if one.matched >= dropped => one.matched,
+            // It gets the newest snapshot, and then the entries after it.
+            _ => one.matched.max(newest),
         });
-        let lowest = needed.min()?;
-        // Who is behind the newest snapshot gets that, and then the entries after it.
-        Some(lowest.max(self.node.store().snapshot_index()))
-    }
-
-    /// Whether a follower waits for a snapshot that has to be taken first.
-    pub fn snapshot_wanted(&self) -> bool {
-        self.node.raft.state == StateRole::Leader && self.node.store().snapshot_wanted()
-    }
-
-    /// A snapshot lies on the disk. A follower that needs one is sent a `MsgSnapshot`, which stands for
-    /// it: the owner sends the contents, and then tells `report_snapshot`.
-    pub fn snapshot_taken(&mut self, meta: SnapshotMeta) {
-        if meta.position.index >= self.node.store().snapshot_index() {
-            self.node.mut_store().set_snapshot(meta);
-        }
+        needed.min()
     }
 
     /// The snapshot that was sent to a replica has arrived, or has not.
@@ -344,8 +368,10 @@ impl<W> Replica<W> {
     ) -> bool {
         self.now = now;
         // One that is not newer than the table goes to Raft all the same, which tells the leader so: else
-        // it would be sent again and again.
+        // it would be sent again and again. Of two before the next `Ready` Raft might keep the first, and
+        // what is installed must be what Raft has.
         if self.restoring.is_some()
+            || self.received.is_some()
             || !(meta.members.is_sound() && meta.members.contains(self.id))
             || from == self.id
             || from == 0
@@ -377,6 +403,7 @@ impl<W> Replica<W> {
         self.applied = meta.position;
         self.revision = meta.revision;
         self.sessions = meta.sessions();
+        self.epoch = meta.epoch;
         self.start = meta.position.index;
         self.restoring = Some(number);
         self.in_flight.discard_all();

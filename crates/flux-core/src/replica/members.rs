@@ -151,6 +151,17 @@ pub(super) fn joint(changes: Vec<ConfChangeSingle>) -> ConfChangeV2 {
     ConfChangeV2 { transition, changes, ..ConfChangeV2::default() }
 }
 
+/// A change, with the epoch of the placement map that it follows.
+pub(super) fn following(epoch: u64, change: ConfChangeV2) -> ConfChangeV2 {
+    ConfChangeV2 { context: epoch.to_le_bytes().to_vec(), ..change }
+}
+
+/// The epoch of the placement map that a change follows; 0 where it follows none, as the end of a joint
+/// configuration.
+pub(super) fn epoch_of(change: &ConfChangeV2) -> u64 {
+    change.context.as_slice().try_into().map_or(0, u64::from_le_bytes)
+}
+
 /// The change that an entry of the log holds; `None` if it is not one.
 pub(super) fn decode(data: &[u8]) -> Option<ConfChangeV2> {
     ConfChangeV2::decode(data).ok()

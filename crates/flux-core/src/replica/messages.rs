@@ -107,6 +107,7 @@ impl<W> Replica<W> {
         let tail = self.take_tail(&mut message);
         let round = RoundMark::decode(&message.context).zip(tail);
         let (from, term) = (message.from, message.term);
+        self.note_heard(from);
         let quiet = matches!(
             message.msg_type(),
             MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse

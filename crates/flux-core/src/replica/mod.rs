@@ -13,6 +13,7 @@
 //!
 //! It does not know which connection asks (`W` is the owner's), nor how records are stored.
 
+mod catch_up;
 mod entries;
 mod expiry;
 mod fresh;
@@ -50,6 +51,7 @@ use crate::session::{Once, Sessions};
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
 use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
+use catch_up::CatchUp;
 use entries::Entries;
 use fresh::Freshness;
 use lease::Rounds;
@@ -196,6 +198,8 @@ pub struct Replica<W> {
     applied: Position,
     revision: Revision,
     sessions: Sessions,
+    /// The epoch of the newest placement map that a change of the group has followed.
+    epoch: u64,
     tail_bytes: usize,
     ticks: u64,
     /// Where the log starts, as the state records have it.
@@ -206,6 +210,12 @@ pub struct Replica<W> {
     transfer_tick: u64,
     /// The `Ready` that makes a received snapshot count; nothing else happens before it is persisted.
     restoring: Option<u64>,
+    /// The last entry that there was when this replica, leading, applied that others had left; else 0. See
+    /// `is_confirmed`.
+    left_at: u64,
+    catch_up: CatchUp,
+    /// The tick at which another replica was last heard of.
+    heard_at: Vec<(u64, u64)>,
 }
 
 struct Proposed<W> {
@@ -232,6 +242,7 @@ impl<W> Replica<W> {
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
         let sessions = std::mem::take(&mut recovery.sessions);
+        let epoch = recovery.epoch;
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -278,6 +289,7 @@ impl<W> Replica<W> {
             applied,
             revision,
             sessions,
+            epoch,
             tail_bytes: config.tail_bytes,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.
@@ -285,6 +297,9 @@ impl<W> Replica<W> {
             received: None,
             transfer_tick: 0,
             restoring: None,
+            left_at: 0,
+            catch_up: CatchUp::default(),
+            heard_at: Vec::new(),
         };
         replica.rebuild_wheel(now.ms);
         replica.rank_anew();
@@ -592,21 +607,22 @@ impl<W> Replica<W> {
     fn truncate_entries(&mut self) {
         let applied = self.applied.index.min(self.node.raft.raft_log.applied);
         let tail_bytes = self.tail_bytes;
-        if self.node.store().bytes() <= tail_bytes && tail_bytes > 0 {
-            return;
+        if self.node.store().bytes() > tail_bytes || tail_bytes == 0 {
+            let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
+            let bound = self.lagging_bytes();
+            let store = self.node.mut_store();
+            store.truncate(needed, tail_bytes);
+            store.truncate(applied, bound);
         }
-        let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
-        let store = self.node.mut_store();
-        store.truncate(needed, tail_bytes);
-        store.truncate(applied, tail_bytes.saturating_mul(LAGGING_TAILS));
+        self.judge_snapshot();
     }
 
     /// Follows Raft in who leads, after anything that may have changed it: what a deposed leader was
     /// about to propose or to answer is refused.
     fn settle(&mut self) {
         self.draw_timeout();
-        let raft = &self.node.raft;
-        let leads = raft.state == StateRole::Leader && self.applied.term == raft.term;
+        let is_leader = self.node.raft.state == StateRole::Leader;
+        let leads = is_leader && self.applied.term == self.node.raft.term;
         if self.leads && !leads {
             self.in_flight.discard_open(&self.table);
             let waiting = std::mem::take(&mut self.open);
@@ -616,6 +632,10 @@ impl<W> Replica<W> {
             self.stir();
         }
         self.leads = leads;
+        if !is_leader {
+            self.left_at = 0;
+        }
+        self.note_wanted_snapshot();
         let lease_until_us = match leads {
             true if self.is_alone() => u64::MAX,
             true => self.rounds.lease_until_us,
@@ -673,6 +693,7 @@ impl<W> Replica<W> {
             position: self.applied,
             revision: self.revision,
             members: self.node.store().members().clone(),
+            epoch: self.epoch,
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }

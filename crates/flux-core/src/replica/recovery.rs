@@ -16,6 +16,9 @@ use crate::draft::apply;
 use crate::session::Sessions;
 use crate::store::Table;
 
+/// In the bytes of a snapshot's description: an epoch follows.
+const EPOCH_FOLLOWS: u8 = 0xe0;
+
 /// What a snapshot stands for; stored with it, and sent before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotMeta {
@@ -25,6 +28,8 @@ pub struct SnapshotMeta {
     pub revision: Revision,
     /// The group's configuration at that entry.
     pub members: Members,
+    /// The epoch of the newest placement map that the group has followed; 0 if it has followed none yet.
+    pub epoch: u64,
     /// The answers that are remembered, as `Sessions::encode` has them.
     pub sessions: Vec<u8>,
 }
@@ -44,8 +49,8 @@ impl SnapshotMeta {
     }
 
     /// The bytes: index, term and revision, then voters, outgoing voters and learners, each list with its
-    /// length in front; every number a little-endian u64. Then the sessions. Older snapshots end after the
-    /// voters.
+    /// length in front; every number a little-endian u64. Where there is an epoch, a byte that no sessions
+    /// begin with, and the epoch. Then the sessions. Older snapshots end after the voters.
     pub fn encode(&self) -> Vec<u8> {
         let mut words = vec![self.position.index, self.position.term, self.revision];
         for list in [&self.members.voters, &self.members.outgoing, &self.members.learners] {
@@ -53,6 +58,10 @@ impl SnapshotMeta {
             words.extend(list);
         }
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        if self.epoch != 0 {
+            bytes.push(EPOCH_FOLLOWS);
+            bytes.extend_from_slice(&self.epoch.to_le_bytes());
+        }
         bytes.extend_from_slice(&self.sessions);
         bytes
     }
@@ -69,6 +78,11 @@ impl SnapshotMeta {
             members.learners = take_list(&mut rest)?;
         }
         let position = Position { index, term };
+        let mut epoch = 0;
+        if let Some((&EPOCH_FOLLOWS, after)) = rest.split_first() {
+            rest = after;
+            epoch = take_word(&mut rest)?;
+        }
         let sessions = rest.to_vec();
         let is_of_a_group = members == Members::default() || members.is_sound();
         if !is_of_a_group || index == u64::MAX {
@@ -78,6 +92,7 @@ impl SnapshotMeta {
             position,
             revision,
             members,
+            epoch,
             sessions,
         })
     }
@@ -125,6 +140,7 @@ pub struct Recovery {
     pub(super) revision: Revision,
     pub(super) has_history: bool,
     pub(super) sessions: Sessions,
+    pub(super) epoch: u64,
     replica: u64,
     start: u64,
     members: Members,
@@ -159,6 +175,7 @@ impl Recovery {
             revision: meta.revision,
             has_history: snapshot.is_some(),
             sessions: meta.sessions(),
+            epoch: meta.epoch,
             replica: 0,
             start: 0,
             members: meta.members,
@@ -261,6 +278,7 @@ impl Recovery {
                     let change = members::decode(&entry.data);
                     let change = change.ok_or(Broken::Change { index: position.index })?;
                     self.members = self.members.after(&change);
+                    self.epoch = self.epoch.max(members::epoch_of(&change));
                 }
             }
             self.applied = position;
@@ -287,7 +305,26 @@ impl Recovery {
     ///
     /// If entries are missing, or the snapshot that they continue is.
     pub fn finish(&mut self) -> Result<(), Broken> {
+        if self.replica != 0 && self.start == 0 && !self.members.contains(self.replica) {
+            self.begin_with_nothing();
+        }
         self.broken.take().map_or(Ok(()), Err)
+    }
+
+    /// The replica has written its id and has received nothing yet: the snapshot and the entries that were
+    /// found are those of an earlier one, which left. Known only at the end, since the snapshot may be that
+    /// of a still later one.
+    fn begin_with_nothing(&mut self) {
+        self.table.clear();
+        self.applied = Position::default();
+        self.revision = 0;
+        self.sessions = Sessions::default();
+        self.members = Members::default();
+        self.epoch = 0;
+        self.snapshot = None;
+        self.hard_state.commit = 0;
+        self.tail.clear();
+        self.forget_kept();
     }
 
     /// The index and revision reached so far.

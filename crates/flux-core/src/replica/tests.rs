@@ -294,11 +294,16 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
         position: Position { index: 5, term: 2 },
         revision: 9,
         members: Members { voters: vec![1, 2, 3], outgoing: vec![2], learners: vec![9] },
+        epoch: 7,
         sessions: Vec::new(),
     };
     let bytes = meta.encode();
-    let voters_end = 7 * 8;
-    for length in (0..bytes.len()).filter(|length| *length != voters_end) {
+    assert_eq!(SnapshotMeta::decode(&bytes), Some(meta.clone()));
+    let (voters_end, lists_end) = (7 * 8, 11 * 8);
+    let without = SnapshotMeta::decode(&bytes[..lists_end]);
+    assert_eq!(without, Some(SnapshotMeta { epoch: 0, ..meta }), "none is written where it is 0");
+    let whole = [voters_end, lists_end];
+    for length in (0..bytes.len()).filter(|length| !whole.contains(length)) {
         assert_eq!(SnapshotMeta::decode(&bytes[..length]), None, "{length} bytes");
     }
     let older = SnapshotMeta::decode(&bytes[..voters_end]).expect("all that older snapshots have");

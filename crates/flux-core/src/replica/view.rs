@@ -30,7 +30,7 @@ impl View {
     /// A revision that is in the table, and for how many microseconds, at most, newer ones may have been
     /// acknowledged by this moment of the owner's monotonic clock: 0 where the table may answer linearizable
     /// reads. `None` if this replica has never been up to date. The table is to be read after this, and what
-    /// was read counts only if `is_here` holds then.
+    /// was read counts only if the table was not emptied meanwhile.
     pub fn staleness(&self, now_us: u64) -> (Revision, Option<u64>) {
         // The revision comes last: it was published before what is said of it, and only grows.
         let may_serve = self.may_serve(now_us);
@@ -44,7 +44,7 @@ impl View {
 
     /// Whether there is a replica here that was up to date at some time. One that is removed says so before
     /// its table is emptied.
-    pub fn is_here(&self) -> bool {
+    pub(super) fn is_here(&self) -> bool {
         self.fresh_us.load(Ordering::Acquire) != 0
     }
 

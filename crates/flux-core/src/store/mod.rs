@@ -201,7 +201,8 @@ impl Table {
     pub fn replace(&self, mut fresh: Table) -> Table {
         assert_eq!(self.stripes.len(), fresh.stripes.len(), "tables of equal options");
         assert_eq!(self.secrets, fresh.secrets, "tables of equal options");
-        self.replacements.fetch_add(1, Ordering::Relaxed);
+        // Whoever sees a table that is replaced, or this number, sees what the owner did before.
+        self.replacements.fetch_add(1, Ordering::Release);
         for (stripe, other) in self.stripes.iter().zip(&mut fresh.stripes) {
             let new = other.shard.get_mut();
             new.end_snapshot();
@@ -219,9 +220,10 @@ impl Table {
     }
 
     /// How many times all contents were replaced. Whoever walks a snapshot compares it: once it has
-    /// changed since `begin_snapshot`, what was walked so far is of no use.
+    /// changed since `begin_snapshot`, what was walked so far is of no use. A reader that finds it as it
+    /// was before has read nothing that replaced the contents since.
     pub fn replacements(&self) -> u64 {
-        self.replacements.load(Ordering::Relaxed)
+        self.replacements.load(Ordering::Acquire)
     }
 
     /// The number of entries, expired ones included. Cheap, from any thread.

@@ -116,6 +116,8 @@ pub enum Frame<'a> {
     Accept {
         /// The first chunk that it does not have yet, from 0.
         from_chunk: u64,
+        /// CRC32C of the checksums of those before it, each as four bytes: 0 where there are none.
+        crc: u32,
     },
     /// Bulk: a piece of the snapshot.
     Chunk {
@@ -323,7 +325,9 @@ fn decode_body(kind: u8, mut reader: Reader<'_>) -> Result<Option<Frame<'_>>, Bo
             size: reader.u64("size")?,
             meta: reader.bytes("meta")?,
         }),
-        kind::ACCEPT => Frame::Accept { from_chunk: reader.u64("from_chunk")? },
+        kind::ACCEPT => {
+            Frame::Accept { from_chunk: reader.u64("from_chunk")?, crc: reader.u32("crc")? }
+        }
         kind::CHUNK => {
             let (number, crc) = (reader.u64("number")?, reader.u32("crc")?);
             Frame::Chunk { number, crc, bytes: reader.remainder() }
@@ -432,7 +436,10 @@ fn put_body(out: &mut Vec<u8>, frame: &Frame<'_>) {
             out.put_u64_le(offer.size);
             put_bytes(out, offer.meta);
         }
-        Frame::Accept { from_chunk } => out.put_u64_le(from_chunk),
+        Frame::Accept { from_chunk, crc } => {
+            out.put_u64_le(from_chunk);
+            out.put_u32_le(crc);
+        }
         Frame::Chunk { number, crc, bytes } => {
             out.put_u64_le(number);
             out.put_u32_le(crc);

@@ -75,7 +75,7 @@ fn the_documented_examples() {
     encode(&mut sent, &Frame::Done { chunks: 8 }).unwrap();
     assert_eq!(documented('>')[2], sent);
     let mut answered = bytes_of(&Frame::Welcome { version: 1, instance: 0xd4 });
-    encode(&mut answered, &Frame::Accept { from_chunk: 7 }).unwrap();
+    encode(&mut answered, &Frame::Accept { from_chunk: 7, crc: 0x0102_0304 }).unwrap();
     encode(&mut answered, &Frame::Done { chunks: 8 }).unwrap();
     assert_eq!(documented('<')[2], answered);
 }
@@ -284,7 +284,7 @@ impl Parts {
                 size: five,
                 meta: bytes,
             }),
-            11 => Frame::Accept { from_chunk: one },
+            11 => Frame::Accept { from_chunk: one, crc: half },
             12 => Frame::Chunk { number: one, crc: half, bytes },
             13 => Frame::Done { chunks: one },
             _ => Frame::Failed { reason, text },

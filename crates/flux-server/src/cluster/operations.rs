@@ -9,9 +9,10 @@ use flux_core::placement::{NodeId, PlacementMap};
 use serde::{Deserialize, Serialize};
 
 use super::control::Core;
+use super::data_plane::LocalPartition;
 use super::http::{self, CallError};
 use super::registry::{Placement, RegistryError};
-use super::report;
+use super::report::{self, is_settled};
 use super::topology::{Topology, Trouble};
 
 /// Others may change the map at the same time; each of them loses at most so often.
@@ -154,14 +155,19 @@ impl Core {
         Ok(Done { message: format!("{node} takes replicas again") })
     }
 
-    pub(super) async fn move_replica(&self, request: &MoveRequest) -> Result<Done, Refusal> {
+    pub(super) async fn move_replica(
+        self: &Arc<Core>,
+        request: &MoveRequest,
+    ) -> Result<Done, Refusal> {
         let (from, to) = (self.named(&request.from)?, self.named(&request.to)?);
         let partition = request.partition;
         let topology = Arc::clone(&self.topology.borrow());
         if !topology.members.get(&to).is_some_and(|member| member.alive) {
             return Err(Refusal::Wrong(format!("{to} is away")));
         }
-        self.change_map(|map| replace(map, partition, from, to)).await?;
+        let answers = report::ask_all(self, &topology).await;
+        let leader = report::leaders(&answers).get(&partition).copied();
+        self.change_map(|map| replace(map, leader, partition, from, to)).await?;
         tracing::info!(partition, %from, %to, "replica is moved as an operator asked");
         let message = format!(
             "partition {partition} moves from {from} to {to}; `flux admin partitions` shows when it is there"
@@ -305,9 +311,12 @@ fn no_partition(partition: u16, count: u16) -> Refusal {
     Refusal::Wrong(format!("there is no partition {partition}: they are 0 to {}", count.max(1) - 1))
 }
 
-/// Puts a new replica on one node into the place of that on another.
+/// Puts a new replica on one node into the place of that on another, if the partition's leader says that
+/// the partition is as the map has it. Else a replica that still votes might lose its place to a new one on
+/// its own node.
 fn replace(
     map: &mut PlacementMap,
+    leader: Option<&LocalPartition>,
     partition: u16,
     from: NodeId,
     to: NodeId,
@@ -324,6 +333,16 @@ fn replace(
         format!("partition {partition} has no replica on {from}")
     } else if map.draining.contains(&to) {
         format!("{to} is being drained")
+    } else if leader.is_none() {
+        format!(
+            "partition {partition} has no leader now that says how it is: try again when `flux admin \
+             partitions` shows one"
+        )
+    } else if !leader.is_some_and(|one| is_settled(one, map.target(PartitionId(partition)))) {
+        format!(
+            "partition {partition} is still on its way to where it is to be, and replicas move one at a time: \
+             try again when `flux admin partitions` does not show it as moving any more"
+        )
     } else {
         let step = map.replace(PartitionId(partition), from, to);
         let step =

@@ -199,7 +199,7 @@ pub(super) fn leaders(answers: &Answers) -> BTreeMap<u16, &LocalPartition> {
 }
 
 /// Whether a group has exactly the voters that it is to have, and nothing else.
-fn is_settled(leader: &LocalPartition, target: &[ReplicaId]) -> bool {
+pub(super) fn is_settled(leader: &LocalPartition, target: &[ReplicaId]) -> bool {
     let set = |ids: &[ReplicaId]| ids.iter().copied().collect::<BTreeSet<_>>();
     leader.learners.is_empty() && leader.outgoing.is_empty() && set(&leader.voters) == set(target)
 }

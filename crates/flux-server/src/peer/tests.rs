@@ -564,7 +564,7 @@ fn a_part_of_a_frame_is_a_sign_of_life_but_not_for_ever() {
 fn junk_ends_a_connection_and_nothing_else() {
     let mut one = Worker::new(1);
     let over = (flux_proto::peer::MAX_FRAME_BYTES as u32 + 1).to_le_bytes();
-    let unexpected = bytes_of(&Frame::Accept { from_chunk: 1 });
+    let unexpected = bytes_of(&Frame::Accept { from_chunk: 1, crc: 0 });
     for (junk, node) in [(&over[..], 2), (&[0; 4], 3), (&[1, 0, 0, 0, 99], 4), (&unexpected, 5)] {
         let mut stream = dial(&one);
         say_hello(&mut stream, &hello(node, 1));

@@ -119,7 +119,8 @@ impl Offer {
         fits.then_some(Offer { id, replica_from, replica_to, term, size, meta })
     }
 
-    /// Whether it is of the same file, perhaps in a later term.
+    /// Whether it is of a file that describes itself alike, perhaps in a later term. Whether that has the
+    /// same chunks, the sender finds out.
     fn continues(&self, earlier: &Offer) -> bool {
         *self == Offer { term: self.term, ..earlier.clone() }
     }
@@ -132,6 +133,8 @@ struct Partial {
     writer: SnapshotWriter,
     table: Table,
     chunks: u64,
+    /// Of the chunks so far, as ACCEPT says it.
+    crc: u32,
     bytes: u64,
     synced: u64,
 }
@@ -185,7 +188,7 @@ impl Partial {
     fn create(disk: Arc<dyn Disk>, offer: Offer, table: Table) -> Result<Partial, LogError> {
         let SnapshotId { partition, index } = offer.id;
         let writer = SnapshotWriter::receive(disk, partition, index, &offer.meta.encode())?;
-        Ok(Partial { offer, writer, table, chunks: 0, bytes: 0, synced: 0 })
+        Ok(Partial { offer, writer, table, chunks: 0, crc: 0, bytes: 0, synced: 0 })
     }
 
     /// Adds a chunk. After an error it is of no use any more.
@@ -198,6 +201,7 @@ impl Partial {
             return damaged("a wrong checksum");
         }
         self.chunks += 1;
+        self.crc = wire::chain(self.crc, crc);
         self.bytes += bytes.len() as u64;
         if self.bytes > self.offer.size {
             return damaged("more than was offered");
@@ -321,7 +325,8 @@ impl Receiver {
         displaced: &Notify,
     ) -> Result<(), Fault> {
         let had = |partial: &Option<Partial>| partial.as_ref().map_or(0, |partial| partial.chunks);
-        let accept = Frame::Accept { from_chunk: had(partial) };
+        let crc = partial.as_ref().map_or(0, |partial| partial.crc);
+        let accept = Frame::Accept { from_chunk: had(partial), crc };
         writer.send(&accept, self.limits.answer_timeout).await?;
         // When it has to make room: what is in the socket already is still taken, if that is soon.
         let mut ends = None;

@@ -137,6 +137,8 @@ impl Setback {
     fn is_final(&self) -> bool {
         match self {
             Setback::Failed { reason, .. } => *reason == Some(Failure::Unwanted),
+            // The receiver forgets them, and begins anew.
+            Setback::Source(SourceError::OtherChunks(_)) => false,
             Setback::Source(_) | Setback::Lost(Lost::TooLarge(_)) => true,
             Setback::Connect(_)
             | Setback::ConnectTimeout
@@ -245,14 +247,18 @@ impl Sender {
         let (idle, answer) = (self.limits.idle_timeout, self.limits.answer_timeout);
         writer.send(&Frame::Offer(*offer), idle).await?;
         let first = match reader.next(answer).await? {
-            Frame::Accept { from_chunk } => from_chunk,
+            Frame::Accept { from_chunk, crc } => (from_chunk, crc),
             other => return Err(Setback::from_answer(&other)),
         };
-        *accepted = Some(first);
+        *accepted = Some(first.0);
         if let Err(error) = self.stream(source, first, &mut reader, &mut writer).await {
             if let Setback::Source(error) = &error {
                 let text = error.to_string();
-                let failed = Frame::Failed { reason: Failure::Disk as u8, text: &text };
+                let reason = match error {
+                    SourceError::OtherChunks(_) => Failure::Damaged,
+                    _ => Failure::Disk,
+                };
+                let failed = Frame::Failed { reason: reason as u8, text: &text };
                 let _ = writer.send(&failed, answer).await;
             }
             return Err(error);
@@ -281,16 +287,16 @@ impl Sender {
         }
     }
 
-    /// Sends the chunks from `first` on.
+    /// Sends the chunks from `first` on, which comes with the checksum of those before it.
     async fn stream(
         &self,
         source: &mut Source,
-        first: u64,
+        first: (u64, u32),
         reader: &mut Reader,
         writer: &mut Writer,
     ) -> Result<(), Setback> {
         let idle = self.limits.idle_timeout;
-        source.seek(first).await?;
+        source.seek(first.0, first.1).await?;
         loop {
             let number = source.number();
             let Some(bytes) = source.next().await? else { return Ok(()) };

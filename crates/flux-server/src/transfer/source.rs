@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flux_log::{Disk, LogError, Snapshot, SnapshotId};
 
-use super::blocking;
+use super::{blocking, wire};
 
 /// Why a file cannot be sent.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,8 @@ pub(super) enum SourceError {
     File(#[from] LogError),
     #[error("the receiver asks for chunk {0}, which the snapshot does not have")]
     NoSuchChunk(u64),
+    #[error("the receiver has {0} chunks of another snapshot of the same index")]
+    OtherChunks(u64),
     #[error("the node is stopping")]
     Stopping,
 }
@@ -27,12 +29,14 @@ pub(super) struct Source {
     snapshot: Option<Snapshot>,
     /// The number of the chunk that `next` returns.
     number: u64,
+    /// Of the chunks before that, as ACCEPT says it.
+    crc: u32,
 }
 
 impl Source {
     pub(super) async fn open(disk: Arc<dyn Disk>, id: SnapshotId) -> Result<Source, SourceError> {
         let snapshot = open(Arc::clone(&disk), id).await?;
-        Ok(Source { disk, id, snapshot: Some(snapshot), number: 0 })
+        Ok(Source { disk, id, snapshot: Some(snapshot), number: 0, crc: 0 })
     }
 
     /// The file's `meta` and its length.
@@ -46,16 +50,20 @@ impl Source {
         self.number
     }
 
-    /// Goes on from that chunk.
-    pub(super) async fn seek(&mut self, number: u64) -> Result<(), SourceError> {
+    /// Goes on from that chunk, if the checksum is that of the chunks before it. The file is then read from
+    /// its beginning the next time: another one may have its name.
+    pub(super) async fn seek(&mut self, number: u64, crc: u32) -> Result<(), SourceError> {
         if number < self.number || self.snapshot.is_none() {
             self.snapshot = Some(open(Arc::clone(&self.disk), self.id).await?);
-            self.number = 0;
+            (self.number, self.crc) = (0, 0);
         }
         while self.number < number {
             if self.read(|_| ()).await?.is_none() {
                 return Err(SourceError::NoSuchChunk(number));
             }
+        }
+        if self.crc != crc {
+            return Err(SourceError::OtherChunks(number));
         }
         Ok(())
     }
@@ -71,14 +79,16 @@ impl Source {
     ) -> Result<Option<T>, SourceError> {
         let Some(mut snapshot) = self.snapshot.take() else { return Err(SourceError::Stopping) };
         let read = blocking(move || {
-            let chunk = snapshot.next_chunk().map(|chunk| chunk.map(take));
+            let chunk = snapshot.next_chunk();
+            let chunk = chunk.map(|chunk| chunk.map(|bytes| (crc32c::crc32c(bytes), take(bytes))));
             (snapshot, chunk)
         });
         let (snapshot, chunk) = read.await.ok_or(SourceError::Stopping)?;
         self.snapshot = Some(snapshot);
-        let chunk = chunk?;
-        self.number += u64::from(chunk.is_some());
-        Ok(chunk)
+        let Some((crc, taken)) = chunk? else { return Ok(None) };
+        self.number += 1;
+        self.crc = wire::chain(self.crc, crc);
+        Ok(Some(taken))
     }
 }
 

@@ -117,6 +117,19 @@ fn write_snapshot(disk: &SimDisk, id: SnapshotId, entries: u64) -> Contents {
     contents(&table)
 }
 
+/// Writes a snapshot again that holds the same, in chunks that do not follow each other as before.
+fn write_again_in_other_chunks(disk: &SimDisk, id: SnapshotId) {
+    let mut snapshot = Snapshot::open(disk, id).unwrap();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = snapshot.next_chunk().unwrap() {
+        chunks.push(chunk.to_vec());
+    }
+    let disk = Arc::new(disk.clone());
+    let mut writer = SnapshotWriter::create(disk, id.partition, id.index, snapshot.meta()).unwrap();
+    chunks.iter().rev().for_each(|chunk| writer.chunk(chunk).unwrap());
+    writer.finish().unwrap();
+}
+
 fn quick() -> TransferLimits {
     TransferLimits {
         first_pause: Duration::from_millis(5),

@@ -84,3 +84,8 @@ impl Writer {
         sent
     }
 }
+
+/// What ACCEPT says of chunks, with that of one more.
+pub(super) fn chain(so_far: u32, chunk: u32) -> u32 {
+    crc32c::crc32c_append(so_far, &chunk.to_le_bytes())
+}

@@ -86,7 +86,7 @@ pub(super) struct Cluster {
     beats: Vec<(u32, u64)>,
     /// What replicas say about sleeping, and where to.
     signals: Vec<(u32, u16, Signal)>,
-    /// Replicas that ask for votes though their group has gone on without them.
+    /// Replicas that ask though their group has surely gone on without them.
     gone: Vec<(PartitionId, u64)>,
     /// Replicas of this worker that belong to their groups no more.
     pub(super) to_remove: Vec<PartitionId>,
@@ -287,7 +287,7 @@ impl Dispatch {
             return;
         }
         let Some((replica, _)) = self.replica(partition) else { return };
-        if replica.has_left(&message) {
+        if replica.has_left(now, &message) {
             if let Some(cluster) = &mut self.cluster {
                 cluster.gone.push((partition, message.from));
             }
@@ -810,24 +810,27 @@ impl Dispatch {
         }
     }
 
-    /// A replica that has no leader and no place in the map asks those who have: all that it knows of may be
-    /// gone, too.
+    /// A replica that has left its group, or has no place in the map, asks whether it can go: those who have
+    /// a place as well, since all that it knows of may be gone, too.
     fn ask_whether_gone(&mut self, partition: PartitionId) {
         let Some(cluster) = &self.cluster else { return };
-        let targets = cluster.targets(partition).to_vec();
+        let mut others: Vec<u64> = cluster.targets(partition).iter().map(|id| id.get()).collect();
         let Some((replica, _)) = self.replica(partition) else { return };
         let (from, term) = (replica.id(), replica.term() + 1);
-        if replica.leader() != 0 || targets.iter().any(|target| target.get() == from) {
+        if !replica.is_removed() && others.contains(&from) {
             return;
         }
+        others.extend(&replica.members().voters);
+        others.retain(|id| *id != from);
+        others.sort_unstable();
+        others.dedup();
         let index = replica.status().last;
-        let ask = |to: &ReplicaId| {
-            let to = to.get();
+        let ask = |to: u64| {
             let mut message = RaftMessage { from, to, term, index, ..RaftMessage::default() };
             message.set_msg_type(MessageType::MsgRequestPreVote);
             message
         };
-        self.send(partition, targets.iter().map(ask).collect());
+        self.send(partition, others.into_iter().map(ask).collect());
     }
 
     /// Lets the group of a partition take its next step towards the replicas that it should have.
@@ -835,19 +838,21 @@ impl Dispatch {
         let now = self.now;
         let Some(cluster) = &self.cluster else { return };
         let target: Vec<u64> = cluster.targets(partition).iter().map(|one| one.get()).collect();
+        let epoch = cluster.topology.epoch;
         let Some((replica, _)) = self.replica(partition) else { return };
         let wanted = replica.snapshot_wanted();
         if wanted && let Some(cluster) = &mut self.cluster {
             cluster.snapshot_wanted = Some(partition);
         }
         let Some((replica, _)) = self.replica(partition) else { return };
-        if replica.is_removed() {
-            if let Some(cluster) = &mut self.cluster {
-                cluster.to_remove.push(partition);
-            }
-            return;
+        if replica.take_lost_snapshot() {
+            tracing::warn!(
+                %partition,
+                "while a snapshot for a follower was made and sent more was written than is kept in memory: the \
+                 next attempt waits. If this goes on, raise snapshot_rate or replication_memory, or write less"
+            );
         }
-        let Some(change) = replica.reconcile(now, &target) else { return };
+        let Some(change) = replica.reconcile(now, epoch, &target) else { return };
         if let Change::Transfer(to) = change {
             return self.hand_over(partition, to);
         }

@@ -1,7 +1,7 @@
 //! Which replicas a worker has: those that the placement map gives to its node.
 //!
 //! A replica is made when the map names it, empty, and learns everything from its leader. It goes when its
-//! group has gone on without it, which it sees in its own log or is told by the leader.
+//! group has surely gone on without it, which a leader tells it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -146,12 +146,7 @@ impl Worker {
                 (Some(mine), None) => self.make_replica(partition, mine.get()),
                 (mine, Some(here)) if mine.is_none_or(|mine| mine.get() != here) => {
                     let (replica, _) = self.dispatch.replica(partition).expect("just seen");
-                    // Made for a place that it does not have any more, before it learned anything; or the
-                    // group has gone on without it for so long that it comes back as another one.
-                    let empty = replica.members().voters.is_empty();
-                    let later = ReplicaId::from_u64(here).sequence();
-                    let replaced = mine.is_some_and(|mine| mine.sequence() > later);
-                    if (empty || replaced)
+                    if replica.has_learned_nothing()
                         && let Some(cluster) = &mut self.dispatch.cluster
                     {
                         cluster.to_remove.push(partition);

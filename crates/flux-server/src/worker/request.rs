@@ -163,20 +163,27 @@ fn read_value(
     let now = request.dispatch.now;
     let shared = request.dispatch.shared();
     let view = &shared.views[usize::from(partition.0)];
-    if !view.standing.may_serve(now.us) {
-        return false;
-    }
     let output = &mut request.connection.output;
-    let hit = view.table.read(view.table.hash(key), key, |entry| match entry {
-        Some(entry) if !entry.is_expired(now.ms) => {
-            write::bulk(output, entry.value);
-            true
+    let before = output.len();
+    let read = view.undisturbed(|| {
+        if !view.standing.may_serve(now.us) {
+            return None;
         }
-        _ => {
-            write::null(output, session.version);
-            false
-        }
+        Some(view.table.read(view.table.hash(key), key, |entry| match entry {
+            Some(entry) if !entry.is_expired(now.ms) => {
+                write::bulk(output, entry.value);
+                true
+            }
+            _ => {
+                write::null(output, session.version);
+                false
+            }
+        }))
     });
+    let Some(hit) = read else {
+        output.truncate(before);
+        return false;
+    };
     request.dispatch.count_read(hit);
     true
 }

@@ -159,6 +159,8 @@ pub struct Surroundings<'a> {
     pub read_now: Now,
     /// The voters that each partition should have, as this node knows them.
     pub targets: &'a [Vec<u64>],
+    /// The epoch of the map that has them.
+    pub epoch: u64,
     /// The nodes of the cluster.
     pub nodes: &'a [u32],
     /// Whether the disk does a sync that begins now at once.

@@ -3,7 +3,7 @@
 //!
 //! As in `flux-server`'s `worker/cluster.rs`. Frames travel over connections that keep their order or break.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flux_core::replica::{Now, Signal, Stamps};
 use raft::eraftpb::{Message, MessageType};
@@ -60,7 +60,7 @@ impl Process {
     pub(super) fn step(&mut self, partition: u16, message: Message, now: Now) {
         let Some(hosted) = self.hosted.get_mut(&partition) else { return };
         let replica = &mut hosted.replica;
-        if replica.has_left(&message) {
+        if replica.has_left(now, &message) {
             let gone = Frame::Gone(partition, message.from);
             self.peers.frames.push((node_of(message.from), gone));
             return;
@@ -170,8 +170,8 @@ impl Process {
         }
     }
 
-    /// A replica that has no leader and no place in the map asks those who have: all that it knows of may be
-    /// gone, too.
+    /// A replica that has left its group, or has no place in the map, asks whether it can go: those who have
+    /// a place as well, since all that it knows of may be gone, too.
     pub(super) fn ask_whether_gone(&mut self, targets: &[Vec<u64>], out: &mut Output) {
         if !self.peers.ticks.is_multiple_of(ASK_TICKS) {
             return;
@@ -179,12 +179,14 @@ impl Process {
         for (partition, hosted) in &self.hosted {
             let Some(targets) = targets.get(usize::from(*partition)) else { continue };
             let status = hosted.replica.status();
-            if status.leader != 0 || targets.contains(&status.id) {
+            if !hosted.replica.is_removed() && targets.contains(&status.id) {
                 continue;
             }
-            for to in targets {
+            let others: BTreeSet<u64> =
+                targets.iter().chain(&status.members.voters).copied().collect();
+            for to in others.into_iter().filter(|to| *to != status.id) {
                 let (from, term, index) = (status.id, status.term + 1, status.last);
-                let mut message = Message { from, to: *to, term, index, ..Message::default() };
+                let mut message = Message { from, to, term, index, ..Message::default() };
                 message.set_msg_type(MessageType::MsgRequestPreVote);
                 out.messages.push((*partition, message));
             }

@@ -139,9 +139,7 @@ impl Process {
                 continue;
             }
             let target = around.targets.get(usize::from(*partition)).map_or(&[][..], Vec::as_slice);
-            if replica.is_removed() {
-                self.peers.to_remove.push(*partition);
-            } else if let Some(change) = replica.reconcile(now, target) {
+            if let Some(change) = replica.reconcile(now, around.epoch, target) {
                 if let Change::Transfer(to) = change {
                     replica.transfer_leader(now, to);
                 }

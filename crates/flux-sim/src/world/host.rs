@@ -34,6 +34,8 @@ pub struct Host {
     pub rotten: bool,
     /// The voters that each partition should have, as this node last heard.
     pub targets: Vec<Vec<u64>>,
+    /// The epoch of the map that it heard of.
+    pub epoch: u64,
     /// When its process last ticked, on its monotonic clock.
     pub ticked_us: u64,
 }
@@ -54,6 +56,7 @@ impl Host {
             cut_armed: false,
             rotten: false,
             targets: Vec::new(),
+            epoch: 0,
             ticked_us: 0,
         }
     }

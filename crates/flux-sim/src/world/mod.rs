@@ -126,6 +126,8 @@ pub struct World {
     reference: Reference,
     /// The voters that each partition should have.
     targets: Vec<Vec<u64>>,
+    /// The epoch of the map that has them.
+    epoch: u64,
     next_sequence: u32,
     next_process: u64,
     next_node: u32,
@@ -171,6 +173,7 @@ impl World {
             consensus: Consensus::default(),
             reference: Reference::default(),
             targets: Vec::new(),
+            epoch: 0,
             next_sequence: 1,
             next_process: 1,
             asleep: BTreeSet::new(),
@@ -367,11 +370,12 @@ impl World {
         let stale = self.plan.plant == Some(Plant::StaleClock);
         let read_now = stopped_at.filter(|_| stale).unwrap_or(now);
         let nodes: Vec<u32> = self.hosts.iter().map(|host| host.node).collect();
-        let Host { process, targets, .. } = &mut self.hosts[host];
+        let Host { process, targets, epoch, .. } = &mut self.hosts[host];
         let Some(process) = process else { return };
         let waiting = process.inbox.len() as u64;
+        let (epoch, nodes) = (*epoch, &nodes);
         let output =
-            process.turn(Surroundings { now, read_now, targets, nodes: &nodes, sync_early });
+            process.turn(Surroundings { now, read_now, targets, epoch, nodes, sync_early });
         self.note(2, &[host as u64, waiting]);
         self.carry_out(host, number, output);
     }

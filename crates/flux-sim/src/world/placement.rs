@@ -40,6 +40,7 @@ impl World {
 
     /// The map has changed: nodes hear of it, sooner or later.
     pub(super) fn announce(&mut self) {
+        self.epoch += 1;
         for host in 0..self.hosts.len() {
             let at = self.now_us + self.random.between(MS, 300 * MS);
             self.queue.push(at, Event::MapArrives(host));
@@ -48,6 +49,7 @@ impl World {
 
     pub(super) fn map_arrives(&mut self, host: usize) {
         self.hosts[host].targets.clone_from(&self.targets);
+        self.hosts[host].epoch = self.epoch;
         self.follow_map(host);
     }
 
@@ -70,14 +72,11 @@ impl World {
             let has = process.replica(partition);
             let done = match (has.map(Replica::id), due) {
                 (None, Some(id)) => self.place(host, partition, id),
-                // Made for a place that it does not have any more, before it learned anything; or the group
-                // has gone on without it for so long that it comes back as another one.
+                // Made for a place that it does not have any more, before it learned anything.
                 (Some(id), due) if due != Some(id) => {
-                    let empty = has.is_some_and(|replica| replica.members().voters.is_empty());
-                    if empty || due.is_some_and(|due| due as u32 > id as u32) {
-                        self.drop_replica(host, partition, id)
-                    } else {
-                        Ok(())
+                    match has.is_some_and(Replica::has_learned_nothing) {
+                        true => self.drop_replica(host, partition, id),
+                        false => Ok(()),
                     }
                 }
                 _ => Ok(()),
@@ -181,6 +180,7 @@ impl World {
         let clock = self.hosts[host].clock.clone();
         self.hosts[host] = super::Host::new(node, clock, seed);
         self.hosts[host].targets.clone_from(&self.targets);
+        self.hosts[host].epoch = self.epoch;
         self.say(format_args!("h{host} has lost its data and comes back as node {node}"));
         if !keeps_id {
             for id in self.targets.iter().flatten().filter(|id| (**id >> 32) as u32 == old) {

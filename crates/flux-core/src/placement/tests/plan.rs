@@ -176,6 +176,19 @@ fn a_move_to_a_node_that_died_is_taken_back_or_goes_elsewhere() {
 }
 
 #[test]
+fn a_move_to_where_a_voter_still_is_is_taken_back() {
+    let mut cluster = Cluster::new(3, "abcd", &["abc"]);
+    let next = cluster.map.next_sequence;
+    cluster.map.targets[0][0] = ReplicaId::new(node('a'), next);
+    cluster.map.next_sequence += 1;
+    let voters = cluster.statuses[0].voters.clone();
+    let steps = plan(&cluster.map, &cluster.nodes, &cluster.statuses, &Limits { max_moves: 9 });
+    let [step] = &steps[..] else { panic!("{steps:?}") };
+    assert_eq!(step.reason, Reason::Stalled);
+    assert!(step.target.iter().all(|replica| voters.contains(replica)), "{step:?}");
+}
+
+#[test]
 fn a_replica_that_was_dropped_never_comes_back() {
     // The move from c to d was taken back too late: c is gone.
     let mut cluster = Cluster::new(3, "abcd", &["abc"]);

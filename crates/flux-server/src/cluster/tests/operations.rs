@@ -1,5 +1,6 @@
 //! What an operator sees and does, through any node.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -52,6 +53,26 @@ async fn a_replica_moves_where_an_operator_wants_it() {
     assert_eq!(none, "there is no partition 99: they are 0 to 15");
     world.settle().await;
     assert_eq!(world.placed(), [(1, 12), (2, 12), (3, 12), (4, 12)].into(), "still in balance");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_moves_only_where_its_partition_is_at_rest() {
+    let world = World::with_nodes(4).await;
+    let target = world.map().targets[5].clone();
+    let on: Vec<u32> = target.iter().map(|id| id.node().0).collect();
+    let to = (1..=4).find(|node| !on.contains(node)).expect("a node without");
+    let order = |from: u32, to: u32| json!({"partition": 5, "from": format!("{from:08x}"), "to": format!("{to:08x}")});
+    world.hall.still.store(true, Ordering::Relaxed);
+    done(&world, "/cluster/move", order(on[1], to)).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let moving = world.map();
+    // Back to where the old replica still votes: a new one would take its place there.
+    let back = refused(&world, "/cluster/move", order(to, on[1])).await;
+    assert!(back.starts_with("partition 5 is still on its way to where it is to be"), "{back}");
+    assert_eq!(world.map().targets[5], moving.targets[5]);
+    world.hall.still.store(false, Ordering::Relaxed);
+    world.ask(1, "/cluster/partitions", None).await.expect("it follows the map now");
+    done(&world, "/cluster/move", order(to, on[1])).await;
 }
 
 #[tokio::test(start_paused = true)]

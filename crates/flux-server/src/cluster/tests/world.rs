@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -45,6 +46,8 @@ pub(super) struct Node {
 pub(super) struct Hall {
     present: Mutex<BTreeMap<SocketAddr, (NodeId, ClusterHandle)>>,
     groups: Mutex<BTreeMap<u16, Group>>,
+    /// Groups stay as they are, whatever the map says.
+    pub(super) still: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -215,6 +218,9 @@ impl Hall {
 
     /// Lets each group choose a leader and follow the map, as far as it can.
     fn advance(&self, map: &PlacementMap) {
+        if self.still.load(Ordering::Relaxed) {
+            return;
+        }
         let mut groups = self.groups.lock();
         for (partition, bootstrap) in (0..map.partitions).zip(&map.bootstrap) {
             let group = groups.entry(partition).or_insert_with(|| Group {

@@ -36,7 +36,7 @@ fn hear(mut stream: StdStream) -> (bool, Option<Failure>) {
     let (mut accepted, mut failure, mut rest) = (false, None, bytes.as_slice());
     while let Some((frame, taken)) = decode(rest).unwrap() {
         match frame {
-            Frame::Accept { from_chunk: 0 } => accepted = true,
+            Frame::Accept { from_chunk: 0, .. } => accepted = true,
             Frame::Failed { reason, .. } => failure = Failure::from_number(reason),
             other => panic!("{other:?}"),
         }
@@ -134,7 +134,7 @@ fn another_snapshot_does_not_go_on_with_what_is_there() {
             say(&mut stream, &[Frame::Offer(fine), chunk(0, &good)]);
             let mut answer = [0; 13];
             let _ = stream.read_exact(&mut answer);
-            matches!(decode(&answer), Ok(Some((Frame::Accept { from_chunk: 0 }, _))))
+            matches!(decode(&answer), Ok(Some((Frame::Accept { from_chunk: 0, .. }, _))))
         });
     };
     let first_chunk = |offer: SnapshotOffer<'_>| {
@@ -145,7 +145,7 @@ fn another_snapshot_does_not_go_on_with_what_is_there() {
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             let mut bytes = Vec::new();
             let _ = stream.read_to_end(&mut bytes);
-            if let Ok(Some((Frame::Accept { from_chunk }, _))) = decode(&bytes) {
+            if let Ok(Some((Frame::Accept { from_chunk, .. }, _))) = decode(&bytes) {
                 number = Some(from_chunk);
             }
             number.is_some()

@@ -70,6 +70,26 @@ fn a_later_term_goes_on_with_what_is_there() {
 }
 
 #[test]
+fn chunks_of_another_file_of_the_same_index_are_not_gone_on_with() {
+    let limits = TransferLimits { attempts: 1, ..quick() };
+    let pair = Pair::new(limits, vec![Act::Cut(200_000)]);
+    let before = write_snapshot(&pair.from, id(PARTITION), ENTRIES);
+    pair.send_file(id(PARTITION), 8);
+    assert_eq!(pair.result(), (PARTITION, false));
+    // The sender has started again, and its snapshot has the same index and length, but other chunks.
+    let old = Pair::file(&pair.from, PARTITION).unwrap();
+    write_again_in_other_chunks(&pair.from, id(PARTITION));
+    let new = Pair::file(&pair.from, PARTITION).unwrap();
+    assert!(new != old && new.len() == old.len());
+    wait_until("the receiver has forgotten what it had", || {
+        pair.send_file(id(PARTITION), 9);
+        pair.result().1
+    });
+    assert_eq!(pair.fake.arrivals.lock()[0].contents, before);
+    assert_eq!(Pair::file(&pair.to, PARTITION), Pair::file(&pair.from, PARTITION));
+}
+
+#[test]
 fn a_connection_whose_end_was_not_noticed_makes_room() {
     let limits = TransferLimits { attempts: 10_000, ..quick() };
     let pair = Pair::new(limits, vec![Act::Freeze(200_000)]);
