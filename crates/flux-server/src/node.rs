@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::{ClusterError, Control, Listening, Registry};
 use crate::config::Settings;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, Purpose};
 use crate::recovery::RecoveryError;
 use crate::replicas::Replicas;
 use crate::shared::Shared;
@@ -226,10 +226,12 @@ async fn start_workers(
     data: &mut mio::net::TcpListener,
 ) -> Result<(Option<Control>, Workers), (StartError, Option<Control>)> {
     let early = |error: StartError| (error, None);
-    let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
-    let asked = if registry.is_some() { 0 } else { partitions };
-    let mut directory =
-        DataDir::open(&settings.data_dir, asked, workers).map_err(|error| early(error.into()))?;
+    let purpose = match registry {
+        Some(_) => Purpose::Cluster,
+        None => Purpose::Alone(settings.partitions as u16),
+    };
+    let mut directory = DataDir::open(&settings.data_dir, purpose, settings.worker_count() as u16)
+        .map_err(|error| early(error.into()))?;
     let joined = match registry {
         Some(registry) => {
             let Addresses { data, admin, grpc, peer } = addresses;

@@ -2,6 +2,7 @@
 
 mod connections;
 mod faults;
+mod joining;
 mod machine;
 mod native;
 mod node;

@@ -7,7 +7,7 @@ use mio::net::TcpListener;
 
 use super::machine::Machine;
 use crate::config::{Fsync, Settings};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, Purpose};
 use crate::folders::Folders;
 use crate::mailbox::Ask;
 use crate::node::StartError;
@@ -38,8 +38,8 @@ pub(super) fn start_in(
     settings: &Settings,
 ) -> Result<Workers, StartError> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
-    let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
-    let directory = DataDir::open_in(folders, partitions, workers)?;
+    let purpose = Purpose::Alone(settings.partitions as u16);
+    let directory = DataDir::open_in(folders, purpose, settings.worker_count() as u16)?;
     Workers::start(settings, directory, listener, None)
 }
 
