@@ -54,6 +54,7 @@ async fn become_member(directory: &mut DataDir, control: &Control) -> Result<u64
         error = control.failed() => return Err(error.into()),
     };
     let cluster_id = placement.map.cluster_id;
+    control.check(&placement)?;
     directory.join(cluster_id, placement.map.partitions)?;
     Ok(cluster_id)
 }

@@ -38,6 +38,7 @@ fn registration(node: u32, instance: u64) -> Registration {
         zone: String::new(),
         version: "0".to_owned(),
         replaces: None,
+        timing: None,
     }
 }
 

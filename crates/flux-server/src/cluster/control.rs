@@ -83,6 +83,9 @@ impl Control {
         registry.register(setup.registration.clone());
         await_registration(&setup, &*registry, topology.map.is_some()).await?;
         let trouble = topology.observe(&registry.state().borrow(), Instant::now());
+        if let Some(map) = &topology.map {
+            setup.check(map)?;
+        }
         if let Some(Trouble::OtherCluster { own, other }) = trouble {
             registry.close().await;
             return Err(other_cluster(&setup, own, other));
@@ -142,6 +145,16 @@ impl Control {
     pub fn handle(&self) -> ClusterHandle {
         ClusterHandle(Arc::clone(&self.core))
     }
+    /// Whether the node's settings fit its cluster's map; tells what they do not count for.
+    ///
+    /// # Errors
+    /// The node would not be safe in the cluster.
+    pub fn check(&self, placement: &Placement) -> Result<(), ClusterError> {
+        self.core.setup.check(&placement.map)?;
+        self.core.setup.compare(&placement.map);
+        Ok(())
+    }
+
 
     /// Waits until the node must stop: another process has registered under its id.
     pub async fn failed(&self) -> ClusterError {

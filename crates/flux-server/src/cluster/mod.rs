@@ -25,7 +25,7 @@ mod topology;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use flux_core::placement::NodeId;
+use flux_core::placement::{NodeId, Timing};
 
 pub use control::{ClusterHandle, Control};
 pub use data_plane::{DataPlane, LocalPartition, NodePartitions, PartitionRole};
@@ -75,6 +75,19 @@ pub enum ClusterError {
     /// It listens on all addresses, and none is known that others reach it by.
     #[error(
         "{setting} is {address}, and nothing tells by which address other nodes reach it: give it one of this machine's addresses"
+    /// It reckons leases by other figures than its cluster.
+    #[error(
+        "election_timeout_ms is {} and clock_drift_percent {} here, and cluster {cluster:016x} was created with {} and {}: leases are safe only if all nodes have the same. Give this node the cluster's",
+        own.election_timeout_ms, own.clock_drift_percent, fixed.election_timeout_ms, fixed.clock_drift_percent
+    )]
+    Timing {
+        /// The node's settings.
+        own: Timing,
+        /// The cluster's.
+        fixed: Timing,
+        /// The cluster.
+        cluster: u64,
+    },
     )]
     Unreachable {
         /// The setting.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use flux_core::placement::{PlacementMap, Timing};
 use tokio::net::UdpSocket;
 
 use super::ClusterError;
@@ -64,10 +65,48 @@ impl Setup {
         let (data_dir, settings) = (settings.data_dir.clone(), settings.clone());
         Ok(Setup { registration, data_dir, settings })
     }
+            timing: Some(timing(settings)),
 }
 
 /// The address of a listener that other machines can use.
 async fn advertised(
+
+    /// Whether a node with these settings can be part of the cluster that the map is of.
+    ///
+    /// # Errors
+    /// It reckons leases by other figures.
+    pub(crate) fn check(&self, map: &PlacementMap) -> Result<(), ClusterError> {
+        let own = timing(&self.settings);
+        match map.timing {
+            Some(fixed) if fixed != own => {
+                Err(ClusterError::Timing { own, fixed, cluster: map.cluster_id })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells which settings count for nothing, because the cluster was created with others.
+    pub(crate) fn compare(&self, map: &PlacementMap) {
+        let Settings { replication_factor, partitions, .. } = self.settings;
+        let counts = |setting: &str, here: u32, cluster: u32| {
+            tracing::warn!(
+                "{setting} is {here} here, and the cluster was created with {cluster}: that counts, and cannot \
+                 be changed"
+            );
+        };
+        if replication_factor != map.replication_factor {
+            counts("replication_factor", replication_factor.into(), map.replication_factor.into());
+        }
+        if partitions != 0 && partitions != u32::from(map.partitions) {
+            counts("partitions", partitions, map.partitions.into());
+        }
+    }
+}
+
+/// What a node reckons leases by.
+pub(super) fn timing(settings: &Settings) -> Timing {
+    let Settings { election_timeout_ms, clock_drift_percent, .. } = *settings;
+    Timing { election_timeout_ms, clock_drift_percent }
     setting: &'static str,
     listener: SocketAddr,
     towards: &[String],

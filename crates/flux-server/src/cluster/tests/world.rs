@@ -18,6 +18,7 @@ use tower::ServiceExt as _;
 
 use crate::cluster::http::{CallError, Peers, refusal};
 use crate::cluster::registry::{BoxFuture, Registration};
+use crate::cluster::setup::timing;
 use crate::cluster::{
     ClusterError, ClusterHandle, Control, DataPlane, InProcess, LocalPartition, NodePartitions,
     PartitionRole, Setup, Topology, routes,
@@ -104,6 +105,7 @@ impl World {
             zone: String::new(),
             version: "0".to_owned(),
             replaces: None,
+            timing: Some(timing(&self.settings)),
         };
         let (data_dir, settings) = (directory.path().to_owned(), self.settings.clone());
         Setup { registration, data_dir, settings }
@@ -202,7 +204,9 @@ fn join_when_there_is_a_map(control: &Control) {
         let Ok(found) = topology.wait_for(|topology| topology.map.is_some()).await else {
             return;
         };
-        if let (Some(core), Some(map)) = (core.upgrade(), &found.map) {
+        if let (Some(core), Some(map)) = (core.upgrade(), &found.map)
+            && core.setup.check(map).is_ok()
+        {
             core.join(map.cluster_id);
         }
     });
