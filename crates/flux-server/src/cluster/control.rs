@@ -220,8 +220,12 @@ async fn await_registration(
             }
             (state.connected, state.registered)
         };
-        if connected && registered {
-            return Ok(());
+        // A process that lives does not lapse: that is soon told, and need not be waited for.
+        if let Some(other) = other.filter(|other| asked != Some(other.instance)) {
+            if probe::lives(&setup.registration, &other).await {
+                return Err(two_processes(setup, &other));
+            }
+            asked = Some(other.instance);
         }
         // In touch but not registered: a former process of this node has not lapsed yet.
         if known && !connected && begun.elapsed() >= REGISTRY_PATIENCE {
@@ -243,8 +247,11 @@ async fn await_registration(
 }
 
 fn duplicate(setup: &Setup, state: &RegistryState) -> Option<ClusterError> {
-    let other = state.conflict.as_deref()?;
-    Some(ClusterError::Duplicate {
+    state.conflict.as_deref().map(|other| two_processes(setup, other))
+}
+
+fn two_processes(setup: &Setup, other: &Registration) -> ClusterError {
+    ClusterError::Duplicate {
         node: setup.registration.node,
         own: setup.registration.peer_addr,
         other: other.peer_addr,
