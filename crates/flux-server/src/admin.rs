@@ -62,8 +62,9 @@ async fn ready(State(node): State<Node>) -> (StatusCode, String) {
         let text = format!("the log failed, writes are refused: {failure}\n");
         return (StatusCode::SERVICE_UNAVAILABLE, text);
     }
-    if shared.stopping.load(Ordering::Acquire) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    // A node that is about to stop says so while it hands over what it leads.
+    if let Some(what) = starting.waiting.what() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n"));
     }
     (StatusCode::OK, "ready\n".to_owned())
 }

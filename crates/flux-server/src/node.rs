@@ -204,6 +204,7 @@ impl Node {
         }
         self.shared.stopping.store(true, Ordering::Release);
         // A receiver that is gone has ended already.
+        self.waiting.tell("stopping");
         let _ = self.stop.send(true);
         let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
         let ended = async { while self.tasks.join_next().await.is_some() {} };

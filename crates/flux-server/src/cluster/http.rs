@@ -179,6 +179,12 @@ impl Client {
         let address = address.to_string();
         read(&address, &self.call(Method::POST, &address, path, write(body), timeout).await?)
     }
+    /// Whether a node says that it serves, and goes on doing so.
+    pub(crate) async fn is_ready(&self, address: impl Display, timeout: Duration) -> bool {
+        let address = address.to_string();
+        self.call(Method::GET, &address, "/ready", Bytes::new(), timeout).await.is_ok()
+    }
+
 
     async fn call(
         &self,
