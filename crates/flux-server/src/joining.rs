@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::{Control, Etcd, Listening, Registry, Setup, Topology};
+use crate::cluster::{Control, Etcd, Listening, Registry, Setup, Topology, Waiting};
 use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError, Purpose};
 use crate::node::StartError;
@@ -31,11 +31,11 @@ pub(crate) async fn join(
     settings: &Settings,
     listening: Listening,
     registry: Arc<dyn Registry>,
+    waiting: &Waiting,
 ) -> Result<(Control, Membership), StartError> {
-    let setup = Setup::new(directory, settings, listening).await?;
+    let setup = Setup::new(directory, settings, listening, waiting.clone()).await?;
     let (me, instance) = (setup.registration.node, setup.registration.instance);
     let control = Control::start(setup, registry).await?;
-    let placement = tokio::select! {
     let cluster_id = match become_member(directory, &control).await {
         Ok(cluster_id) => cluster_id,
         Err(error) => {
@@ -50,11 +50,12 @@ pub(crate) async fn join(
 
 /// Makes the directory that of a member, once there is a map. Returns the cluster.
 async fn become_member(directory: &mut DataDir, control: &Control) -> Result<u64, StartError> {
+    let placement = tokio::select! {
         placement = control.placement() => placement,
         error = control.failed() => return Err(error.into()),
     };
-    let cluster_id = placement.map.cluster_id;
     control.check(&placement)?;
+    let cluster_id = placement.map.cluster_id;
     directory.join(cluster_id, placement.map.partitions)?;
     Ok(cluster_id)
 }

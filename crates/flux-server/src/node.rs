@@ -10,14 +10,14 @@ use flux_core::PartitionId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cluster::{ClusterError, Control, Listening, Registry};
+use crate::cluster::{ClusterError, Control, Listening, Registry, Waiting};
 use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError, Purpose};
 use crate::recovery::RecoveryError;
 use crate::replicas::Replicas;
 use crate::shared::Shared;
 use crate::workers::Workers;
-use crate::{admin, grpc, joining};
+use crate::{admin, grpc, joining, starting};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,7 @@ pub struct Node {
     addresses: Addresses,
     workers: Workers,
     control: Option<Control>,
+    waiting: Waiting,
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
 }
@@ -125,12 +126,18 @@ impl Node {
         // The admin port answers while the node recovers: alive, but not ready.
         let ready = Arc::new(std::sync::OnceLock::new());
         let routes = Arc::new(std::sync::OnceLock::new());
-        let answering =
-            admin::serve(admin, Arc::clone(&ready), Arc::clone(&routes), stopping.clone());
-        tasks.spawn(answering);
+        let waiting = Waiting::default();
+        tasks.spawn(admin::serve(
+            admin,
+            Arc::clone(&ready),
+            waiting.clone(),
+            Arc::clone(&routes),
+            stopping.clone(),
+        ));
+        let refusing = refuse_while(&waiting, &data).map_err(StartError::Worker)?;
 
         let (control, workers) = loop {
-            match start_workers(settings, registry.as_ref(), addresses, &mut data).await {
+            match start_workers(settings, registry.as_ref(), addresses, &waiting, &mut data).await {
                 Ok(started) => break started,
                 Err((error, _)) if registry.is_none() || !joining::is_damage(&error) => {
                     return Err(error);
@@ -144,6 +151,7 @@ impl Node {
                 }
             }
         };
+        drop(refusing);
         let shared = Arc::clone(workers.shared());
         let _ = ready.set(Arc::clone(&shared));
         let mut served = crate::backup::routes(Arc::clone(&shared));
@@ -157,7 +165,7 @@ impl Node {
         }
         let _ = routes.set(served);
         tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
-        Ok(Node { shared, addresses, workers, control, tasks, stop })
+        Ok(Node { shared, addresses, workers, control, waiting, tasks, stop })
     }
 
     /// Waits until the node must stop, because another process has its identity.
@@ -196,6 +204,7 @@ impl Node {
     /// If a log could not be synced: acknowledged writes of the policies `everysec` and `no` may be
     /// lost when the machine loses power.
     pub async fn shutdown(mut self) -> Result<(), flux_log::LogError> {
+        self.waiting.tell("stopping");
         if let Some(control) = self.control.take() {
             // Nobody is to give leadership to this node again while it hands it over; which it does while
             // it still serves, so that nobody waits for an election.
@@ -204,7 +213,6 @@ impl Node {
         }
         self.shared.stopping.store(true, Ordering::Release);
         // A receiver that is gone has ended already.
-        self.waiting.tell("stopping");
         let _ = self.stop.send(true);
         let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
         let ended = async { while self.tasks.join_next().await.is_some() {} };
@@ -224,6 +232,7 @@ async fn start_workers(
     settings: &Settings,
     registry: Option<&Arc<dyn Registry>>,
     addresses: Addresses,
+    waiting: &Waiting,
     data: &mut mio::net::TcpListener,
 ) -> Result<(Option<Control>, Workers), (StartError, Option<Control>)> {
     let early = |error: StartError| (error, None);
@@ -239,7 +248,7 @@ async fn start_workers(
             let listening = Listening { data, peer, grpc, admin };
             let registry = Arc::clone(registry);
             Some(
-                joining::join(&mut directory, settings, listening, registry)
+                joining::join(&mut directory, settings, listening, registry, waiting)
                     .await
                     .map_err(early)?,
             )
@@ -259,6 +268,16 @@ async fn start_workers(
         Ok(workers) => Ok((control, workers)),
         Err(error) => Err((error, control)),
     }
+}
+
+/// Tells clients why nothing is served whenever the node waits, until it is dropped.
+fn refuse_while(waiting: &Waiting, data: &mio::net::TcpListener) -> io::Result<JoinSet<()>> {
+    use std::os::fd::AsFd;
+    let descriptor = data.as_fd().try_clone_to_owned()?;
+    let listener = tokio::net::TcpListener::from_std(descriptor.into())?;
+    let mut answering = JoinSet::new();
+    answering.spawn(starting::answer(listener, waiting.clone()));
+    Ok(answering)
 }
 
 /// The same listener once more: the first one is kept in case that the start has to be tried again.

@@ -140,6 +140,7 @@ impl Shared {
                 } else {
                     RegistryState {
                         connected: true,
+                        failure: None,
                         snapshot: Some(Arc::clone(&snapshot)),
                         registered,
                         leads: controller == Some(*id),

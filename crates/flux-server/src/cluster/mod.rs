@@ -13,6 +13,7 @@ mod format;
 mod http;
 mod in_process;
 mod operations;
+mod probe;
 mod registry;
 mod report;
 mod routes;
@@ -21,6 +22,7 @@ mod setup;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,6 +42,7 @@ pub use report::{ClusterStatus, NodeReport, PartitionReport, PartitionState, Rep
 pub use routes::routes;
 pub use setup::{Listening, Setup};
 pub use topology::{Member, Topology};
+pub use waiting::Waiting;
 
 /// Why a node cannot be part of its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +75,6 @@ pub enum ClusterError {
         /// The node's data directory.
         data_dir: PathBuf,
     },
-    /// It listens on all addresses, and none is known that others reach it by.
-    #[error(
-        "{setting} is {address}, and nothing tells by which address other nodes reach it: give it one of this machine's addresses"
     /// It reckons leases by other figures than its cluster.
     #[error(
         "election_timeout_ms is {} and clock_drift_percent {} here, and cluster {cluster:016x} was created with {} and {}: leases are safe only if all nodes have the same. Give this node the cluster's",
@@ -88,6 +88,9 @@ pub enum ClusterError {
         /// The cluster.
         cluster: u64,
     },
+    /// It listens on all addresses, and none is known that others reach it by.
+    #[error(
+        "{setting} is {address}, and nothing tells by which address other nodes reach it: give it one of this machine's addresses"
     )]
     Unreachable {
         /// The setting.

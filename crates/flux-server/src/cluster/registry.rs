@@ -91,6 +91,8 @@ pub struct Snapshot {
 pub struct RegistryState {
     /// Whether it is in touch with its servers. What follows is as last known when it is not.
     pub connected: bool,
+    /// What last kept it from that: the server and the cause. Of no meaning while it is in touch.
+    pub failure: Option<String>,
     /// What it holds; `None` before it was first read.
     pub snapshot: Option<Arc<Snapshot>>,
     /// Whether this node is registered.

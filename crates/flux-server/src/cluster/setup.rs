@@ -8,6 +8,7 @@ use tokio::net::UdpSocket;
 
 use super::ClusterError;
 use super::registry::Registration;
+use super::waiting::Waiting;
 use crate::clock::unix_ms;
 use crate::config::Settings;
 use crate::data_dir::{DataDir, random_u64};
@@ -34,6 +35,8 @@ pub struct Setup {
     pub data_dir: PathBuf,
     /// What is configured.
     pub settings: Settings,
+    /// Where it says what it waits for.
+    pub waiting: Waiting,
 }
 
 impl Setup {
@@ -46,6 +49,7 @@ impl Setup {
         directory: &DataDir,
         settings: &Settings,
         listening: Listening,
+        waiting: Waiting,
     ) -> Result<Setup, ClusterError> {
         let towards = &settings.etcd_endpoints;
         let registration = Registration {
@@ -61,15 +65,11 @@ impl Setup {
             zone: settings.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replaces: directory.replaces(),
+            timing: Some(timing(settings)),
         };
         let (data_dir, settings) = (settings.data_dir.clone(), settings.clone());
-        Ok(Setup { registration, data_dir, settings })
+        Ok(Setup { registration, data_dir, settings, waiting })
     }
-            timing: Some(timing(settings)),
-}
-
-/// The address of a listener that other machines can use.
-async fn advertised(
 
     /// Whether a node with these settings can be part of the cluster that the map is of.
     ///
@@ -107,6 +107,10 @@ async fn advertised(
 pub(super) fn timing(settings: &Settings) -> Timing {
     let Settings { election_timeout_ms, clock_drift_percent, .. } = *settings;
     Timing { election_timeout_ms, clock_drift_percent }
+}
+
+/// The address of a listener that other machines can use.
+async fn advertised(
     setting: &'static str,
     listener: SocketAddr,
     towards: &[String],

@@ -21,7 +21,7 @@ use crate::cluster::registry::{BoxFuture, Registration};
 use crate::cluster::setup::timing;
 use crate::cluster::{
     ClusterError, ClusterHandle, Control, DataPlane, InProcess, LocalPartition, NodePartitions,
-    PartitionRole, Setup, Topology, routes,
+    PartitionRole, Setup, Topology, Waiting, routes,
 };
 use crate::config::Settings;
 
@@ -108,7 +108,7 @@ impl World {
             timing: Some(timing(&self.settings)),
         };
         let (data_dir, settings) = (directory.path().to_owned(), self.settings.clone());
-        Setup { registration, data_dir, settings }
+        Setup { registration, data_dir, settings, waiting: Waiting::default() }
     }
 
     /// Starts a node that has not been part of a cluster.
