@@ -290,7 +290,8 @@ async fn await_registration(
             setup.waiting.end();
             return Ok(());
         }
-        if now >= due {
+        // A first attempt that is under way has no cause to tell yet.
+        if now >= due && (connected || registry.state().borrow().failure.is_some()) {
             if connected {
                 tracing::info!("{what}");
             } else {
@@ -317,7 +318,7 @@ fn awaits_registry(setup: &Setup, state: &RegistryState) -> String {
             "waiting for etcd, which does not answer ({failure}): see that it runs, and that etcd_endpoints, \
              now {endpoints}, is right"
         ),
-        None => "waiting for etcd".to_owned(),
+        None => format!("waiting for etcd at {endpoints}"),
     }
 }
 
