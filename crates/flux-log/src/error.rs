@@ -39,7 +39,7 @@ pub enum LogError {
     /// Bytes that had been durable are no longer what was written. Nothing was cut or skipped.
     #[error(
         "{file} is damaged at offset {offset}: {reason}; this data had been safely on the disk, \
-         so nothing was cut: restore the directory from a backup or rebuild this replica"
+         so nothing was cut; a node alone needs a backup, one of a cluster gets its data from the other nodes"
     )]
     Damaged {
         /// Name of the file within the log's directory.

@@ -13,33 +13,49 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
+use crate::cluster::Waiting;
 use crate::shared::Shared;
 
 /// Set once the node serves.
 type Node = Arc<OnceLock<Arc<Shared>>>;
 
-/// Serves until `stopping` says so.
-/// `routes` is set once the node takes part in a cluster.
+/// A node that serves or will.
+#[derive(Clone, Debug)]
+struct Starting {
+    node: Node,
+    waiting: Waiting,
+}
+
+impl Starting {
+    fn what(&self) -> String {
+        self.waiting.what().unwrap_or_else(|| "recovering".to_owned())
+    }
+}
+
+/// Serves until `stopping` says so. `routes` is set once the node has started.
 pub(crate) async fn serve(
     listener: TcpListener,
     node: Node,
+    waiting: Waiting,
     routes: Arc<OnceLock<Router>>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let unknown = (
-        StatusCode::NOT_FOUND,
-        "there is /health, /ready and /metrics, and in a cluster /cluster\n",
-    );
+    let state = Starting { node, waiting };
+    let starting = state.clone();
     let others = async move |request: Request| match routes.get() {
         Some(routes) => routes.clone().oneshot(request).await.into_response(),
-        None => unknown.into_response(),
+        None => {
+            let error = format!("the node is starting: {}", starting.what());
+            let body = axum::Json(serde_json::json!({ "error": error }));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
     };
     let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .fallback(others)
-        .with_state(node);
+        .with_state(state);
     let stopped = async move {
         // An error means that the node is gone, which ends this too.
         let _ = stopping.wait_for(|stop| *stop).await;
@@ -53,23 +69,24 @@ async fn health() -> &'static str {
     "ok\n"
 }
 
-async fn ready(State(node): State<Node>) -> (StatusCode, String) {
-    let Some(shared) = node.get() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "recovering\n".to_owned());
+async fn ready(State(starting): State<Starting>) -> (StatusCode, String) {
+    let Some(shared) = starting.node.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", starting.what()));
     };
     let failure = shared.failure.lock().clone();
     if let Some(failure) = failure {
         let text = format!("the log failed, writes are refused: {failure}\n");
         return (StatusCode::SERVICE_UNAVAILABLE, text);
     }
-    if shared.stopping.load(Ordering::Acquire) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    // A node that is about to stop says so while it hands over what it leads.
+    if let Some(what) = starting.waiting.what() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n"));
     }
     (StatusCode::OK, "ready\n".to_owned())
 }
 
-async fn metrics(State(node): State<Node>) -> impl IntoResponse {
-    let text = node.get().map(|shared| exposition(shared)).unwrap_or_default();
+async fn metrics(State(starting): State<Starting>) -> impl IntoResponse {
+    let text = starting.node.get().map(|shared| exposition(shared)).unwrap_or_default();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

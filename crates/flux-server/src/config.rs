@@ -141,7 +141,8 @@ settings! {
         "Event loops that own connections and partitions; 0 is one for each core the process may use.";
     partitions: u32 = "0", PowerOfTwo { most: 16384 }, "partitions",
         "Into how many partitions the 16384 slots are divided. Fixed once the data directory or the \
-         cluster exists; 0 is what it was created with, and for a new one 16 alone and 64 in a cluster.";
+         cluster exists; 0 is what it was created with, and for a new one 16 alone and 64 in a cluster. A \
+         cluster has 8192 at most, 16384 with one replica and 4096 with 5 or 7.";
     etcd_endpoints: Vec<String> = "", Registries, "host:port list",
         "The etcd servers that coordinate the cluster, in any order; none is a node alone. Data is read \
          and written without them.";
@@ -159,10 +160,10 @@ settings! {
         "When a node has not been heard of by etcd for so long, it counts as away.";
     election_timeout_ms: u64 = "600", Count { least: 200, most: 60_000 }, "milliseconds",
         "When a partition's leader has not been heard of for so long, and up to half of it more, another \
-         one is elected. The same on every node.";
+         one is elected. The same on every node, and fixed once the cluster exists.";
     clock_drift_percent: u8 = "10", Count { least: 0, most: 50 }, "percent",
         "By how much the clocks of two nodes may differ in speed. A leader answers reads by itself for so \
-         much less than the election timeout. The same on every node.";
+         much less than the election timeout. The same on every node, and fixed once the cluster exists.";
     resp_redirect: bool = "false", Switch, "switch",
         "Answers a Redis client that asks a node for a key that another one leads with MOVED, instead of \
          asking that node for it.";
@@ -227,6 +228,12 @@ impl Settings {
     }
 
     fn check(&self, role: Role, origin: impl Fn(&str) -> Origin) -> Result<(), ConfigError> {
+        let (asked, factor) = (self.partitions, self.replication_factor);
+        let most = most_partitions(factor);
+        if role != Role::Gateway && self.is_clustered() && asked > most {
+            let origin = origin("partitions");
+            return Err(ConfigError::Partitions { asked, most, factor, origin });
+        }
         let listeners = self.listeners(role);
         for &(name, address) in &listeners {
             if !address.ip().to_canonical().is_loopback() && !self.insecure {
@@ -277,6 +284,16 @@ impl Settings {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
             workers => workers,
         }
+    }
+}
+
+/// The most partitions of a cluster with so many replicas of each: its placement map names each replica
+/// twice, in 19 bytes, and etcd takes requests of 1.5 MiB.
+pub fn most_partitions(replication_factor: u8) -> u32 {
+    match replication_factor {
+        0 | 1 => 16384,
+        2 | 3 => 8192,
+        _ => 4096,
     }
 }
 

@@ -44,6 +44,15 @@ pub(crate) struct DataDir {
     pub(crate) description: Description,
 }
 
+/// What a directory is opened for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose {
+    /// A node alone, with so many partitions; 0 where nobody asked for a number.
+    Alone(u16),
+    /// A node of a cluster, which says how many there are.
+    Cluster,
+}
+
 /// One of the directories in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -114,6 +123,16 @@ pub enum DataDirError {
         "data directory {0} holds data of a node alone, which cannot join a cluster: give the node an empty data_dir, or start it without etcd_endpoints"
     )]
     Alone(PathBuf),
+    /// It belongs to a node of a cluster, and is to be used without one.
+    #[error(
+        "data directory {path} belongs to a node of cluster {cluster:016x}, which cannot run alone: give etcd_endpoints and the cluster_name of that cluster, or --nodes and the folder around it if `flux up --nodes` made it; for a node alone give another data_dir"
+    )]
+    OfCluster {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster it belongs to.
+        cluster: u64,
+    },
     /// Its description cannot be read.
     #[error("{path} is not a description of a data directory: {reason}")]
     Description {
@@ -142,15 +161,15 @@ pub enum DataDirError {
 }
 
 impl DataDir {
-    /// Opens the directory, creating it if it does not exist. `partitions` is 0 where nobody asked
-    /// for a number.
+    /// Opens the directory, creating it if it does not exist. One that is of no use for the purpose is
+    /// refused, and nothing in it is touched.
     pub(crate) fn open(
         path: &Path,
-        partitions: u16,
+        purpose: Purpose,
         workers: u16,
     ) -> Result<DataDir, DataDirError> {
         match RealFolders::open(path) {
-            Ok(folders) => DataDir::open_in(Box::new(folders), partitions, workers),
+            Ok(folders) => DataDir::open_in(Box::new(folders), purpose, workers),
             Err(error) if error.kind() == ErrorKind::ResourceBusy => {
                 Err(DataDirError::InUse(path.to_owned()))
             }
@@ -161,7 +180,7 @@ impl DataDir {
     /// The same, wherever the directory is. Logs that a crash left behind are removed.
     pub(crate) fn open_in(
         folders: Box<dyn Folders>,
-        partitions: u16,
+        purpose: Purpose,
         workers: u16,
     ) -> Result<DataDir, DataDirError> {
         let path = folders.path().to_owned();
@@ -176,7 +195,10 @@ impl DataDir {
                 if !is_unused(&*folders).map_err(failed("list", &path))? {
                     return Err(DataDirError::Foreign(path));
                 }
-                let partitions = if partitions == 0 { DEFAULT_PARTITIONS } else { partitions };
+                let partitions = match purpose {
+                    Purpose::Alone(0) | Purpose::Cluster => DEFAULT_PARTITIONS,
+                    Purpose::Alone(partitions) => partitions,
+                };
                 let description = Description::create(partitions, workers)
                     .map_err(failed("read randomness for", &path))?;
                 write(folders.root(), &description).map_err(failed("write", &file))?;
@@ -184,10 +206,7 @@ impl DataDir {
             }
             Err(source) => return Err(failed("read", &file)(source)),
         };
-        if partitions != 0 && description.partitions != partitions {
-            let (created, asked) = (description.partitions, partitions);
-            return Err(DataDirError::Partitions { path, created, asked });
-        }
+        description.check(&path, purpose)?;
         let mut directory = DataDir { folders, description };
         directory.finish_setting_aside()?;
         directory.remove_stale_logs()?;
@@ -232,8 +251,7 @@ impl DataDir {
 
     /// The cluster that it has joined.
     pub(crate) fn cluster_id(&self) -> Option<u64> {
-        let text = self.description.cluster_id.as_deref()?;
-        Some(u64::from_str_radix(text, 16).expect("checked when it was read"))
+        self.description.cluster()
     }
 
     /// Makes the directory part of a cluster, once, with the cluster's number of partitions. To be
@@ -351,6 +369,25 @@ impl Description {
         })
     }
 
+    /// Whether the directory can be used for this.
+    fn check(&self, path: &Path, purpose: Purpose) -> Result<(), DataDirError> {
+        let path = path.to_owned();
+        match (purpose, self.cluster()) {
+            (Purpose::Alone(_), Some(cluster)) => Err(DataDirError::OfCluster { path, cluster }),
+            (Purpose::Cluster, None) if self.started => Err(DataDirError::Alone(path)),
+            (Purpose::Alone(asked), None) if asked != 0 && asked != self.partitions => {
+                Err(DataDirError::Partitions { path, created: self.partitions, asked })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The cluster as a number.
+    fn cluster(&self) -> Option<u64> {
+        let text = self.cluster_id.as_deref()?;
+        Some(u64::from_str_radix(text, 16).expect("checked when it was read"))
+    }
+
     /// The seed as a number.
     pub(crate) fn seed(&self) -> u64 {
         u64::from_str_radix(&self.hash_seed, 16).expect("checked when it was read")
@@ -442,12 +479,13 @@ mod tests {
     fn a_directory_keeps_what_it_was_created_with() {
         let parent = tempfile::tempdir().expect("a directory");
         let path = parent.path().join("data");
-        let created = DataDir::open(&path, 16, 2).expect("created").description.clone();
-        let mut again = DataDir::open(&path, 16, 4).expect("opened");
+        let created =
+            DataDir::open(&path, Purpose::Alone(16), 2).expect("created").description.clone();
+        let mut again = DataDir::open(&path, Purpose::Alone(16), 4).expect("opened");
         assert_eq!(again.description, created);
         again.switch(2, 4).expect("switched");
         drop(again);
-        let again = DataDir::open(&path, 16, 4).expect("opened");
+        let again = DataDir::open(&path, Purpose::Alone(16), 4).expect("opened");
         assert_eq!((again.description.generation, again.description.workers), (2, 4));
         assert_eq!(again.description.seed(), created.seed());
     }
@@ -455,42 +493,42 @@ mod tests {
     #[test]
     fn one_node_at_a_time() {
         let parent = tempfile::tempdir().expect("a directory");
-        let _first = DataDir::open(parent.path(), 16, 1).expect("opened");
-        let second = DataDir::open(parent.path(), 16, 1);
+        let _first = DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("opened");
+        let second = DataDir::open(parent.path(), Purpose::Alone(16), 1);
         assert!(matches!(second, Err(DataDirError::InUse(_))), "{second:?}");
     }
 
     #[test]
     fn wrong_directories_are_refused() {
         let parent = tempfile::tempdir().expect("a directory");
-        drop(DataDir::open(parent.path(), 16, 1).expect("created"));
-        let other = DataDir::open(parent.path(), 32, 1);
+        drop(DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("created"));
+        let other = DataDir::open(parent.path(), Purpose::Alone(32), 1);
         assert!(matches!(other, Err(DataDirError::Partitions { created: 16, asked: 32, .. })));
         fs::write(parent.path().join(DESCRIPTION), "format = 9").expect("written");
-        let damaged = DataDir::open(parent.path(), 16, 1);
+        let damaged = DataDir::open(parent.path(), Purpose::Alone(16), 1);
         assert!(matches!(damaged, Err(DataDirError::Description { .. })), "{damaged:?}");
 
         let foreign = tempfile::tempdir().expect("a directory");
         fs::write(foreign.path().join("thesis.tex"), "precious").expect("written");
-        let refused = DataDir::open(foreign.path(), 16, 1);
+        let refused = DataDir::open(foreign.path(), Purpose::Alone(16), 1);
         assert!(matches!(refused, Err(DataDirError::Foreign(_))), "{refused:?}");
 
         let foreign = tempfile::tempdir().expect("a directory");
         fs::create_dir(foreign.path().join("photos")).expect("made");
-        let refused = DataDir::open(foreign.path(), 16, 1);
+        let refused = DataDir::open(foreign.path(), Purpose::Alone(16), 1);
         assert!(matches!(refused, Err(DataDirError::Foreign(_))), "{refused:?}");
     }
 
     #[test]
     fn logs_that_a_crash_left_are_removed() {
         let parent = tempfile::tempdir().expect("a directory");
-        let directory = DataDir::open(parent.path(), 16, 1).expect("created");
+        let directory = DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("created");
         for (generation, worker) in [(1, 0), (2, 0), (2, 1), (11, 0)] {
             directory.log(generation, worker).expect("made");
         }
         fs::write(parent.path().join("node.toml.new"), "half of i").expect("written");
         drop(directory);
-        let mut directory = DataDir::open(parent.path(), 16, 1).expect("opened");
+        let mut directory = DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("opened");
         let logs = |directory: &DataDir| {
             let names = directory.folders.list().expect("listed");
             names.into_iter().filter(|name| name.starts_with("log-")).collect::<Vec<_>>()
@@ -505,7 +543,7 @@ mod tests {
     fn a_directory_joins_one_cluster_for_good() {
         let parent = tempfile::tempdir().expect("a directory");
         let path = parent.path();
-        let mut directory = DataDir::open(path, 0, 1).expect("created");
+        let mut directory = DataDir::open(path, Purpose::Cluster, 1).expect("created");
         assert_eq!((directory.cluster_id(), directory.description.partitions), (None, 16));
         assert_ne!(directory.identity(), NodeId(0));
         directory.join(7, 64).expect("joined");
@@ -513,7 +551,7 @@ mod tests {
         directory.mark_started().expect("written");
         let node = directory.identity();
         drop(directory);
-        let mut directory = DataDir::open(path, 0, 1).expect("opened");
+        let mut directory = DataDir::open(path, Purpose::Cluster, 1).expect("opened");
         assert_eq!((directory.cluster_id(), directory.identity()), (Some(7), node));
         assert_eq!(directory.description.partitions, 64);
         let other = directory.join(8, 64).expect_err("another cluster");
@@ -528,11 +566,37 @@ mod tests {
     #[test]
     fn data_of_a_node_alone_joins_no_cluster() {
         let parent = tempfile::tempdir().expect("a directory");
-        let mut directory = DataDir::open(parent.path(), 0, 1).expect("created");
+        let mut directory = DataDir::open(parent.path(), Purpose::Cluster, 1).expect("created");
         directory.mark_started().expect("written");
         let refused = directory.join(7, 64);
         assert!(matches!(refused, Err(DataDirError::Alone(_))), "{refused:?}");
         assert_eq!(directory.cluster_id(), None);
+        drop(directory);
+        let refused = DataDir::open(parent.path(), Purpose::Cluster, 1);
+        assert!(matches!(refused, Err(DataDirError::Alone(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn data_of_a_cluster_is_not_touched_by_a_node_alone() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let path = parent.path();
+        let mut directory = DataDir::open(path, Purpose::Cluster, 1).expect("created");
+        directory.join(7, 64).expect("joined");
+        directory.mark_started().expect("written");
+        // What a crash left, and the next start of the node itself removes.
+        directory.log(2, 0).expect("made");
+        drop(directory);
+        for partitions in [0, 64, 16] {
+            let refused = DataDir::open(path, Purpose::Alone(partitions), 2);
+            let Err(error @ DataDirError::OfCluster { cluster: 7, .. }) = refused else {
+                panic!("opened: {refused:?}");
+            };
+            let text = error.to_string();
+            assert!(text.contains("cluster 0000000000000007"), "{text}");
+            assert!(text.contains("give etcd_endpoints"), "{text}");
+        }
+        assert!(path.join("log-2-0").is_dir());
+        DataDir::open(path, Purpose::Cluster, 1).expect("its own node opens it");
     }
 
     #[test]
@@ -541,7 +605,7 @@ mod tests {
         let text = "format = 1\nnode_id = \"node-0badcafe\"\nhash_seed = \"00000000000000ff\"\n\
                     partitions = 16\nworkers = 1\ngeneration = 1\nstarted = true\n";
         fs::write(parent.path().join(DESCRIPTION), text).expect("written");
-        let mut directory = DataDir::open(parent.path(), 0, 1).expect("opened");
+        let mut directory = DataDir::open(parent.path(), Purpose::Alone(0), 1).expect("opened");
         assert_eq!(directory.identity(), NodeId(0x0bad_cafe));
         assert_eq!((directory.cluster_id(), directory.replaces()), (None, None));
         directory.switch(1, 1).expect("written");
@@ -554,7 +618,7 @@ mod tests {
     fn data_that_is_set_aside_makes_another_node() {
         let parent = tempfile::tempdir().expect("a directory");
         let path = parent.path();
-        let mut directory = DataDir::open(path, 0, 2).expect("created");
+        let mut directory = DataDir::open(path, Purpose::Cluster, 2).expect("created");
         directory.join(7, 64).expect("joined");
         for worker in 0..2 {
             directory.log(1, worker).expect("made");
@@ -573,7 +637,7 @@ mod tests {
         drop(directory);
 
         // A crash came after the new identity was written, and before anything was moved.
-        let mut directory = DataDir::open(path, 0, 2).expect("opened");
+        let mut directory = DataDir::open(path, Purpose::Cluster, 2).expect("opened");
         let second = directory.identity();
         directory.log(2, 0).expect("made");
         let description = Description {
@@ -585,7 +649,7 @@ mod tests {
         };
         directory.describe(description).expect("written");
         drop(directory);
-        let directory = DataDir::open(path, 0, 2).expect("opened");
+        let directory = DataDir::open(path, Purpose::Cluster, 2).expect("opened");
         assert!(path.join("damaged-2/log-2-0").is_dir() && !path.join("log-2-0").exists());
         assert_eq!((directory.identity(), directory.replaces()), (NodeId(9), Some(second)));
         assert_eq!(directory.description.aside, None);

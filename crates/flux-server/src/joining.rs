@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::{Control, Etcd, Listening, Registry, Setup, Topology};
+use crate::cluster::{Control, Etcd, Listening, Registry, Setup, Topology, Waiting};
 use crate::config::Settings;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, Purpose};
 use crate::node::StartError;
 use crate::recovery::RecoveryError;
 use crate::shared::Shared;
@@ -24,25 +24,40 @@ pub(crate) fn registry(settings: &Settings) -> Option<Arc<dyn Registry>> {
     Some(Arc::new(Etcd::start(&settings.etcd_endpoints, &settings.cluster_name, ttl)))
 }
 
-/// Registers the node and waits until its cluster exists, however long that takes.
+/// Registers the node and waits until its cluster exists, however long that takes. A node that is refused
+/// takes its registration back, so that nobody counts on it.
 pub(crate) async fn join(
     directory: &mut DataDir,
     settings: &Settings,
     listening: Listening,
     registry: Arc<dyn Registry>,
+    waiting: &Waiting,
 ) -> Result<(Control, Membership), StartError> {
-    let setup = Setup::new(directory, settings, listening).await?;
+    let setup = Setup::new(directory, settings, listening, waiting.clone()).await?;
     let (me, instance) = (setup.registration.node, setup.registration.instance);
     let control = Control::start(setup, registry).await?;
+    let cluster_id = match become_member(directory, &control).await {
+        Ok(cluster_id) => cluster_id,
+        Err(error) => {
+            control.stop().await;
+            return Err(error);
+        }
+    };
+    control.joined(cluster_id);
+    let topology = Arc::clone(&control.topology().borrow());
+    Ok((control, Membership { cluster_id, me, instance, topology }))
+}
+
+/// Makes the directory that of a member, once there is a map. Returns the cluster.
+async fn become_member(directory: &mut DataDir, control: &Control) -> Result<u64, StartError> {
     let placement = tokio::select! {
         placement = control.placement() => placement,
         error = control.failed() => return Err(error.into()),
     };
+    control.check(&placement)?;
     let cluster_id = placement.map.cluster_id;
     directory.join(cluster_id, placement.map.partitions)?;
-    control.joined(cluster_id);
-    let topology = Arc::clone(&control.topology().borrow());
-    Ok((control, Membership { cluster_id, me, instance, topology }))
+    Ok(cluster_id)
 }
 
 /// Whether data that cannot be recovered can be had again from the other nodes.
@@ -61,7 +76,7 @@ pub(crate) fn is_damage(error: &StartError) -> bool {
 /// acknowledged is lost with its data, so it must not come back as itself.
 pub(crate) fn begin_anew(settings: &Settings, error: &StartError) -> Result<(), DataDirError> {
     let workers = settings.worker_count() as u16;
-    let mut directory = DataDir::open(&settings.data_dir, 0, workers)?;
+    let mut directory = DataDir::open(&settings.data_dir, Purpose::Cluster, workers)?;
     let (old, aside) = (directory.identity(), directory.set_aside()?);
     tracing::error!(
         error = error as &dyn std::error::Error,

@@ -29,6 +29,7 @@ mod scan;
 mod shared;
 mod stale;
 mod standing;
+mod starting;
 mod stats;
 #[cfg(test)]
 mod tests;

@@ -11,14 +11,14 @@ use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cluster::{ClusterError, Control, Listening, Registry};
+use crate::cluster::{ClusterError, Control, Listening, Registry, Waiting};
 use crate::config::Settings;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, Purpose};
 use crate::recovery::RecoveryError;
 use crate::replicas::Replicas;
 use crate::shared::Shared;
 use crate::workers::Workers;
-use crate::{admin, grpc, joining};
+use crate::{admin, grpc, joining, starting};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -85,15 +85,16 @@ pub struct Node {
     addresses: Addresses,
     workers: Workers,
     control: Option<Control>,
+    waiting: Waiting,
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
 }
 
-/// The sockets, bound before the data is recovered: a wrong address is told at once. Those for clients
-/// listen only when the node serves: until then a client is refused, and asks another node, instead of
-/// waiting for an answer.
+/// The sockets, bound before the data is recovered: a wrong address is told at once. That for gRPC listens
+/// only when the node serves: until then its clients are refused, and ask another node. Those of the data
+/// port are told what the node waits for.
 struct Listeners {
-    data: TcpSocket,
+    data: mio::net::TcpListener,
     /// In a cluster.
     peer: Option<mio::net::TcpListener>,
     admin: tokio::net::TcpListener,
@@ -131,12 +132,18 @@ impl Node {
         // The admin port answers while the node recovers: alive, but not ready.
         let ready = Arc::new(std::sync::OnceLock::new());
         let routes = Arc::new(std::sync::OnceLock::new());
-        let answering =
-            admin::serve(admin, Arc::clone(&ready), Arc::clone(&routes), stopping.clone());
-        tasks.spawn(answering);
+        let waiting = Waiting::default();
+        tasks.spawn(admin::serve(
+            admin,
+            Arc::clone(&ready),
+            waiting.clone(),
+            Arc::clone(&routes),
+            stopping.clone(),
+        ));
+        let refusing = refuse_while(&waiting, &data).map_err(StartError::Worker)?;
 
         let (control, workers) = loop {
-            match start_workers(settings, registry.as_ref(), addresses).await {
+            match start_workers(settings, registry.as_ref(), addresses, &waiting).await {
                 Ok(started) => break started,
                 Err((error, _)) if registry.is_none() || !joining::is_damage(&error) => {
                     return Err(error);
@@ -150,6 +157,7 @@ impl Node {
                 }
             }
         };
+        drop(refusing);
         let shared = Arc::clone(workers.shared());
         let _ = ready.set(Arc::clone(&shared));
         let mut served = crate::backup::routes(Arc::clone(&shared));
@@ -162,10 +170,14 @@ impl Node {
             }
         }
         let _ = routes.set(served);
-        workers.listen(serve(data, "data_addr", addresses.data).and_then(into_mio)?);
-        let grpc = serve(grpc, "grpc_addr", addresses.grpc)?;
+        workers.listen(data);
+        let grpc = grpc.listen(BACKLOG).map_err(|source| StartError::Listen {
+            setting: "grpc_addr",
+            address: addresses.grpc,
+            source,
+        })?;
         tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
-        Ok(Node { shared, addresses, workers, control, tasks, stop })
+        Ok(Node { shared, addresses, workers, control, waiting, tasks, stop })
     }
 
     /// Waits until the node must stop, because another process has its identity.
@@ -204,6 +216,7 @@ impl Node {
     /// If a log could not be synced: acknowledged writes of the policies `everysec` and `no` may be
     /// lost when the machine loses power.
     pub async fn shutdown(mut self) -> Result<(), flux_log::LogError> {
+        self.waiting.tell("stopping");
         if let Some(control) = self.control.take() {
             // Nobody is to give leadership to this node again while it hands it over; which it does while
             // it still serves, so that nobody waits for an election.
@@ -231,19 +244,22 @@ async fn start_workers(
     settings: &Settings,
     registry: Option<&Arc<dyn Registry>>,
     addresses: Addresses,
+    waiting: &Waiting,
 ) -> Result<(Option<Control>, Workers), (StartError, Option<Control>)> {
     let early = |error: StartError| (error, None);
-    let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
-    let asked = if registry.is_some() { 0 } else { partitions };
-    let mut directory =
-        DataDir::open(&settings.data_dir, asked, workers).map_err(|error| early(error.into()))?;
+    let purpose = match registry {
+        Some(_) => Purpose::Cluster,
+        None => Purpose::Alone(settings.partitions as u16),
+    };
+    let mut directory = DataDir::open(&settings.data_dir, purpose, settings.worker_count() as u16)
+        .map_err(|error| early(error.into()))?;
     let joined = match registry {
         Some(registry) => {
             let Addresses { data, admin, grpc, peer } = addresses;
             let listening = Listening { data, peer, grpc, admin };
             let registry = Arc::clone(registry);
             Some(
-                joining::join(&mut directory, settings, listening, registry)
+                joining::join(&mut directory, settings, listening, registry, waiting)
                     .await
                     .map_err(early)?,
             )
@@ -261,38 +277,32 @@ async fn start_workers(
     }
 }
 
+/// Tells clients why nothing is served whenever the node waits, until it is dropped.
+fn refuse_while(waiting: &Waiting, data: &mio::net::TcpListener) -> io::Result<JoinSet<()>> {
+    use std::os::fd::AsFd;
+    let descriptor = data.as_fd().try_clone_to_owned()?;
+    let listener = tokio::net::TcpListener::from_std(descriptor.into())?;
+    let mut answering = JoinSet::new();
+    answering.spawn(starting::answer(listener, waiting.clone()));
+    Ok(answering)
+}
+
 /// Takes an address, and no connections yet.
-fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpSocket, StartError> {
-    let bound = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A former process's connections may linger there. A port that the kernel chooses must be nobody
-        // else's, though: two sockets that share their address may have the same one before they listen.
-        socket.set_reuseaddr(address.port() != 0)?;
-        socket.bind(address).map(|()| socket)
-    };
-    bound().map_err(|source| StartError::Listen { setting, address, source })
-}
-
-/// Takes connections from now on.
-fn serve(
-    socket: TcpSocket,
-    setting: &'static str,
-    address: SocketAddr,
-) -> Result<tokio::net::TcpListener, StartError> {
-    socket.listen(BACKLOG).map_err(|source| StartError::Listen { setting, address, source })
-}
-
-/// The same listener for a worker's loop.
-fn into_mio(listener: tokio::net::TcpListener) -> Result<mio::net::TcpListener, StartError> {
-    let listener = listener.into_std().map_err(StartError::Worker)?;
-    Ok(mio::net::TcpListener::from_std(listener))
+fn bind_only(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A former process's connections may linger there. A port that the kernel chooses must be nobody
+    // else's, though: two sockets that share their address may have the same one before they listen.
+    socket.set_reuseaddr(address.port() != 0)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 impl Listeners {
     async fn open(settings: &Settings, clustered: bool) -> Result<Listeners, StartError> {
         let failed =
             |setting, address| move |source| StartError::Listen { setting, address, source };
-        let data = bind("data_addr", settings.data_addr)?;
+        let data_failed = failed("data_addr", settings.data_addr);
+        let data = mio::net::TcpListener::bind(settings.data_addr).map_err(data_failed)?;
         let open = async |setting, address| {
             tokio::net::TcpListener::bind(address).await.map_err(failed(setting, address))
         };
@@ -306,7 +316,8 @@ impl Listeners {
             None => settings.peer_addr,
         };
         let admin = open("admin_addr", settings.admin_addr).await?;
-        let grpc = bind("grpc_addr", settings.grpc_addr)?;
+        let grpc =
+            bind_only(settings.grpc_addr).map_err(failed("grpc_addr", settings.grpc_addr))?;
         let addresses = Addresses {
             data: data.local_addr().map_err(failed("data_addr", settings.data_addr))?,
             admin: admin.local_addr().map_err(failed("admin_addr", settings.admin_addr))?,

@@ -38,7 +38,7 @@ pub enum RecoveryError {
     },
     /// A log is gone.
     #[error(
-        "the log in {directory} is gone: acknowledged writes were in it; restore the data directory from a backup"
+        "the log in {directory} is gone: acknowledged writes were in it; a node alone needs a backup, one of a cluster gets its data from the other nodes"
     )]
     Missing {
         /// Where it was.

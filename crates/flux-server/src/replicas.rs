@@ -1,6 +1,7 @@
 //! The replicas of a node as its control plane sees them: asked for, and told to hand leadership over.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use flux_core::PartitionId;
@@ -9,8 +10,9 @@ use flux_core::replica::Role;
 use flux_core::store::Table;
 use flux_proto::peer::SnapshotOffer;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
-use crate::cluster::{BoxFuture, DataPlane, LocalPartition, PartitionRole};
+use crate::cluster::{BoxFuture, Client, DataPlane, LocalPartition, PartitionRole};
 use crate::mailbox::{Inspected, Message, Return};
 use crate::shared::Shared;
 use crate::transfer::{self, Received};
@@ -41,7 +43,7 @@ impl Replicas {
     }
 
     /// Hands the leadership of every partition to others, where they can lead, and waits until that is
-    /// done, but not for ever.
+    /// done, but not for ever, nor for heirs that cannot come.
     pub(crate) async fn hand_over(&self) {
         let leads = |one: &Inspected| {
             one.status.role == Role::Leader && one.status.members.voters.len() > 1
@@ -50,17 +52,27 @@ impl Replicas {
         let led: BTreeSet<PartitionId> = led.map(|one| one.status.partition).collect();
         // Until it has heard of the next leader it cannot say either who that is, nor what has become of
         // the writes that it proposed.
-        let unsettled = |one: &Inspected| {
+        let is_unsettled = |one: &&Inspected| {
             let known = one.status.leader != 0 && !leads(one);
             led.contains(&one.status.partition) && !known || leads(one)
         };
-        for _ in 0..HAND_OVER_CHECKS {
+        let client = Client::default();
+        for check in 1..=HAND_OVER_CHECKS {
             // Again each time: a replica may have found nobody fit to take over a moment ago.
             for mailbox in &self.shared.mailboxes {
                 // One that takes no message has its followers elect.
                 let _ = mailbox.send(Message::HandAllOver);
             }
-            if !self.inspect().await.iter().any(unsettled) {
+            let replicas = self.inspect().await;
+            let unsettled: Vec<&Inspected> = replicas.iter().filter(is_unsettled).collect();
+            if unsettled.is_empty() {
+                return;
+            }
+            if check % HEIR_CHECKS == 0 && !self.has_heirs(&client, &unsettled).await {
+                tracing::info!(
+                    partitions = unsettled.len(),
+                    "no other node is there to lead what this one led"
+                );
                 return;
             }
             tokio::time::sleep(HAND_OVER_CHECK).await;
@@ -69,11 +81,39 @@ impl Replicas {
             "some partitions found no new leader in time; their followers will elect one"
         );
     }
+
+    /// Whether a node that has a vote in one of these partitions serves, and is not about to stop.
+    async fn has_heirs(&self, client: &Client, led: &[&Inspected]) -> bool {
+        let Some(seat) = &self.shared.cluster else { return false };
+        let voters = led.iter().flat_map(|one| &one.status.members.voters);
+        let mut nodes: BTreeSet<NodeId> =
+            voters.map(|id| ReplicaId::from_u64(*id).node()).collect();
+        nodes.remove(&seat.me);
+        let addresses: Vec<SocketAddr> = {
+            let topology = seat.topology.read();
+            nodes.iter().filter_map(|node| Some(topology.members.get(node)?.admin_addr())).collect()
+        };
+        let mut asking = JoinSet::new();
+        for address in addresses {
+            let client = client.clone();
+            asking.spawn(async move { client.is_ready(address, HEIR_TIMEOUT).await });
+        }
+        while let Some(answer) = asking.join_next().await {
+            if answer.unwrap_or(false) {
+                return true;
+            }
+        }
+        false
+    }
 }
 
 /// How often it is looked whether leadership has been handed over.
 const HAND_OVER_CHECK: std::time::Duration = std::time::Duration::from_millis(10);
 const HAND_OVER_CHECKS: usize = 200;
+/// It is looked for heirs after so many checks each.
+const HEIR_CHECKS: usize = 20;
+/// How long a node may take to say that it is there.
+const HEIR_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(300);
 
 impl DataPlane for Replicas {
     fn partitions(&self) -> BoxFuture<'_, Vec<LocalPartition>> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use etcd_client::{Client, CompactionOptions, GetOptions};
 use flux_core::placement::{NodeId, PlacementMap};
 use flux_server::cluster::{
-    ClusterError, Control, Etcd, Placement, Registration, Registry, RegistryState, Setup,
+    ClusterError, Control, Etcd, Placement, Registration, Registry, RegistryState, Setup, Waiting,
 };
 use flux_server::config::Settings;
 use server::{Server, Tap};
@@ -38,6 +38,7 @@ fn registration(node: u32, instance: u64) -> Registration {
         zone: String::new(),
         version: "0".to_owned(),
         replaces: None,
+        timing: None,
     }
 }
 
@@ -220,7 +221,12 @@ fn setup(endpoint: &str, directory: &tempfile::TempDir, node: u32, of: Option<u6
         ..Settings::default()
     };
     let registration = Registration { cluster_id: of, ..registration(node, u64::from(node)) };
-    Setup { registration, data_dir: directory.path().to_owned(), settings }
+    Setup {
+        registration,
+        data_dir: directory.path().to_owned(),
+        settings,
+        waiting: Waiting::default(),
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use flux_server::{
     Node,
     cluster::{Client, ClusterStatus, InProcess},
-    config::{Role, Settings},
+    config::{Role, Settings, most_partitions},
 };
 use tokio::task::JoinSet;
 
@@ -57,6 +57,13 @@ pub fn settings_of_nodes(settings: &Settings, count: u16) -> anyhow::Result<Vec<
     if settings.is_clustered() {
         bail!(
             "etcd_endpoints is set, and --nodes {count} brings a registry of its own: leave out one of them"
+        );
+    }
+    let (factor, partitions) = (settings.replication_factor, settings.partitions);
+    let most = most_partitions(factor);
+    if partitions > most {
+        bail!(
+            "partitions is {partitions}, and a cluster has at most {most} with replication_factor {factor}"
         );
     }
     check_directory(settings, count)?;

@@ -22,6 +22,9 @@ pub struct PlacementMap {
     pub partitions: u16,
     /// How many replicas a partition is to have, where there are nodes enough.
     pub replication_factor: u8,
+    /// What leases are reckoned by; `None` in maps of before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
     /// The sequence number of the next new replica: above those of all that ever were.
     pub next_sequence: u32,
     /// Nodes that are to give up their replicas and get no new ones.
@@ -31,6 +34,16 @@ pub struct PlacementMap {
     pub bootstrap: Vec<Vec<ReplicaId>>,
     /// By partition, the replicas that it is to have; the first is the one that should lead.
     pub targets: Vec<Vec<ReplicaId>>,
+}
+
+/// What the nodes of a cluster must agree on for a leader's lease to be one: fixed for the life of the
+/// cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// The election timeout in milliseconds.
+    pub election_timeout_ms: u64,
+    /// By how much clocks may differ in speed.
+    pub clock_drift_percent: u8,
 }
 
 /// A rule of the placement map that is broken.
@@ -126,6 +139,7 @@ impl PlacementMap {
             partitions: u16::try_from(layout.len())
                 .map_err(|_| Invalid::Partitions(layout.len()))?,
             replication_factor,
+            timing: None,
             next_sequence: sequences.start,
             draining: BTreeSet::new(),
             bootstrap: targets.clone(),

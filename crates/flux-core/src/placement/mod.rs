@@ -31,7 +31,7 @@ mod tests;
 
 pub use arrange::desired;
 pub use id::{InvalidId, NodeId, ReplicaId};
-pub use map::{Invalid, PlacementMap};
+pub use map::{Invalid, PlacementMap, Timing};
 pub use plan::{Limits, Nodes, Reason, Step, Transfer, leader_transfers, plan};
 
 use crate::PartitionId;

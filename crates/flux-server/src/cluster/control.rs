@@ -17,17 +17,20 @@ use super::registry::{Placement, Registration, Registry, RegistryState};
 use super::saved::{self, Saved};
 use super::setup::Setup;
 use super::topology::{Topology, Trouble};
-use super::{ClusterError, controller};
+use super::{ClusterError, controller, probe};
+use crate::config::Settings;
 
+/// How long a start waits for the registry before it says so.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 /// How long a start waits for the registry, when the node knows its cluster from an earlier one. Its
 /// groups may miss it; but only the registry knows whether another process runs as this node.
 const REGISTRY_PATIENCE: Duration = Duration::from_secs(1);
+/// The shortest wait between two looks.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
 /// How often lasting trouble is told.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long trouble lasts before it is told: servers are restarted, and news may come out of order.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often a start that waits says for what.
-const WAITING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The control plane of one node.
 #[derive(Debug)]
@@ -81,8 +84,14 @@ impl Control {
             None => Topology::default(),
         };
         topology.cluster_id = setup.registration.cluster_id;
+        if let Some(map) = &topology.map {
+            setup.check(map)?;
+        }
         registry.register(setup.registration.clone());
-        await_registration(&setup, &*registry, topology.map.is_some()).await?;
+        if let Err(error) = await_registration(&setup, &*registry, topology.map.is_some()).await {
+            registry.close().await;
+            return Err(error);
+        }
         let trouble = topology.observe(&registry.state().borrow(), Instant::now());
         if let Some(Trouble::OtherCluster { own, other }) = trouble {
             registry.close().await;
@@ -115,17 +124,36 @@ impl Control {
     /// Waits until there is a placement map, however long it takes for enough nodes to come.
     pub async fn placement(&self) -> Placement {
         let mut topology = self.topology();
+        let mut trouble = self.core.trouble.subscribe();
+        let mut again = Instant::now();
         loop {
             if let Some(placement) = topology.borrow_and_update().placement() {
+                self.core.setup.waiting.end();
                 return placement;
             }
-            let waited = tokio::time::timeout(WAITING_INTERVAL, topology.changed()).await;
-            if waited.is_err() {
-                let nodes = self.core.topology.borrow().members.len();
-                let factor = self.core.setup.settings.replication_factor;
-                tracing::info!(nodes, replication_factor = factor, "waiting for the cluster");
+            let what = self.core.awaits(trouble.borrow_and_update().as_ref());
+            // What a registry is away for, and other trouble, is told elsewhere.
+            if self.core.setup.waiting.tell(&what) || Instant::now() >= again {
+                tracing::info!("{what}");
+                again = Instant::now() + WARNING_INTERVAL;
+            }
+            tokio::select! {
+                // The registry's side of it ends with the node.
+                _ = topology.changed() => {}
+                _ = trouble.changed() => {}
+                () = tokio::time::sleep_until(again) => {}
             }
         }
+    }
+
+    /// Whether the node's settings fit its cluster's map; tells what they do not count for.
+    ///
+    /// # Errors
+    /// The node would not be safe in the cluster.
+    pub fn check(&self, placement: &Placement) -> Result<(), ClusterError> {
+        self.core.setup.check(&placement.map)?;
+        self.core.setup.compare(&placement.map);
+        Ok(())
     }
 
     /// Says that the node's data directory now belongs to this cluster, and registers it as a member.
@@ -182,6 +210,40 @@ impl Core {
         self.data.get()
     }
 
+    /// What a node waits for that has no placement map.
+    fn awaits(&self, trouble: Option<&Trouble>) -> String {
+        let settings = &self.setup.settings;
+        match trouble {
+            Some(Trouble::Away(_)) => {
+                return awaits_registry(&self.setup, &self.registry.state().borrow());
+            }
+            Some(other) => {
+                return format!("waiting for the placement map: {}", other.advice(settings));
+            }
+            None => {}
+        }
+        let topology = self.topology.borrow();
+        let registrations = topology.members.values().map(|member| &member.registration);
+        let (odd, alike): (Vec<_>, Vec<_>) = registrations.partition(|other| {
+            other.timing.is_some_and(|other| Some(other) != self.setup.registration.timing)
+        });
+        let (here, wanted) = (alike.len(), usize::from(settings.replication_factor));
+        let mut text = match wanted.saturating_sub(here) {
+            0 => "waiting for the cluster's controller, which creates the cluster; what keeps it from that \
+                  is in its log"
+                .to_owned(),
+            1 => format!("waiting for 1 more node ({here} of {wanted})"),
+            missing => format!("waiting for {missing} more nodes ({here} of {wanted})"),
+        };
+        if let Some(other) = odd.first() {
+            text += &format!(
+                "; {} is not counted, since its election_timeout_ms or clock_drift_percent is another",
+                other.node
+            );
+        }
+        text
+    }
+
     /// How this node's replicas stand.
     pub(super) async fn local_partitions(&self) -> NodePartitions {
         let partitions = match self.data() {
@@ -200,44 +262,86 @@ async fn await_registration(
 ) -> Result<(), ClusterError> {
     let mut state = registry.state();
     let begun = Instant::now();
+    let mut due = begun + FIRST_WORD;
+    let mut asked = None;
     loop {
-        let (connected, registered) = {
+        let (connected, what, other) = {
             let state = state.borrow_and_update();
             if let Some(error) = duplicate(setup, &state) {
                 return Err(error);
             }
-            (state.connected, state.registered)
-        };
-        if connected && registered {
-            return Ok(());
-        }
-        // In touch but not registered: a former process of this node has not lapsed yet.
-        if known && !connected && begun.elapsed() >= REGISTRY_PATIENCE {
-            tracing::warn!("the registry does not answer: starting with what was known");
-            return Ok(());
-        }
-        let patience = if known { REGISTRY_PATIENCE } else { WAITING_INTERVAL };
-        match tokio::time::timeout(patience, state.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) if connected => {
-                tracing::info!(
-                    "waiting for the registration of this node's former process to lapse"
-                );
+            if state.connected && state.registered {
+                setup.waiting.end();
+                return Ok(());
             }
-            Err(_) => tracing::warn!("waiting for the registry"),
+            (state.connected, awaits_registry(setup, &state), in_the_way(setup, &state))
+        };
+        // A process that lives does not lapse: that is soon told, and need not be waited for.
+        if let Some(other) = other.filter(|other| asked != Some(other.instance)) {
+            if probe::lives(&setup.registration, &other).await {
+                return Err(two_processes(setup, &other));
+            }
+            asked = Some(other.instance);
+        }
+        setup.waiting.tell(&what);
+        let now = Instant::now();
+        // In touch but not registered: a former process of this node has not lapsed yet.
+        if known && !connected && now >= begun + REGISTRY_PATIENCE {
+            tracing::warn!("{what}; starting with what was known");
+            setup.waiting.end();
+            return Ok(());
+        }
+        // A first attempt that is under way has no cause to tell yet.
+        if now >= due && (connected || registry.state().borrow().failure.is_some()) {
+            if connected {
+                tracing::info!("{what}");
+            } else {
+                tracing::warn!("{what}");
+            }
+            due = now + WARNING_INTERVAL;
+        }
+        let patience = if known { due.min(begun + REGISTRY_PATIENCE) } else { due };
+        let wake = patience.max(now + LEAST_WAIT);
+        if let Ok(Err(_)) = tokio::time::timeout_at(wake, state.changed()).await {
+            return std::future::pending().await;
         }
     }
 }
 
+/// What a node waits for that is not registered.
+fn awaits_registry(setup: &Setup, state: &RegistryState) -> String {
+    if state.connected {
+        return "waiting for the registration of this node's former process to lapse".to_owned();
+    }
+    let endpoints = setup.settings.etcd_endpoints.join(",");
+    match &state.failure {
+        Some(failure) => format!(
+            "waiting for etcd, which does not answer ({failure}): see that it runs, and that etcd_endpoints, \
+             now {endpoints}, is right"
+        ),
+        None => format!("waiting for etcd at {endpoints}"),
+    }
+}
+
+/// The registration of another process that is where this node's should be.
+fn in_the_way(setup: &Setup, state: &RegistryState) -> Option<Registration> {
+    let own = &setup.registration;
+    let other = state.snapshot.as_ref().filter(|_| state.connected)?.nodes.get(&own.node)?;
+    let foreign = other.instance != own.instance && other.peer_addr != own.peer_addr;
+    foreign.then(|| other.clone())
+}
+
 fn duplicate(setup: &Setup, state: &RegistryState) -> Option<ClusterError> {
-    let other = state.conflict.as_deref()?;
-    Some(ClusterError::Duplicate {
+    state.conflict.as_deref().map(|other| two_processes(setup, other))
+}
+
+fn two_processes(setup: &Setup, other: &Registration) -> ClusterError {
+    ClusterError::Duplicate {
         node: setup.registration.node,
         own: setup.registration.peer_addr,
         other: other.peer_addr,
         data_dir: setup.data_dir.clone(),
-    })
+    }
 }
 
 fn other_cluster(setup: &Setup, own: u64, other: u64) -> ClusterError {
@@ -332,26 +436,35 @@ fn tell(core: &Core, trouble: Option<&Trouble>, lasting: &mut Option<Lasting>) {
     }
     lasting.told = Some(Instant::now());
     match trouble {
-        Trouble::Away(since) => tracing::warn!(
-            for_s = since.as_secs(),
-            "the registry does not answer: data is served, the cluster does not change"
-        ),
-        other => tracing::error!("{}", other.advice(&core.setup.settings.cluster_name)),
+        Trouble::Away(since) => {
+            let cause = core.registry.state().borrow().failure.clone().unwrap_or_default();
+            tracing::warn!(
+                for_s = since.as_secs(),
+                cause,
+                "the registry does not answer: data is served, the cluster does not change"
+            );
+        }
+        other => tracing::error!("{}", other.advice(&core.setup.settings)),
     }
 }
 
 impl Trouble {
     /// What an operator should know and do.
-    pub(super) fn advice(&self, name: &str) -> String {
+    pub(super) fn advice(&self, settings: &Settings) -> String {
+        let name = &settings.cluster_name;
         match self {
+            Trouble::Wiped if !settings.is_clustered() => "the registry has no placement map, but this cluster \
+                 had one: the file registry.json is lost. Nothing is created anew; nodes serve on by their own \
+                 copy of the map. Put it back with `flux admin republish`"
+                .to_owned(),
             Trouble::Away(since) => {
                 format!("the registry has not answered for {} s", since.as_secs())
             }
             Trouble::Wiped => format!(
                 "the registry has no placement map for cluster_name {name}, but this cluster had one: etcd's \
                  data was lost, or etcd_endpoints or cluster_name are wrong. Nothing is created anew; nodes \
-                 serve on by their own copy of the map. Restore etcd's data from its backup, or put the map \
-                 back with `flux admin republish`"
+                 serve on by their own copy of the map. If the data is lost, put the map back with `flux admin \
+                 republish`; etcd needs no backup of its own"
             ),
             Trouble::OtherCluster { own, other } => format!(
                 "the registry's map for cluster_name {name} is of cluster {other:016x}, and this node \

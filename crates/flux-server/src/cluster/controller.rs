@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use flux_core::placement::{
     self, Limits, NodeId, Nodes, PartitionStatus, Placeable, PlacementMap, Reason, ReplicaId, Step,
+    Timing,
 };
 use flux_core::{PartitionId, Partitions};
 use tokio::sync::watch;
@@ -21,7 +22,9 @@ use super::data_plane::PartitionRole;
 use super::format::StoredMap;
 use super::registry::{Placement, Registration, RegistryState, Snapshot};
 use super::report::{self, Answers};
+use super::setup;
 use super::topology::Topology;
+use crate::config::Settings;
 use crate::data_dir::random_u64;
 
 /// How often it looks while something is going on.
@@ -131,7 +134,7 @@ impl Controller {
         if known || snapshot.nodes.values().any(|node| node.cluster_id.is_some()) {
             return;
         }
-        let nodes: BTreeSet<NodeId> = snapshot.nodes.keys().copied().collect();
+        let (timing, nodes) = self.founders(snapshot);
         let now = Instant::now();
         let since = match &self.gathering {
             Some((gathered, since)) if *gathered == nodes => *since,
@@ -139,11 +142,11 @@ impl Controller {
         };
         let settings = &self.core.setup.settings;
         let (count, factor) = (nodes.len(), settings.replication_factor);
-        self.gathering = Some((nodes, since));
+        self.gathering = Some((nodes.clone(), since));
         if count < usize::from(factor) || now.duration_since(since) < SETTLING_TIME {
             return;
         }
-        let map = match first_map(factor, settings.partitions, snapshot) {
+        let map = match first_map(settings, timing, &nodes, snapshot) {
             Ok(map) => map,
             Err(reason) => {
                 self.complain(format!("cannot create the cluster: {reason}"));
@@ -163,6 +166,35 @@ impl Controller {
             Ok(false) => {}
             Err(error) => self.complain(format!("cannot create the cluster yet: {error}")),
         }
+    }
+
+    /// The nodes that a cluster can be made of: the most that reckon leases alike, and how they do.
+    fn founders(&mut self, snapshot: &Snapshot) -> (Timing, BTreeSet<NodeId>) {
+        let own = setup::timing(&self.core.setup.settings);
+        let mut alike: Vec<(Timing, BTreeSet<NodeId>)> = vec![(own, BTreeSet::new())];
+        for (&node, registration) in &snapshot.nodes {
+            let timing = registration.timing.unwrap_or(own);
+            match alike.iter_mut().find(|(other, _)| *other == timing) {
+                Some((_, nodes)) => _ = nodes.insert(node),
+                None => alike.push((timing, [node].into())),
+            }
+        }
+        // Of as many those that are like this node, which stand first.
+        let most = alike.iter().rev().max_by_key(|(_, nodes)| nodes.len());
+        let (timing, founders) = most.cloned().expect("it has this node's at least");
+        if let Some((other, nodes)) = alike.iter().find(|(other, _)| *other != timing) {
+            let names: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
+            self.complain(format!(
+                "not counted for the new cluster: {}, with election_timeout_ms {} and clock_drift_percent {}. \
+                 Most nodes have {} and {}, and leases need the same on every node",
+                names.join(", "),
+                other.election_timeout_ms,
+                other.clock_drift_percent,
+                timing.election_timeout_ms,
+                timing.clock_drift_percent,
+            ));
+        }
+        (timing, founders)
     }
 
     /// Takes the next steps towards where replicas and leaders should be. True if there are none, and
@@ -316,8 +348,14 @@ fn log(step: &Step) {
     tracing::info!(%partition, ?reason, from, to, "a replica moves");
 }
 
-/// The map that a cluster of the registered nodes begins with.
-fn first_map(factor: u8, partitions: u32, snapshot: &Snapshot) -> Result<PlacementMap, String> {
+/// The map that a cluster of these registered nodes begins with.
+fn first_map(
+    settings: &Settings,
+    timing: Timing,
+    nodes: &BTreeSet<NodeId>,
+    snapshot: &Snapshot,
+) -> Result<PlacementMap, String> {
+    let Settings { replication_factor: factor, partitions, .. } = *settings;
     let count = if partitions == 0 { DEFAULT_PARTITIONS } else { partitions };
     let partitions = u16::try_from(count).ok().and_then(Partitions::new);
     let partitions = partitions.ok_or_else(|| format!("{count} partitions cannot be"))?;
@@ -325,10 +363,12 @@ fn first_map(factor: u8, partitions: u32, snapshot: &Snapshot) -> Result<Placeme
         node: registration.node,
         zone: registration.zone.clone(),
     };
-    let nodes: Vec<Placeable> = snapshot.nodes.values().map(place).collect();
+    let registrations = nodes.iter().filter_map(|node| snapshot.nodes.get(node));
+    let nodes: Vec<Placeable> = registrations.map(place).collect();
     let layout = placement::desired(&nodes, partitions, factor, None);
     let cluster = random_u64().map_err(|error| error.to_string())?.max(1);
-    let map = PlacementMap::new(cluster, factor, &layout).map_err(|error| error.to_string())?;
+    let mut map = PlacementMap::new(cluster, factor, &layout).map_err(|error| error.to_string())?;
+    map.timing = Some(timing);
     let bytes = StoredMap::encode(u64::MAX, &map).len();
     if bytes > MAX_MAP_BYTES {
         return Err(format!(
@@ -337,4 +377,25 @@ fn first_map(factor: u8, partitions: u32, snapshot: &Snapshot) -> Result<Placeme
         ));
     }
     Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::most_partitions;
+
+    #[test]
+    fn the_largest_map_that_the_settings_allow_can_be_written() {
+        for factor in [1, 3, 5, 7] {
+            let nodes: Vec<NodeId> = (0..u32::from(factor)).map(|n| NodeId(u32::MAX - n)).collect();
+            let bytes = |partitions: u32| {
+                let layout = vec![nodes.clone(); partitions as usize];
+                let map = PlacementMap::new(u64::MAX, factor, &layout).expect("a valid map");
+                StoredMap::encode(u64::MAX, &map).len()
+            };
+            let most = most_partitions(factor);
+            assert!(bytes(most) <= MAX_MAP_BYTES, "{factor}");
+            assert!(most == 16384 || bytes(2 * most) > MAX_MAP_BYTES, "{factor}");
+        }
+    }
 }

@@ -202,9 +202,17 @@ async fn hold_sessions(shared: Arc<Shared>) {
             Ok(Ended::Stale(why)) => tracing::debug!(why, endpoint, "reading the registry anew"),
             Err(error) => {
                 tracing::debug!(%error, endpoint, "lost the registry");
-                shared.state.send_modify(|state| {
-                    state.connected = false;
-                    state.leads = false;
+                let failure = format!("{endpoint}: {}", error.in_short());
+                shared.state.send_if_modified(|state| {
+                    let new = RegistryState {
+                        connected: false,
+                        leads: false,
+                        failure: Some(failure),
+                        ..state.clone()
+                    };
+                    let changed = *state != new;
+                    *state = new;
+                    changed
                 });
             }
         }

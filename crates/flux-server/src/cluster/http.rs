@@ -86,9 +86,8 @@ fn read<T: DeserializeOwned>(address: &str, body: &[u8]) -> Result<T, CallError>
 /// What an answer says that is not as it should be.
 pub(super) fn refusal(address: &str, path: &str, status: StatusCode, body: &[u8]) -> CallError {
     if status == StatusCode::NOT_FOUND {
-        let message = format!(
-            "the node at {address} is not part of a cluster, or is starting: it answers {path} with 404"
-        );
+        let message =
+            format!("the node at {address} is not part of a cluster: it answers {path} with 404");
         return CallError::Refused { message };
     }
     match serde_json::from_slice(body) {
@@ -178,6 +177,12 @@ impl Client {
     ) -> Result<T, CallError> {
         let address = address.to_string();
         read(&address, &self.call(Method::POST, &address, path, write(body), timeout).await?)
+    }
+
+    /// Whether a node says that it serves, and goes on doing so.
+    pub(crate) async fn is_ready(&self, address: impl Display, timeout: Duration) -> bool {
+        let address = address.to_string();
+        self.call(Method::GET, &address, "/ready", Bytes::new(), timeout).await.is_ok()
     }
 
     async fn call(

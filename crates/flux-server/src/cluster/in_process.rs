@@ -38,6 +38,8 @@ struct Shared {
     placement: Option<Placement>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
+    /// The session of the elected controller, which stays so until it resigns.
+    controller: Option<u64>,
     away: bool,
 }
 
@@ -116,16 +118,17 @@ impl Shared {
                 nodes.entry(registration.node).or_insert((session, registration.clone()));
             }
         }
-        let standing = self
-            .sessions
-            .iter()
-            .find(|(_, session)| session.stands && session.registration.is_some());
-        let controller = standing.map(|(id, _)| *id);
+        let stands = |session: &Session| session.stands && session.registration.is_some();
+        let elected = self.controller.filter(|id| self.sessions.get(id).is_some_and(stands));
+        let first = || self.sessions.iter().find(|(_, session)| stands(session)).map(|(id, _)| *id);
+        let controller = elected.or_else(first);
+        let standing = controller.and_then(|id| self.sessions.get(&id));
+        self.controller = controller;
         let snapshot = Arc::new(Snapshot {
             nodes: nodes.iter().map(|(node, (_, of))| (*node, of.clone())).collect(),
             placement: self.placement.clone(),
             unreadable: None,
-            controller: standing.and_then(|(_, of)| Some(of.registration.as_ref()?.node)),
+            controller: standing.and_then(|of| Some(of.registration.as_ref()?.node)),
         });
         for (id, session) in &self.sessions {
             let owner = session.registration.as_ref().and_then(|of| nodes.get(&of.node));
@@ -137,6 +140,7 @@ impl Shared {
                 } else {
                     RegistryState {
                         connected: true,
+                        failure: None,
                         snapshot: Some(Arc::clone(&snapshot)),
                         registered,
                         leads: controller == Some(*id),

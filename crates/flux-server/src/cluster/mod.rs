@@ -13,6 +13,7 @@ mod format;
 mod http;
 mod in_process;
 mod operations;
+mod probe;
 mod registry;
 mod report;
 mod routes;
@@ -21,11 +22,12 @@ mod setup;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use flux_core::placement::NodeId;
+use flux_core::placement::{NodeId, Timing};
 
 pub use control::{ClusterHandle, Control};
 pub use data_plane::{DataPlane, LocalPartition, NodePartitions, PartitionRole};
@@ -40,6 +42,7 @@ pub use report::{ClusterStatus, NodeReport, PartitionReport, PartitionState, Rep
 pub use routes::routes;
 pub use setup::{Listening, Setup};
 pub use topology::{Member, Topology};
+pub use waiting::Waiting;
 
 /// Why a node cannot be part of its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,19 @@ pub enum ClusterError {
         name: String,
         /// The node's data directory.
         data_dir: PathBuf,
+    },
+    /// It reckons leases by other figures than its cluster.
+    #[error(
+        "election_timeout_ms is {} and clock_drift_percent {} here, and cluster {cluster:016x} was created with {} and {}: leases are safe only if all nodes have the same. Give this node the cluster's",
+        own.election_timeout_ms, own.clock_drift_percent, fixed.election_timeout_ms, fixed.clock_drift_percent
+    )]
+    Timing {
+        /// The node's settings.
+        own: Timing,
+        /// The cluster's.
+        fixed: Timing,
+        /// The cluster.
+        cluster: u64,
     },
     /// It listens on all addresses, and none is known that others reach it by.
     #[error(

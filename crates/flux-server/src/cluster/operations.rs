@@ -116,7 +116,7 @@ impl Core {
         let trouble =
             Topology::clone(&self.topology.borrow()).observe(&state, tokio::time::Instant::now());
         if let Some(trouble) = trouble {
-            return Err(Refusal::Wrong(trouble.advice(&self.setup.settings.cluster_name)));
+            return Err(Refusal::Wrong(trouble.advice(&self.setup.settings)));
         }
         let snapshot = state.snapshot.as_ref().and_then(|snapshot| snapshot.placement.clone());
         snapshot.ok_or_else(|| {

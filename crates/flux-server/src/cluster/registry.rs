@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use flux_core::placement::{NodeId, PlacementMap};
+use flux_core::placement::{NodeId, PlacementMap, Timing};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -50,6 +50,9 @@ pub struct Registration {
     /// The node that it was before its data was set aside.
     #[serde(default)]
     pub replaces: Option<NodeId>,
+    /// What it reckons leases by; `None` of a version that did not say.
+    #[serde(default)]
+    pub timing: Option<Timing>,
 }
 
 impl Registration {
@@ -88,6 +91,8 @@ pub struct Snapshot {
 pub struct RegistryState {
     /// Whether it is in touch with its servers. What follows is as last known when it is not.
     pub connected: bool,
+    /// What last kept it from that: the server and the cause. Of no meaning while it is in touch.
+    pub failure: Option<String>,
     /// What it holds; `None` before it was first read.
     pub snapshot: Option<Arc<Snapshot>>,
     /// Whether this node is registered.

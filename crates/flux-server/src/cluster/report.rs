@@ -284,7 +284,7 @@ pub(super) fn status(core: &Core, topology: &Topology, answers: &Answers) -> Clu
     let reports = map.map_or_else(Vec::new, |map| partitions(map, answers));
     let count = |state| reports.iter().filter(|report| report.state == state).count();
     let alive = topology.members.values().filter(|member| member.alive).count();
-    let trouble = core.trouble.borrow().as_ref().map(|of| of.advice(&settings.cluster_name));
+    let trouble = core.trouble.borrow().as_ref().map(|of| of.advice(settings));
     ClusterStatus {
         cluster_name: settings.cluster_name.clone(),
         cluster_id: topology.cluster_id,

@@ -83,7 +83,14 @@ pub(super) fn read(directory: &Path) -> Option<Topology> {
         Err(error) => Err(error.to_string()),
     };
     topology
-        .map_err(|error| tracing::warn!(file = %path.display(), error, "unreadable, passed over"))
+        .map_err(|error| {
+            tracing::warn!(
+                file = %path.display(),
+                error,
+                "what this node remembers of its cluster cannot be read: it starts only when the registry \
+                 answers, and then writes the file anew"
+            );
+        })
         .ok()
 }
 

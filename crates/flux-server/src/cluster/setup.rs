@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use flux_core::placement::{PlacementMap, Timing};
 use tokio::net::UdpSocket;
 
 use super::ClusterError;
 use super::registry::Registration;
+use super::waiting::Waiting;
 use crate::clock::unix_ms;
 use crate::config::Settings;
 use crate::data_dir::{DataDir, random_u64};
@@ -33,6 +35,8 @@ pub struct Setup {
     pub data_dir: PathBuf,
     /// What is configured.
     pub settings: Settings,
+    /// Where it says what it waits for.
+    pub waiting: Waiting,
 }
 
 impl Setup {
@@ -45,6 +49,7 @@ impl Setup {
         directory: &DataDir,
         settings: &Settings,
         listening: Listening,
+        waiting: Waiting,
     ) -> Result<Setup, ClusterError> {
         let towards = &settings.etcd_endpoints;
         let registration = Registration {
@@ -60,10 +65,48 @@ impl Setup {
             zone: settings.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replaces: directory.replaces(),
+            timing: Some(timing(settings)),
         };
         let (data_dir, settings) = (settings.data_dir.clone(), settings.clone());
-        Ok(Setup { registration, data_dir, settings })
+        Ok(Setup { registration, data_dir, settings, waiting })
     }
+
+    /// Whether a node with these settings can be part of the cluster that the map is of.
+    ///
+    /// # Errors
+    /// It reckons leases by other figures.
+    pub(crate) fn check(&self, map: &PlacementMap) -> Result<(), ClusterError> {
+        let own = timing(&self.settings);
+        match map.timing {
+            Some(fixed) if fixed != own => {
+                Err(ClusterError::Timing { own, fixed, cluster: map.cluster_id })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells which settings count for nothing, because the cluster was created with others.
+    pub(crate) fn compare(&self, map: &PlacementMap) {
+        let Settings { replication_factor, partitions, .. } = self.settings;
+        let counts = |setting: &str, here: u32, cluster: u32| {
+            tracing::warn!(
+                "{setting} is {here} here, and the cluster was created with {cluster}: that counts, and cannot \
+                 be changed"
+            );
+        };
+        if replication_factor != map.replication_factor {
+            counts("replication_factor", replication_factor.into(), map.replication_factor.into());
+        }
+        if partitions != 0 && partitions != u32::from(map.partitions) {
+            counts("partitions", partitions, map.partitions.into());
+        }
+    }
+}
+
+/// What a node reckons leases by.
+pub(super) fn timing(settings: &Settings) -> Timing {
+    let Settings { election_timeout_ms, clock_drift_percent, .. } = *settings;
+    Timing { election_timeout_ms, clock_drift_percent }
 }
 
 /// The address of a listener that other machines can use.

@@ -61,6 +61,20 @@ pub enum ConfigError {
         /// Where it was set.
         origin: Origin,
     },
+    /// More partitions than a placement map in etcd can have.
+    #[error(
+        "{origin}: `partitions` is {asked}, but etcd keeps the map of at most {most} with {factor} replicas each"
+    )]
+    Partitions {
+        /// The setting.
+        asked: u32,
+        /// What is possible.
+        most: u32,
+        /// The setting `replication_factor`.
+        factor: u8,
+        /// Where it was set.
+        origin: Origin,
+    },
     /// Two listeners want one port.
     #[error(
         "{origin}: `{second}` is {address}, but `{first}` listens there; give them different ports"

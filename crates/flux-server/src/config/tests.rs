@@ -250,6 +250,28 @@ fn the_printed_configuration_reads_back_as_itself() {
     assert_eq!(from_file(&printed, Inputs::default()).unwrap().settings, configuration.settings);
 }
 
+#[test]
+fn a_cluster_cannot_have_more_partitions_than_etcd_keeps() {
+    let asked = |partitions: &str, factor: &str, endpoints: &str| {
+        let settings = [
+            ("FLUX_PARTITIONS", partitions),
+            ("FLUX_REPLICATION_FACTOR", factor),
+            ("FLUX_ETCD_ENDPOINTS", endpoints),
+        ];
+        Configuration::load(&environment(&settings)).unwrap().validate(Role::Server)
+    };
+    let error = asked("16384", "3", "127.0.0.1:2379").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "environment variable FLUX_PARTITIONS: `partitions` is 16384, but etcd keeps the map of at most 8192 \
+         with 3 replicas each"
+    );
+    asked("16384", "3", "").expect("a node alone keeps no map");
+    asked("8192", "3", "127.0.0.1:2379").expect("it fits");
+    asked("16384", "1", "127.0.0.1:2379").expect("it fits");
+    assert!(asked("8192", "5", "127.0.0.1:2379").is_err());
+}
+
 /// The documents hold the generated table between two markers. When this fails, put the output of
 /// `flux config --markdown` there.
 #[test]

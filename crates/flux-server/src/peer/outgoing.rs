@@ -359,7 +359,12 @@ impl Outgoing {
         match cause {
             Cause::Refused(reason, _) if self.logged_refusal != Some(*reason) => {
                 self.logged_refusal = Some(*reason);
-                if Refusal::from_number(*reason) == Some(Refusal::Busy) {
+                // Another node at an address that is out of date is news, and no more: the registry knows.
+                let passing = matches!(
+                    Refusal::from_number(*reason),
+                    Some(Refusal::Busy | Refusal::OtherNode)
+                );
+                if passing {
                     tracing::warn!(node, %address, error, "a node refuses this one");
                 } else {
                     tracing::error!(node, %address, error, "a node refuses this one");

@@ -22,6 +22,9 @@ pub(super) fn judge(local: &LocalIdentity, hello: &Hello) -> Result<(), Refusal>
         Err(Refusal::Version)
     } else if hello.cluster != local.cluster {
         Err(Refusal::Cluster)
+    } else if hello.from == local.node && hello.instance == local.instance {
+        // This process itself, which looks for a node that had its address before.
+        Err(Refusal::OtherNode)
     } else if hello.from == local.node {
         Err(Refusal::SameNode)
     } else if hello.to != local.node {
@@ -84,6 +87,8 @@ impl Refusals {
             Refusal::SameNode | Refusal::Cluster => {
                 tracing::error!(node = from, address, text, "refused a peer");
             }
+            // An address has changed hands; whoever looked for the other node there says so.
+            Refusal::OtherNode => tracing::debug!(node = from, address, text, "refused a peer"),
             _ => tracing::warn!(node = from, address, text, "refused a peer"),
         }
     }
@@ -121,6 +126,19 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_meets_itself_is_no_second_one_of_its_id() {
+        let local = LocalIdentity { cluster: 1, node: 7, instance: 99, worker: 0, workers: 1 };
+        let hello = local.hello(6, flux_proto::peer::LinkKind::Frames);
+        assert_eq!(
+            judge(&local, &hello),
+            Err(Refusal::OtherNode),
+            "it looks for what was here before"
+        );
+        let copy = Hello { instance: 98, ..hello };
+        assert_eq!(judge(&local, &copy), Err(Refusal::SameNode));
+    }
 
     #[test]
     fn a_peer_that_keeps_trying_is_logged_once_a_minute_for_each_reason() {

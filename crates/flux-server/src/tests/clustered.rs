@@ -14,7 +14,7 @@ use super::machine::Machine;
 use super::node::small;
 use crate::cluster::{InProcess, Topology};
 use crate::config::{Fsync, Settings};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, Purpose};
 use crate::node::Node;
 use crate::resp::Route;
 use crate::workers::{Membership, Workers};
@@ -66,7 +66,8 @@ async fn a_node_that_has_no_replica_any_more_is_not_named_as_leader() {
     let topology = Topology { map: Some(Arc::new(map)), epoch: 1, ..Topology::default() };
     let membership = Membership { cluster_id: 7, me, instance: 1, topology: Arc::new(topology) };
     let settings = small(1, Fsync::Always);
-    let directory = DataDir::open_in(Machine::new(1).folders(), 4, 1).expect("a directory");
+    let directory =
+        DataDir::open_in(Machine::new(1).folders(), Purpose::Alone(4), 1).expect("a directory");
     let workers = Workers::start(&settings, directory, free_address(), Some(&membership));
     let workers = workers.expect("started");
     let shared = workers.shared();

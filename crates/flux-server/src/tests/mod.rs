@@ -3,6 +3,7 @@
 mod clustered;
 mod connections;
 mod faults;
+mod joining;
 mod machine;
 mod native;
 mod node;

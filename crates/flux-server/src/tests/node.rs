@@ -7,7 +7,7 @@ use mio::net::TcpListener;
 
 use super::machine::Machine;
 use crate::config::{Fsync, Settings};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, Purpose};
 use crate::folders::Folders;
 use crate::mailbox::Ask;
 use crate::node::StartError;
@@ -39,8 +39,8 @@ pub(super) fn start_in(
 ) -> Result<Workers, StartError> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let (partitions, workers) = (settings.partitions as u16, settings.worker_count() as u16);
-    let directory = DataDir::open_in(folders, partitions, workers)?;
+    let purpose = Purpose::Alone(settings.partitions as u16);
+    let directory = DataDir::open_in(folders, purpose, settings.worker_count() as u16)?;
     let workers = Workers::start(settings, directory, address, None)?;
     workers.listen(listener);
     Ok(workers)

@@ -42,6 +42,23 @@ pub(super) enum SessionError {
     Cut(&'static str),
 }
 
+impl SessionError {
+    /// The words that help a person: of the layers of an error of the transport, the outermost and the
+    /// innermost.
+    pub(super) fn in_short(&self) -> String {
+        let SessionError::Etcd(etcd_client::Error::GRpcStatus(status)) = self else {
+            return self.to_string();
+        };
+        let outermost = status.message();
+        let layers =
+            std::iter::successors(std::error::Error::source(status), |error| error.source());
+        match layers.last().map(ToString::to_string) {
+            Some(innermost) if innermost != outermost => format!("{outermost}: {innermost}"),
+            _ => outermost.to_owned(),
+        }
+    }
+}
+
 /// What is going on with one server.
 pub(super) struct Session<'a> {
     shared: &'a Shared,
@@ -211,6 +228,7 @@ impl Session<'_> {
         let own = wants.registration.as_ref();
         let new = RegistryState {
             connected: true,
+            failure: None,
             snapshot: Some(Arc::new(self.contents.snapshot())),
             registered: own.is_some_and(|own| self.is_registered(own)),
             leads: leads && wants.stands,

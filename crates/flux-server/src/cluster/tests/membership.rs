@@ -140,6 +140,56 @@ async fn a_second_process_of_a_node_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nodes_that_reckon_leases_otherwise_make_no_cluster_together() {
+    let mut world = World::new();
+    world.start(1).await;
+    world.start(2).await;
+    let usual = world.settings.election_timeout_ms;
+    world.settings.election_timeout_ms = 5000;
+    world.start(3).await;
+    seconds(60).await;
+    assert!(world.topology(1).map.is_none(), "two that agree are not enough for three replicas");
+    world.settings.election_timeout_ms = usual;
+    world.start(4).await;
+    world.settle().await;
+    assert_eq!(world.placed().keys().copied().collect::<Vec<_>>(), [1, 2, 4]);
+    let map = world.map();
+    assert_eq!(map.timing.map(|timing| timing.election_timeout_ms), Some(usual));
+
+    // The third knows the map by now; whoever starts with it is refused, with the registry or without.
+    let placement = world.nodes[&3].control.placement().await;
+    let refused = world.nodes[&3].control.check(&placement).expect_err("it runs").to_string();
+    assert!(
+        refused.contains("election_timeout_ms is 5000 and clock_drift_percent 10"),
+        "{refused}"
+    );
+    assert!(refused.contains("was created with 600 and 10"), "{refused}");
+    world.kill(2);
+    world.registry.set_away(true);
+    world.settings.clock_drift_percent = 0;
+    let mut setup = world.setup(2);
+    setup.registration.cluster_id = Some(map.cluster_id);
+    let refused = world.start_as(setup).await;
+    assert!(matches!(refused, Err(ClusterError::Timing { .. })), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_stays_when_another_comes() {
+    let mut world = World::new();
+    let earlier = world.registry.attach();
+    world.start(2).await;
+    seconds(5).await;
+    assert!(world.nodes[&2].control.handle().0.registry.state().borrow().leads);
+    earlier.register(world.setup(1).registration);
+    earlier.campaign(true);
+    assert!(!earlier.state().borrow().leads);
+    assert!(world.nodes[&2].control.handle().0.registry.state().borrow().leads);
+    world.kill(2);
+    seconds(1).await;
+    assert!(earlier.state().borrow().leads);
+}
+
+#[tokio::test(start_paused = true)]
 async fn zones_hold_one_replica_each() {
     let mut world = World::new();
     for (node, zone) in [(1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "c"), (6, "c")] {

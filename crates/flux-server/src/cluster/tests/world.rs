@@ -19,9 +19,10 @@ use tower::ServiceExt as _;
 
 use crate::cluster::http::{CallError, Peers, refusal};
 use crate::cluster::registry::{BoxFuture, Registration};
+use crate::cluster::setup::timing;
 use crate::cluster::{
     ClusterError, ClusterHandle, Control, DataPlane, InProcess, LocalPartition, NodePartitions,
-    PartitionRole, Setup, Topology, routes,
+    PartitionRole, Setup, Topology, Waiting, routes,
 };
 use crate::config::Settings;
 
@@ -107,9 +108,10 @@ impl World {
             zone: String::new(),
             version: "0".to_owned(),
             replaces: None,
+            timing: Some(timing(&self.settings)),
         };
         let (data_dir, settings) = (directory.path().to_owned(), self.settings.clone());
-        Setup { registration, data_dir, settings }
+        Setup { registration, data_dir, settings, waiting: Waiting::default() }
     }
 
     /// Starts a node that has not been part of a cluster.
@@ -205,7 +207,9 @@ fn join_when_there_is_a_map(control: &Control) {
         let Ok(found) = topology.wait_for(|topology| topology.map.is_some()).await else {
             return;
         };
-        if let (Some(core), Some(map)) = (core.upgrade(), &found.map) {
+        if let (Some(core), Some(map)) = (core.upgrade(), &found.map)
+            && core.setup.check(map).is_ok()
+        {
             core.join(map.cluster_id);
         }
     });

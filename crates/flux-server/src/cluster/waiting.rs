@@ -1,0 +1,37 @@
+//! What a node that starts waits for, or that it stops, so that whoever asks it meanwhile can be told.
+
+use tokio::sync::watch;
+
+/// Shared by who waits and who is asked. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Waiting {
+    what: watch::Sender<Option<String>>,
+}
+
+impl Waiting {
+    /// The node does not serve because of this, in words like "waiting for a node". True if that is news.
+    pub(crate) fn tell(&self, what: &str) -> bool {
+        self.what.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(what);
+            if changed {
+                *known = Some(what.to_owned());
+            }
+            changed
+        })
+    }
+
+    /// It waits no more.
+    pub(crate) fn end(&self) {
+        self.what.send_if_modified(|known| known.take().is_some());
+    }
+
+    /// What it waits for, if it does.
+    pub(crate) fn what(&self) -> Option<String> {
+        self.what.borrow().clone()
+    }
+
+    /// The same, and how it changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<String>> {
+        self.what.subscribe()
+    }
+}

@@ -1,0 +1,194 @@
+"""Nodes that start or stop where something is missing: etcd, other nodes, the right settings or data.
+
+What is wrong must be said, soon and where somebody looks, and must harm nobody else.
+"""
+
+import shutil
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+import cluster
+import resp
+import servers
+import up
+
+pytestmark = pytest.mark.skipif(cluster.ETCD is None, reason="apt-get install etcd-server")
+
+
+class Nowhere:
+    """In place of an etcd: an address where none answers."""
+
+    def __init__(self, address):
+        self.address = address
+
+
+@pytest.fixture
+def make_cluster(flux_binary, tmp_path):
+    """Makes clusters, of which only etcd is started; all processes are gone afterwards."""
+    made = []
+
+    def make(name="one", **settings):
+        new = cluster.Cluster(tmp_path / name, binary=flux_binary, **settings)
+        made.append(new)
+        new.etcd.start()
+        return new
+
+    yield make
+    for one in made:
+        one.kill()
+
+
+def readiness(node):
+    """What `/ready` says, with the status."""
+    try:
+        with urllib.request.urlopen(f"{node.admin_url}/ready", timeout=5) as answer:
+            return answer.status, answer.read().decode().strip()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode().strip()
+    except OSError:
+        return None, ""
+
+
+def lines(node, level):
+    return [line for line in node.logs().splitlines() if f" {level} " in line]
+
+
+def test_an_etcd_that_does_not_answer_is_named(flux_binary, tmp_path):
+    """In the log within seconds and then seldom, at /ready, and by `flux admin`."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        closed = servers.free_port()
+        cases = {
+            f"127.0.0.1:{closed}": "Connection refused",
+            f"http://127.0.0.1:{closed}": "Connection refused",
+            "no-such-host.invalid:2379": "lookup",
+            "127.0.0.1:%d" % mute.getsockname()[1]: "no answer",
+        }
+        nodes = []
+        for number, (address, cause) in enumerate(cases.items()):
+            node = cluster.Node(tmp_path / f"n{number}", Nowhere(address), binary=flux_binary)
+            node.spawn()
+            nodes.append((node, address, cause))
+        try:
+            for node, address, cause in nodes:
+                def warned(node=node):
+                    return lines(node, "WARN")
+
+                servers.wait_until(warned, f"a warning about {address}", 20, 0.1)
+                (warning,) = warned()
+                assert "etcd_endpoints" in warning and address in warning and cause in warning
+                code, text = readiness(node)
+                assert code == 503 and "waiting for etcd" in text and address in text, text
+                asked = up.admin(node.admin_port, "status", binary=flux_binary)
+                assert asked.returncode == 1 and "waiting for etcd" in asked.stderr, asked
+            time.sleep(2)
+            assert all(len(lines(node, "WARN")) == 1 for node, _, _ in nodes)
+        finally:
+            for node, _, _ in nodes:
+                node.kill()
+
+
+def test_clients_of_a_node_that_waits_for_others_are_told(make_cluster):
+    made = make_cluster()
+    first, second, third = made.nodes
+    first.spawn()
+    servers.wait_until(lambda: "1 of 3" in readiness(first)[1], "it says what it waits for", 20, 0.1)
+    assert readiness(first) == (503, "waiting for 2 more nodes (1 of 3)")
+    assert "waiting for 2 more nodes (1 of 3)" in first.logs()
+    with first.connect() as connection:
+        with pytest.raises(resp.ReplyError, match="LOADING .*waiting for 2 more nodes"):
+            connection.call("SET", "key", "value")
+        assert connection.call("PING") == b"PONG"
+        assert b"loading:1" in connection.call("INFO")
+    with socket.create_connection(("127.0.0.1", first.port), timeout=5) as native:
+        native.sendall(b"\xf1FLUX\0\1\0\1\0\0\0")
+        assert b"waiting for 2 more nodes" in native.recv(4096)
+
+    second.spawn()
+    servers.wait_until(lambda: "2 of 3" in readiness(first)[1], "another node is counted", 20, 0.1)
+    assert readiness(first)[1] == "waiting for 1 more node (2 of 3)"
+    third.spawn()
+    servers.wait_until(lambda: all(node.ready() for node in made.nodes), "all are ready", 60, 0.1)
+    made.wait_until_well()
+    with first.connect() as connection:
+        assert connection.call("SET", "key", "value") == b"OK"
+
+
+def test_settings_that_must_be_the_same_are_compared(make_cluster):
+    """Whoever reckons leases otherwise is refused; what else differs is told."""
+    made = make_cluster()
+    odd = made.add(election_timeout_ms=5000, clock_drift_percent=0)
+    odd.spawn()
+    made.start_nodes(made.nodes[:3])
+    assert odd.wait(30) == 1
+    assert "election_timeout_ms is 5000 and clock_drift_percent 0 here" in odd.log()
+    assert "was created with 600 and 10" in odd.log()
+    made.nodes.remove(odd)
+    made.wait_until_well()
+    assert made.status()["nodes_alive"] == 3
+
+    other = made.add(replication_factor=5, partitions=128)
+    other.start()
+    warnings = " ".join(lines(other, "WARN"))
+    assert "replication_factor is 5 here, and the cluster was created with 3" in warnings
+    assert "partitions is 128 here, and the cluster was created with 64" in warnings
+    made.wait_until_well()
+
+    # A member is refused too, also by what it remembers of the cluster.
+    member = made.nodes[0]
+    assert member.stop() == 0
+    made.etcd.kill()
+    member.settings["election_timeout_ms"] = 300
+    member.spawn()
+    assert member.wait(30) == 1
+    assert "election_timeout_ms is 300" in member.log()
+
+
+def test_a_copy_beside_its_node_is_refused_at_once(make_cluster):
+    """Although the registration of the one that runs lasts for long yet."""
+    made = make_cluster(registry_ttl_s=60)
+    made.start_nodes(made.nodes)
+    original = made.nodes[0]
+    copy = made.add()
+    shutil.copytree(original.data_dir, copy.data_dir)
+    copy.spawn()
+    assert copy.wait(50) == 1
+    log = copy.log()
+    assert "two processes run as" in log and f"127.0.0.1:{original.peer_port}" in log, log
+    made.nodes.remove(copy)
+    made.wait_until_well()
+
+
+def test_a_node_without_its_old_data_is_no_second_one(make_cluster):
+    """Its old registration lasts, at its own address: it meets itself there, and nobody else."""
+    made = make_cluster(registry_ttl_s=20)
+    made.start_nodes(made.nodes)
+    made.wait_until_well()
+    node = made.nodes[0]
+    node.kill()
+    shutil.rmtree(node.data_dir)
+    before = len(lines(node, "ERROR"))
+    node.start()
+    time.sleep(3)
+    assert len(lines(node, "ERROR")) == before, node.logs()
+    assert not any("two nodes have the id" in one.logs() for one in made.nodes)
+
+
+def test_the_last_nodes_do_not_wait_for_heirs(make_cluster):
+    """One after the other, and the last two at the same time."""
+    made = make_cluster()
+    made.start_nodes(made.nodes)
+    made.wait_until_well()
+    assert made.nodes[0].stop() == 0
+    servers.wait_until(lambda: len(made.nodes[1].led() | made.nodes[2].led()) == 64, "they lead", 30, 0.1)
+    stopping = [threading.Thread(target=node.stop) for node in made.nodes[1:]]
+    for thread in stopping:
+        thread.start()
+    for thread in stopping:
+        thread.join()
+    for node in made.nodes:
+        assert "found no new leader in time" not in node.logs()
