@@ -14,7 +14,7 @@ impl Shared {
         self.cluster.as_ref()?;
         let view = &self.views[usize::from(partition.0)];
         match view.standing.leader() {
-            0 => view.hint(),
+            0 => view.claim.lock().map(|claim| claim.node),
             known => Some(ReplicaId::from_u64(known).node()),
         }
     }

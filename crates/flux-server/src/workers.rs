@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use flux_core::{PartitionId, Partitions};
 use flux_log::{Disk, LogError, LogOptions};
 use mio::Poll;
 use mio::net::TcpListener;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 
 use crate::clock;
@@ -139,7 +139,7 @@ impl Workers {
         let view = |_| PartitionView {
             table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
             standing: Arc::default(),
-            answered_by: AtomicU32::new(0),
+            claim: Mutex::default(),
         };
         let views: Vec<PartitionView> = partitions.iter().map(view).collect();
         let snapshots = Snapshots::find(&directory)?;

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
@@ -19,6 +18,7 @@ use flux_proto::peer::{Frame, Request, encode, encode_with};
 
 use super::dispatch::Dispatch;
 use super::forward::Forwards;
+use super::led::Told;
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Inspected, Message, Return, Waiter};
@@ -35,7 +35,7 @@ const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
 /// After so long without a frame the links to and from a node are opened anew.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Ticks between two beats.
-const BEAT_TICKS: u64 = 2;
+pub(super) const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
 const ASK_TICKS: u64 = 20;
 /// Ticks without a beat of a node until the groups that it leads wake up.
@@ -58,7 +58,9 @@ pub(super) struct Cluster {
     pub(super) declines: bool,
     /// The topology has changed since the last tick.
     pub(super) changed: bool,
-    ticks: u64,
+    pub(super) ticks: u64,
+    /// What the other nodes know of what is led here.
+    pub(super) told: Told,
     /// Reads that wait for this node to be confirmed.
     kept: BTreeMap<u64, Kept>,
     next_kept: u64,
@@ -109,6 +111,7 @@ impl Cluster {
             declines: false,
             changed: true,
             ticks: 0,
+            told: Told::default(),
             kept: BTreeMap::new(),
             next_kept: 0,
             sessions: BTreeSet::new(),
@@ -156,8 +159,17 @@ impl Dispatch {
         self.peers = Some(peers);
         for event in events {
             match event {
-                Event::LinkDown(node) | Event::InboundDown { node, .. } => self.on_lost(node),
-                Event::LinkUp(_) | Event::Absent(_) => {}
+                Event::LinkDown(node) => self.on_lost(node),
+                Event::InboundDown { node, .. } => {
+                    self.void_claims_of(node);
+                    self.on_lost(node);
+                }
+                Event::LinkUp(node) => {
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.told.forget(node);
+                    }
+                }
+                Event::Absent(_) => {}
             }
         }
     }
@@ -211,6 +223,7 @@ impl Dispatch {
             Frame::Wake { partition, term } => {
                 self.on_signal(from, PartitionId(partition), Signal::Wake { term });
             }
+            Frame::Leads { worker, workers, led } => self.on_leads(from, worker, workers, led),
             // The rest belongs to the handshake or to bulk connections, or asks for nothing yet.
             _ => {}
         }
@@ -436,14 +449,7 @@ impl Dispatch {
     pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
         let Some(cluster) = &mut self.cluster else { return };
-        let from = cluster.forwards.node_of(id);
         let decided = cluster.forwards.answered(id, reply);
-        let view = self.shared().views.get(usize::from(Forwards::partition_of(id).0));
-        if let Some(view) = view {
-            // Who refuses does not lead, and who answers does.
-            let node = decided.as_ref().and(from).unwrap_or(0);
-            view.answered_by.store(node, Ordering::Relaxed);
-        }
         self.replies.extend(decided);
     }
 
@@ -649,6 +655,7 @@ impl Dispatch {
     /// What is due with every tick: forwards that wait, groups that are to change.
     pub(super) fn tick_cluster(&mut self, now: Instant) {
         self.beat();
+        self.tell_what_is_led();
         let Some(cluster) = &mut self.cluster else { return };
         let changed = std::mem::take(&mut cluster.changed);
         cluster.forwards.tick(now, &mut self.replies);

@@ -201,12 +201,6 @@ impl Forwards {
         }
     }
 
-    /// The node that a command is with.
-    pub(super) fn node_of(&self, id: u64) -> Option<u32> {
-        let route = self.routes.get(&Forwards::partition_of(id))?;
-        route.node.filter(|_| route.sent.contains_key(&id))
-    }
-
     /// Takes the answer to a command. Returns what is decided; nothing if it has to be sent again.
     pub(super) fn answered(&mut self, id: u64, reply: Reply) -> Option<Decided> {
         let partition = Forwards::partition_of(id);
