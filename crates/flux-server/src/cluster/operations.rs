@@ -12,7 +12,7 @@ use super::control::Core;
 use super::http::{self, CallError};
 use super::registry::{Placement, RegistryError};
 use super::report;
-use super::topology::{Topology, Trouble};
+use super::topology::{Member, Topology, Trouble};
 
 /// Others may change the map at the same time; each of them loses at most so often.
 const ATTEMPTS: usize = 10;
@@ -128,7 +128,11 @@ impl Core {
 
     pub(super) async fn drain(&self, request: &NodeRequest) -> Result<Done, Refusal> {
         let node = self.named(&request.node)?;
+        let topology = Arc::clone(&self.topology.borrow());
         self.change_map(|map| {
+            if !map.draining.contains(&node) {
+                has_room_without(map, &topology, node)?;
+            }
             map.draining.insert(node);
             Ok(())
         })
@@ -303,6 +307,25 @@ impl Core {
 
 fn no_partition(partition: u16, count: u16) -> Refusal {
     Refusal::Wrong(format!("there is no partition {partition}: they are 0 to {}", count.max(1) - 1))
+}
+
+/// Whether enough nodes are left to take what is on a node that is to be emptied.
+fn has_room_without(map: &PlacementMap, topology: &Topology, node: NodeId) -> Result<(), Refusal> {
+    let takes = |(other, member): &(&NodeId, &Member)| {
+        **other != node && member.alive && !map.draining.contains(*other)
+    };
+    let left = topology.members.iter().filter(takes).count();
+    let needed = usize::from(map.replication_factor);
+    if left >= needed {
+        return Ok(());
+    }
+    let missing = needed - left;
+    let nodes = if missing == 1 { "node" } else { "nodes" };
+    Err(Refusal::Wrong(format!(
+        "{node} cannot be emptied: its replicas need {needed} other nodes that are alive and not draining \
+         (replication_factor), and there would be {left}. Start {missing} more {nodes} first, or `flux admin \
+         undrain` one"
+    )))
 }
 
 /// Puts a new replica on one node into the place of that on another.

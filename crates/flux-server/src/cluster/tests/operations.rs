@@ -35,6 +35,27 @@ async fn a_drained_node_is_emptied_and_may_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_whose_replicas_have_nowhere_to_go_is_not_drained() {
+    let world = World::with_nodes(3).await;
+    let said = refused(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    let expected = "node-00000003 cannot be emptied: its replicas need 3 other nodes that are alive and not \
+                    draining (replication_factor), and there would be 2. Start 1 more node first";
+    assert!(said.starts_with(expected), "{said}");
+    assert!(world.map().draining.is_empty());
+
+    let mut world = World::with_nodes(4).await;
+    done(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    done(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    let said = refused(&world, "/cluster/drain", json!({"node": "00000004"})).await;
+    assert!(said.contains("there would be 2"), "{said}");
+    done(&world, "/cluster/undrain", json!({"node": "00000003"})).await;
+    world.kill(4);
+    world.settle().await;
+    let said = refused(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    assert!(said.contains("there would be 2"), "one that is away takes nothing: {said}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_moves_where_an_operator_wants_it() {
     let world = World::with_nodes(4).await;
     let map = world.map();
