@@ -247,7 +247,7 @@ fn status(status: &ClusterStatus) -> String {
         }
     }
     line("partitions", text);
-    line("keys", status.keys.to_string());
+    line("keys", table::known(status.keys));
     line(
         "registry",
         match status.registry_away_s {
@@ -279,17 +279,20 @@ fn nodes(nodes: &[NodeReport]) -> String {
             node.node.to_string(),
             state,
             if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() },
-            node.replicas.to_string(),
-            node.leads.to_string(),
-            node.keys.to_string(),
-            table::size(node.bytes),
+            table::known(node.replicas),
+            node.placed.to_string(),
+            table::known(node.leads),
+            table::known(node.keys),
+            table::known(node.bytes.map(table::size)),
             node.data_addr.to_string(),
             node.admin_addr.to_string(),
             node.version.clone(),
         ]
     };
-    let columns =
-        ["NODE", "STATE", "ZONE", "REPLICAS", "LEADS", "KEYS", "SIZE", "DATA", "ADMIN", "VERSION"];
+    let columns = [
+        "NODE", "STATE", "ZONE", "REPLICAS", "PLACED", "LEADS", "KEYS", "SIZE", "DATA", "ADMIN",
+        "VERSION",
+    ];
     table::lay_out(&columns, nodes.iter().map(row))
 }
 
@@ -308,10 +311,10 @@ fn partitions(partitions: &[PartitionReport]) -> String {
             report.partition.to_string(),
             state.as_str().expect("a name").to_owned(),
             report.leader.map_or("-".to_owned(), |node| node.to_string()),
-            report.term.to_string(),
-            report.revision.to_string(),
-            report.keys.to_string(),
-            table::size(report.bytes),
+            table::known(report.term),
+            table::known(report.revision),
+            table::known(report.keys),
+            table::known(report.bytes.map(table::size)),
             names.join(" "),
             if arrives.is_empty() { "-".to_owned() } else { arrives.join(" ") },
         ]

@@ -104,8 +104,8 @@ async fn has_keys(address: &str, overview: &Overview) -> anyhow::Result<bool> {
     loop {
         let status = client.get::<ClusterStatus>(address, "/cluster/status", STATUS_TIMEOUT).await;
         let status = status.context("cannot see whether there are keys already")?;
-        if status.keys > 0 || status.partitions_led == status.partitions {
-            return Ok(status.keys > 0);
+        if let Some(keys) = status.keys {
+            return Ok(keys > 0);
         }
         if begun.elapsed() >= PATIENCE {
             let without = status.partitions - status.partitions_led;

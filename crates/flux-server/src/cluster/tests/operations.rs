@@ -120,8 +120,18 @@ async fn any_node_tells_how_the_cluster_is() {
     let status = world.ask(2, "/cluster/status", None).await.expect("a status");
     assert_eq!(status["partitions_under_replicated"], json!(16));
     assert_eq!((&status["nodes_alive"], &status["nodes_away"]), (&json!(2), &json!(1)));
+    assert_eq!(status["keys"], json!(48));
+    let nodes = world.ask(2, "/cluster/nodes", None).await.expect("nodes");
+    let lost = &nodes[2];
+    for unknown in ["replicas", "leads", "keys", "bytes"] {
+        assert_eq!(lost[unknown], Value::Null, "{unknown}");
+    }
+    assert_eq!((&lost["placed"], &nodes[0]["replicas"]), (&json!(16), &json!(16)));
     world.kill(1);
     world.settle().await;
     let partitions = world.ask(2, "/cluster/partitions?all", None).await.expect("all");
     assert_eq!(partitions[0]["state"], json!("no-leader"));
+    assert_eq!(partitions[0]["keys"], Value::Null);
+    let status = world.ask(2, "/cluster/status", None).await.expect("a status");
+    assert_eq!(status["keys"], Value::Null, "nobody can count them");
 }
