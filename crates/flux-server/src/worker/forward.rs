@@ -35,15 +35,19 @@ pub(super) struct Forward {
     pub(super) ask: Ask,
     pub(super) waiter: Waiter,
     deadline: Instant,
+    /// How long it waits.
+    patience: Duration,
     /// It was with a node that is gone, and may have been carried out there.
     maybe_done: bool,
 }
 
 impl Forward {
     /// What to answer when there is no time left.
-    fn given_up(&self, sent: bool) -> Error {
-        let unknown = self.is_write && (sent || self.maybe_done);
-        if unknown { Error::OutcomeUnknown } else { Error::NotLeader }
+    fn given_up(&self, partition: PartitionId, sent: bool) -> Error {
+        if self.is_write && (sent || self.maybe_done) {
+            return Error::OutcomeUnknown;
+        }
+        Error::NoLeader { partition: partition.0, waited_ms: self.patience.as_millis() as u64 }
     }
 }
 
@@ -123,8 +127,15 @@ impl Forwards {
         let is_write = command.is_write();
         let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
         let deadline = now + patience;
-        let forward =
-            Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
+        let forward = Forward {
+            command: bytes,
+            is_write,
+            ask,
+            waiter,
+            deadline,
+            patience,
+            maybe_done: false,
+        };
         self.routes.entry(partition).or_default().waiting.push_back(forward);
         Ok(())
     }
@@ -271,11 +282,12 @@ impl Forwards {
             let mut given_up = Vec::new();
             for (list, sent) in [(&mut route.sent, true), (&mut route.returned, false)] {
                 let late = list.extract_if(.., |_, forward| forward.deadline <= now);
-                given_up.extend(late.map(|(_, forward)| (forward.given_up(sent), forward)));
+                given_up
+                    .extend(late.map(|(_, forward)| (forward.given_up(partition, sent), forward)));
             }
             for forward in std::mem::take(&mut route.waiting) {
                 if forward.deadline <= now {
-                    given_up.push((forward.given_up(false), forward));
+                    given_up.push((forward.given_up(partition, false), forward));
                 } else {
                     route.waiting.push_back(forward);
                 }
