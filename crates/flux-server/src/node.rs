@@ -9,6 +9,7 @@ use std::time::Duration;
 use flux_core::PartitionId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::cluster::{ClusterError, Control, Listening, Registry};
 use crate::config::Settings;
@@ -127,7 +128,7 @@ impl Node {
         let routes = Arc::new(std::sync::OnceLock::new());
         let answering =
             admin::serve(admin, Arc::clone(&ready), Arc::clone(&routes), stopping.clone());
-        tasks.spawn(answering);
+        tasks.spawn(answering.in_current_span());
 
         let (control, workers) = loop {
             match start_workers(settings, registry.as_ref(), addresses, &mut data).await {
@@ -150,13 +151,14 @@ impl Node {
         if let Some(control) = &control {
             served = served.merge(crate::cluster::routes(control.handle()));
             control.attach(Arc::new(Replicas::new(Arc::clone(&shared))));
-            tasks.spawn(joining::follow(Arc::clone(&shared), control.topology()));
+            let follow = joining::follow(Arc::clone(&shared), control.topology());
+            tasks.spawn(follow.in_current_span());
             if let Some(peer) = peer.take() {
                 workers.listen_to_peers(peer);
             }
         }
         let _ = routes.set(served);
-        tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
+        tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping).in_current_span());
         Ok(Node { shared, addresses, workers, control, tasks, stop })
     }
 
@@ -250,7 +252,9 @@ async fn start_workers(
         Err(error) => return Err((StartError::Worker(error), control)),
     };
     // Recovery is long and blocks: not for the runtime's own threads.
-    let start = move || Workers::start(&owned, directory, listener, membership.as_ref());
+    let span = tracing::Span::current();
+    let start =
+        move || span.in_scope(|| Workers::start(&owned, directory, listener, membership.as_ref()));
     let started = tokio::task::spawn_blocking(start).await;
     match started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(workers) => Ok((control, workers)),

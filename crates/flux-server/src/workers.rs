@@ -198,7 +198,9 @@ impl Workers {
         let mut threads = Vec::new();
         for (id, worker) in workers.into_iter().enumerate() {
             let name = format!("flux-worker-{id}");
-            let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+            let span = tracing::Span::current();
+            let run = move || span.in_scope(|| worker.run());
+            let thread = std::thread::Builder::new().name(name).spawn(run);
             threads.push(thread.map_err(StartError::Worker)?);
         }
         drop(started);
@@ -314,7 +316,9 @@ fn recover(
 ) -> Result<Vec<Recovered>, StartError> {
     let begun = Instant::now();
     let count = directory.description.workers;
+    let span = tracing::Span::current();
     let recover = |worker: u16| {
+        let _in_span = span.enter();
         let own = beginnings.iter().filter(|one| one.partition.0 % count == worker);
         let own: Vec<Beginning> = own.cloned().collect();
         recovery::recover(directory, worker, &own, options.clone(), snapshots)

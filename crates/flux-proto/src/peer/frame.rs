@@ -1,5 +1,7 @@
 //! Frames: where one ends, what kind it is, and its fields.
 
+use std::fmt;
+
 use bytes::BufMut;
 
 use super::{LENGTH_BYTES, MAX_FRAME_BYTES};
@@ -226,6 +228,19 @@ pub enum Refusal {
     Malformed = 5,
     /// There are too many connections.
     Busy = 6,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Version => "as there is no version of the protocol in common",
+            Refusal::Cluster => "as the nodes are of different clusters",
+            Refusal::OtherNode => "as another node has the address now",
+            Refusal::SameNode => "as both nodes have the same id",
+            Refusal::Malformed => "as it does not understand the hello",
+            Refusal::Busy => "as it has too many connections",
+        })
+    }
 }
 
 impl Refusal {

@@ -29,7 +29,7 @@ use slab::Slab;
 
 use incoming::{Incoming, Lost, Step};
 use outgoing::{Change, Outgoing};
-use refusals::Refusals;
+use refusals::{Refusals, named};
 
 /// Bytes read from a socket at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -203,7 +203,10 @@ impl Peers {
                 continue;
             }
             if self.places.len() >= self.tokens.len() {
-                tracing::error!(node, "no link to a node: there are too many connections");
+                tracing::error!(
+                    node = named(node),
+                    "no link to a node: there are too many connections"
+                );
                 continue;
             }
             let key = self.places.insert(Place::Outgoing(node));
@@ -374,7 +377,7 @@ impl Peers {
             return self.misplaced.push(Misplaced { worker, stream, input });
         }
         if let Err(error) = link.welcome() {
-            tracing::debug!(node = hello.from, %error, "a bulk connection was lost");
+            tracing::debug!(node = named(hello.from), %error, "a bulk connection was lost");
             return;
         }
         let Incoming { stream, input, .. } = link;
@@ -394,13 +397,13 @@ impl Peers {
         let older = self.incoming.insert((hello.from, hello.worker), key);
         if let Some(older) = older {
             tracing::debug!(
-                node = hello.from,
+                node = named(hello.from),
                 "a newer connection takes the place of an older one"
             );
             self.remove_incoming(older);
         }
         if let Err(error) = welcomed {
-            tracing::debug!(node = hello.from, %error, "a connection was lost in the handshake");
+            tracing::debug!(node = named(hello.from), %error, "a connection was lost in the handshake");
             self.lose(key, &Lost::Socket(error), now);
         }
     }
@@ -411,7 +414,7 @@ impl Peers {
         let source = link.source.map(|(node, _)| node);
         match lost {
             Lost::Ended | Lost::Socket(_) => {
-                tracing::debug!(node = source, reason = %lost, "a peer's connection ended");
+                tracing::debug!(node = source.map(named), reason = %lost, "a peer's connection ended");
             }
             Lost::WrongProtocol => {
                 let _ = link.stream.write(WRONG_PROTOCOL);

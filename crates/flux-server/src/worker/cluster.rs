@@ -387,7 +387,7 @@ impl Dispatch {
         }
         let Ok(command) = decode_command(request.payload) else {
             tracing::warn!(
-                node = from,
+                node = %NodeId(from),
                 "a node asked for a command that this version does not know"
             );
             self.replies.push((waiter, Reply::Error(Error::NotLeader)));
@@ -441,7 +441,7 @@ impl Dispatch {
         });
         if encoded.is_err() || framed.is_err() {
             // Nothing of it is in the frame: the other side reads an answer that says too little.
-            tracing::warn!(node, "a reply is too large for another node");
+            tracing::warn!(node = %NodeId(node), "a reply is too large for another node");
         }
     }
 
