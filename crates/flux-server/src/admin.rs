@@ -18,6 +18,10 @@ use crate::shared::Shared;
 /// Set once the node serves.
 type Node = Arc<OnceLock<Arc<Shared>>>;
 
+/// What is answered where there is nothing; by it `flux admin` knows a node from other servers.
+pub(crate) const UNKNOWN_PATH: &str =
+    "there is /health, /ready and /metrics, and in a cluster /cluster\n";
+
 /// Serves until `stopping` says so.
 /// `routes` is set once the node takes part in a cluster.
 pub(crate) async fn serve(
@@ -26,13 +30,10 @@ pub(crate) async fn serve(
     routes: Arc<OnceLock<Router>>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let unknown = (
-        StatusCode::NOT_FOUND,
-        "there is /health, /ready and /metrics, and in a cluster /cluster\n",
-    );
+    let unknown = async || (StatusCode::NOT_FOUND, UNKNOWN_PATH);
     let others = async move |request: Request| match routes.get() {
-        Some(routes) => routes.clone().oneshot(request).await.into_response(),
-        None => unknown.into_response(),
+        Some(routes) => routes.clone().fallback(unknown).oneshot(request).await.into_response(),
+        None => unknown().await.into_response(),
     };
     let router = Router::new()
         .route("/health", get(health))

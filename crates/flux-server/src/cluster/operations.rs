@@ -161,6 +161,12 @@ impl Core {
     pub(super) async fn move_replica(&self, request: &MoveRequest) -> Result<Done, Refusal> {
         let (from, to) = (self.named(&request.from)?, self.named(&request.to)?);
         let partition = request.partition;
+        if from == to {
+            return Err(Refusal::Wrong(format!(
+                "FROM and TO are both {from}: give the node that has the replica, and then one that has none \
+                 of partition {partition}"
+            )));
+        }
         let topology = Arc::clone(&self.topology.borrow());
         if !topology.members.get(&to).is_some_and(|member| member.alive) {
             return Err(Refusal::Wrong(format!("{to} is away")));
@@ -237,6 +243,7 @@ impl Core {
 
     /// Has the controller look at once.
     pub(super) async fn rebalance(&self, request: &RebalanceRequest) -> Result<Done, Refusal> {
+        self.needs_registry()?;
         let topology = Arc::clone(&self.topology.borrow());
         let Some(controller) = topology.controller else {
             return Err(Refusal::Wrong("no node is the cluster's controller now".to_owned()));
@@ -264,6 +271,7 @@ impl Core {
         let Some(known) = topology.placement() else {
             return Err(Refusal::Wrong("this node knows no placement map".to_owned()));
         };
+        self.needs_registry()?;
         let over = match &*self.trouble.borrow() {
             Some(Trouble::Wiped) => None,
             Some(Trouble::OlderMap { epoch, .. }) => Some(*epoch),
@@ -280,6 +288,17 @@ impl Core {
         }
         tracing::info!(epoch, "the placement map was put back into the registry");
         Ok(Done { message: format!("the registry has the placement map again, as epoch {epoch}") })
+    }
+
+    /// What cannot be done, or known, while the registry is out of touch is refused.
+    fn needs_registry(&self) -> Result<(), Refusal> {
+        match &*self.trouble.borrow() {
+            Some(away @ Trouble::Away(_)) => {
+                let away = away.advice(&self.setup.settings.cluster_name);
+                Err(Refusal::Wrong(format!("{away}: nothing is moved until it does")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The node that a name stands for.

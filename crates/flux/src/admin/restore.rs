@@ -110,7 +110,11 @@ async fn has_keys(address: &str, overview: &Overview) -> anyhow::Result<bool> {
         if begun.elapsed() >= PATIENCE {
             let without = status.partitions - status.partitions_led;
             bail!(
-                "{without} partitions have no leader, so it is not known whether there are keys already"
+                "{} no leader, so it is not known whether there are keys already",
+                match without {
+                    1 => "1 partition has".to_owned(),
+                    without => format!("{without} partitions have"),
+                }
             );
         }
         tokio::time::sleep(PAUSE).await;

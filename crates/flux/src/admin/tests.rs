@@ -72,7 +72,8 @@ fn a_status_tells_what_is_wrong() {
         "partitions": 64, "partitions_led": 63, "partitions_under_replicated": 30,
         "partitions_moving": 0, "keys": null,
     });
-    let text = status(&from_value(fields).expect("a status"));
+    let mut report: ClusterStatus = from_value(fields).expect("a status");
+    let text = status(&report);
     let expected = "\
 cluster      flux (00000000000000ff), epoch 12
 controller   none
@@ -83,4 +84,6 @@ registry     away for 40 s
 trouble      look
 ";
     assert_eq!(text, expected);
+    report.replication_factor = 1;
+    assert!(status(&report).contains("\npartitions   64, 1 replica each, "));
 }

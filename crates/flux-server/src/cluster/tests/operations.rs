@@ -69,6 +69,8 @@ async fn a_replica_moves_where_an_operator_wants_it() {
     assert_eq!(placed, [on[0], to, on[2]]);
     let again = refused(&world, "/cluster/move", order(5, on[0], to)).await;
     assert_eq!(again, format!("partition 5 has a replica on node-{to:08x}"));
+    let same = refused(&world, "/cluster/move", order(5, to, to)).await;
+    assert!(same.starts_with(&format!("FROM and TO are both node-{to:08x}: give")), "{same}");
     let none = refused(&world, "/cluster/move", order(99, from, to)).await;
     assert_eq!(none, "there is no partition 99: they are 0 to 15");
     world.settle().await;
