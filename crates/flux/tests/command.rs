@@ -108,8 +108,12 @@ fn admin_says_that_nobody_answers() {
 #[test]
 fn admin_says_that_it_has_reached_another_port() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let answers =
-        ["-ERR what is that\r\n", "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno"];
+    // As RESP, gRPC and the gateway do.
+    let answers = [
+        "-ERR what is that\r\n",
+        "\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0",
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno",
+    ];
     for answer in answers {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound listener").to_string();

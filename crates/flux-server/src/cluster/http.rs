@@ -204,10 +204,12 @@ impl Client {
                 while let Some(cause) = last.source() {
                     last = cause;
                 }
-                let last = last.to_string();
+                let (lost, last) = (last.is::<std::io::Error>(), last.to_string());
                 let hyper = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
                 match hyper {
-                    Some(hyper) if hyper.is_parse() => foreign(format!("no HTTP there ({last})")),
+                    Some(hyper) if !lost && !hyper.is_incomplete_message() => {
+                        foreign(format!("no HTTP/1 there ({last})"))
+                    }
                     _ => unreachable(last),
                 }
             })?;

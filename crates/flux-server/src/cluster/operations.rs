@@ -295,7 +295,7 @@ impl Core {
         match &*self.trouble.borrow() {
             Some(away @ Trouble::Away(_)) => {
                 let away = away.advice(&self.setup.settings.cluster_name);
-                Err(Refusal::Wrong(format!("{away}: nothing is moved until it does")))
+                Err(Refusal::Wrong(format!("{away}: nothing is moved or put back until it does")))
             }
             _ => Ok(()),
         }
