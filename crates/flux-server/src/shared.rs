@@ -194,3 +194,32 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_nodes_that_claim_a_partition_the_later_term_counts() {
+        let options = TableOptions { hash_seed: 1, shards: 1 };
+        let view = PartitionView {
+            table: Arc::new(Table::new(options, Memory::new(0))),
+            standing: Arc::default(),
+            claim: Mutex::default(),
+        };
+        let known = || view.claim.lock().map(|claim| (claim.node.0, claim.term));
+        let claim = |node, term| view.claim(Claim { node: NodeId(node), term });
+        claim(1, 5);
+        claim(2, 4);
+        claim(3, 5);
+        assert_eq!(known(), Some((1, 5)), "not an older one, nor one of the same term");
+        claim(2, 6);
+        assert_eq!(known(), Some((2, 6)));
+        view.void_claims(|claim| claim.node == NodeId(1));
+        assert_eq!(known(), Some((2, 6)), "of another node");
+        view.void_claims(|claim| claim.term <= 6);
+        assert_eq!(known(), None);
+        claim(1, 5);
+        assert_eq!(known(), Some((1, 5)));
+    }
+}
