@@ -50,7 +50,7 @@ def settled(made, counts):
         return False
     for node, (least, most) in counts.items():
         report = node_report(made, node)
-        if not report or not least <= report["replicas"] <= most:
+        if not report or report["replicas"] is None or not least <= report["replicas"] <= most:
             return False
     return True
 

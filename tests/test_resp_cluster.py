@@ -325,3 +325,47 @@ def test_keys_of_a_slot_are_counted_in_steps(flux_binary, tmp_path):
             assert sorted(replies[4]) == sorted(expected)
             assert len(replies[5]) == 1 and replies[5][0] in expected
             assert replies[6] == b"PONG"
+
+
+def answers_of_all(made):
+    """What each running node says: slots ok, pfail and fail, and who leads each slot."""
+    answers = []
+    for node in made.running():
+        with node.connect() as connection:
+            info = connection.call("CLUSTER", "INFO").decode()
+            fields = dict(line.split(":") for line in info.split())
+            counts = tuple(int(fields[f"cluster_slots_{state}"]) for state in ("ok", "pfail", "fail"))
+            leaders = [None] * cluster.SLOTS
+            for first, last, leader, *_ in connection.call("CLUSTER", "SLOTS"):
+                leaders[first : last + 1] = [leader[1]] * (last + 1 - first)
+        answers.append((counts, tuple(leaders)))
+    return answers
+
+
+def leaders_by_admin(made):
+    """The data port of who leads each slot, as the nodes that lead say themselves."""
+    leaders = [None] * cluster.SLOTS
+    width = cluster.SLOTS // cluster.PARTITIONS
+    for node in made.running():
+        for partition in node.led():
+            leaders[partition * width : (partition + 1) * width] = [node.port] * width
+    return tuple(leaders)
+
+
+@pytest.mark.skipif(cluster.ETCD is None, reason="apt-get install etcd-server")
+def test_nodes_know_who_leads_what_they_do_not_hold(flux_binary, tmp_path):
+    """Five nodes, three replicas: each node holds only some partitions and knows all leaders, at rest and
+    after one was killed."""
+    with cluster.Cluster(tmp_path, count=5, binary=flux_binary, fsync="no", workers=2) as made:
+
+        def agreed():
+            expected = ((cluster.SLOTS, 0, 0), leaders_by_admin(made))
+            return None not in expected[1] and all(seen == expected for seen in answers_of_all(made))
+
+        servers.wait_until(agreed, "all nodes know all leaders", 60, 0.2)
+        made.nodes[2].kill()
+        servers.wait_until(agreed, "the four that are left know all leaders", 30, 0.2)
+        port = made.nodes[0].port
+        code, text = run_tool("redis-cli", "--cluster", "check", f"127.0.0.1:{port}")
+        assert "All 16384 slots covered" in text, (code, text)
+        assert "Nodes don't agree" not in text, text

@@ -168,4 +168,6 @@ pub enum Error {
     AnswerGone,
     #[error("the node is stopping")]
     Stopping,
+    #[error("no leader of partition {partition} was found within {} s", *waited_ms as f64 / 1000.0)]
+    NoLeader { partition: u16, waited_ms: u64 },
 }

@@ -19,6 +19,10 @@ use crate::shared::Shared;
 /// Set once the node serves.
 type Node = Arc<OnceLock<Arc<Shared>>>;
 
+/// What is answered where there is nothing; by it `flux admin` knows a node from other servers.
+pub(crate) const UNKNOWN_PATH: &str =
+    "there is /health, /ready and /metrics, and in a cluster /cluster\n";
+
 /// A node that serves or will.
 #[derive(Clone, Debug)]
 struct Starting {
@@ -42,8 +46,9 @@ pub(crate) async fn serve(
 ) {
     let state = Starting { node, waiting };
     let starting = state.clone();
+    let unknown = async || (StatusCode::NOT_FOUND, UNKNOWN_PATH);
     let others = async move |request: Request| match routes.get() {
-        Some(routes) => routes.clone().oneshot(request).await.into_response(),
+        Some(routes) => routes.clone().fallback(unknown).oneshot(request).await.into_response(),
         None => {
             let error = format!("the node is starting: {}", starting.what());
             let body = axum::Json(serde_json::json!({ "error": error }));

@@ -20,7 +20,7 @@ pub(crate) fn code_of(error: &Error) -> Code {
         Error::Overloaded => Code::Overloaded,
         Error::DiskFull => Code::DiskFull,
         Error::LogFailed(_) => Code::LogFailed,
-        Error::NotLeader => Code::NotLeader,
+        Error::NotLeader | Error::NoLeader { .. } => Code::NotLeader,
         Error::OutcomeUnknown | Error::AnswerGone => Code::OutcomeUnknown,
         Error::Stopping => Code::Stopping,
     }

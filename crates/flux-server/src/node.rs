@@ -10,6 +10,7 @@ use flux_core::PartitionId;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::cluster::{ClusterError, Control, Listening, Registry, Waiting};
 use crate::config::Settings;
@@ -133,13 +134,9 @@ impl Node {
         let ready = Arc::new(std::sync::OnceLock::new());
         let routes = Arc::new(std::sync::OnceLock::new());
         let waiting = Waiting::default();
-        tasks.spawn(admin::serve(
-            admin,
-            Arc::clone(&ready),
-            waiting.clone(),
-            Arc::clone(&routes),
-            stopping.clone(),
-        ));
+        let (known, routing) = (Arc::clone(&ready), Arc::clone(&routes));
+        let answering = admin::serve(admin, known, waiting.clone(), routing, stopping.clone());
+        tasks.spawn(answering.in_current_span());
         let refusing = refuse_while(&waiting, &data).map_err(StartError::Worker)?;
 
         let (control, workers) = loop {
@@ -164,7 +161,8 @@ impl Node {
         if let Some(control) = &control {
             served = served.merge(crate::cluster::routes(control.handle()));
             control.attach(Arc::new(Replicas::new(Arc::clone(&shared))));
-            tasks.spawn(joining::follow(Arc::clone(&shared), control.topology()));
+            let follow = joining::follow(Arc::clone(&shared), control.topology());
+            tasks.spawn(follow.in_current_span());
             if let Some(peer) = peer.take() {
                 workers.listen_to_peers(peer);
             }
@@ -176,7 +174,7 @@ impl Node {
             address: addresses.grpc,
             source,
         })?;
-        tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping));
+        tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping).in_current_span());
         Ok(Node { shared, addresses, workers, control, waiting, tasks, stop })
     }
 
@@ -269,7 +267,9 @@ async fn start_workers(
     let (control, membership) = joined.unzip();
     let owned = settings.clone();
     // Recovery is long and blocks: not for the runtime's own threads.
-    let start = move || Workers::start(&owned, directory, addresses.data, membership.as_ref());
+    let span = tracing::Span::current();
+    let begin = move || Workers::start(&owned, directory, addresses.data, membership.as_ref());
+    let start = move || span.in_scope(begin);
     let started = tokio::task::spawn_blocking(start).await;
     match started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(workers) => Ok((control, workers)),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -27,16 +27,29 @@ pub(crate) struct PartitionView {
     pub(crate) table: Arc<Table>,
     /// What the replica of this node is in its group.
     pub(crate) standing: Arc<View>,
-    /// The node that last answered for the partition, where this node has no replica that would know who
-    /// leads; 0 for none.
-    pub(crate) answered_by: AtomicU32,
+    /// The other node that says to lead it, for where this node has no replica that would know.
+    pub(crate) claim: Mutex<Option<Claim>>,
+}
+
+/// A node says that it leads a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) node: NodeId,
+    pub(crate) term: u64,
 }
 
 impl PartitionView {
-    /// The node that last answered for the partition.
-    pub(crate) fn hint(&self) -> Option<NodeId> {
-        let node = self.answered_by.load(Ordering::Relaxed);
-        (node != 0).then_some(NodeId(node))
+    /// Another node says that it leads the partition. One of a later term knows better.
+    pub(crate) fn claim(&self, claim: Claim) {
+        let mut known = self.claim.lock();
+        if known.is_none_or(|known| known.node == claim.node || known.term < claim.term) {
+            *known = Some(claim);
+        }
+    }
+
+    /// Forgets who says to lead the partition, if it is like that.
+    pub(crate) fn void_claims(&self, like: impl Fn(&Claim) -> bool) {
+        self.claim.lock().take_if(|claim| like(claim));
     }
 
     /// What `look` finds, which asks the standing first and then the table; `None` if the replica left
@@ -199,8 +212,8 @@ mod tests {
 
     fn view() -> PartitionView {
         let table = Table::new(TableOptions { hash_seed: 1, shards: 2 }, Memory::new(0));
-        let (standing, answered_by) = (Arc::default(), AtomicU32::new(0));
-        PartitionView { table: Arc::new(table), standing, answered_by }
+        let (standing, claim) = (Arc::default(), Mutex::default());
+        PartitionView { table: Arc::new(table), standing, claim }
     }
 
     #[test]
@@ -215,5 +228,24 @@ mod tests {
             Some("absent")
         });
         assert_eq!(read, None);
+    }
+
+    #[test]
+    fn of_two_nodes_that_claim_a_partition_the_later_term_counts() {
+        let view = view();
+        let known = || view.claim.lock().map(|claim| (claim.node.0, claim.term));
+        let claim = |node, term| view.claim(Claim { node: NodeId(node), term });
+        claim(1, 5);
+        claim(2, 4);
+        claim(3, 5);
+        assert_eq!(known(), Some((1, 5)), "not an older one, nor one of the same term");
+        claim(2, 6);
+        assert_eq!(known(), Some((2, 6)));
+        view.void_claims(|claim| claim.node == NodeId(1));
+        assert_eq!(known(), Some((2, 6)), "of another node");
+        view.void_claims(|claim| claim.term <= 6);
+        assert_eq!(known(), None);
+        claim(1, 5);
+        assert_eq!(known(), Some((1, 5)));
     }
 }

@@ -15,7 +15,10 @@ impl Shared {
         let view = &self.views[usize::from(partition.0)];
         match view.standing.leader() {
             // One that has given its replica away knows no better, and might name this node in turn.
-            0 => view.hint().filter(|node| seat.topology.read_recursive().places(partition, *node)),
+            0 => {
+                let claimed = view.claim.lock().map(|claim| claim.node);
+                claimed.filter(|node| seat.topology.read_recursive().places(partition, *node))
+            }
             known => Some(ReplicaId::from_u64(known).node()),
         }
     }

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use flux_core::{PartitionId, Partitions};
 use flux_log::{Disk, LogError, LogOptions};
 use mio::Poll;
 use mio::net::TcpListener;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 
 use crate::clock;
@@ -146,7 +146,7 @@ impl Workers {
         let view = |_| PartitionView {
             table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
             standing: Arc::default(),
-            answered_by: AtomicU32::new(0),
+            claim: Mutex::default(),
         };
         let views: Vec<PartitionView> = partitions.iter().map(view).collect();
         let snapshots = Snapshots::find(&directory)?;
@@ -204,7 +204,9 @@ impl Workers {
         let mut threads = Vec::new();
         for (id, worker) in workers.into_iter().enumerate() {
             let name = format!("flux-worker-{id}");
-            let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+            let span = tracing::Span::current();
+            let run = move || span.in_scope(|| worker.run());
+            let thread = std::thread::Builder::new().name(name).spawn(run);
             threads.push(thread.map_err(StartError::Worker)?);
         }
         drop(started);
@@ -326,7 +328,9 @@ fn recover(
 ) -> Result<Vec<Recovered>, StartError> {
     let begun = Instant::now();
     let count = directory.description.workers;
+    let span = tracing::Span::current();
     let recover = |worker: u16| {
+        let _in_span = span.enter();
         let own = beginnings.iter().filter(|one| one.partition.0 % count == worker);
         let own: Vec<Beginning> = own.cloned().collect();
         recovery::recover(directory, worker, &own, options.clone(), snapshots)

@@ -34,6 +34,8 @@ Examples:
 
 /// The node asks all others before it answers, and gives each of them two seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// The most partitions that there can be.
+const SLOTS: u16 = 16_384;
 
 /// The arguments of `flux admin`.
 #[derive(Clone, Debug, clap::Args)]
@@ -77,6 +79,7 @@ enum Command {
     /// Move one replica of a partition to another node
     Move {
         /// The partition
+        #[arg(value_parser = partition)]
         partition: u16,
         /// The node that has the replica
         from: String,
@@ -86,6 +89,7 @@ enum Command {
     /// Have another node lead a partition
     Transfer {
         /// The partition
+        #[arg(value_parser = partition)]
         partition: u16,
         /// The node that is to lead it
         node: String,
@@ -124,9 +128,37 @@ enum Command {
 /// Asks the node and prints what it says.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let text = runtime.block_on(answer(args))?;
+    let text = runtime.block_on(answer(args)).map_err(|error| advised(error, &args.addr))?;
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what to try where the address is the wrong one.
+fn advised(error: anyhow::Error, address: &str) -> anyhow::Error {
+    let call = error.chain().find_map(|cause| cause.downcast_ref::<CallError>());
+    let advice = match call {
+        Some(CallError::Unreachable { address: asked, .. }) if asked == address => {
+            "does the node run?"
+        }
+        Some(CallError::Foreign { address: asked, .. }) if asked == address => {
+            "other ports of a node and that of the gateway do not answer such questions."
+        }
+        _ => return error,
+    };
+    anyhow::anyhow!(
+        "{error:#}; {advice} --addr wants the admin_addr of a node, 127.0.0.1:7380 where it is not set"
+    )
+}
+
+/// A partition, as a person gives it.
+fn partition(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| *number < SLOTS);
+    number.ok_or_else(|| format!("a partition is a number, from 0 to {} at most", SLOTS - 1))
+}
+
+/// A count with its noun.
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// A node to ask, and how to show its answers.
@@ -236,7 +268,8 @@ fn status(status: &ClusterStatus) -> String {
     };
     line("nodes", format!("{} alive{away}{draining}", status.nodes_alive));
     let ClusterStatus { partitions, partitions_led: led, .. } = status;
-    let mut text = format!("{partitions}, {} replicas each", status.replication_factor);
+    let replicas = counted(status.replication_factor.into(), "replica");
+    let mut text = format!("{partitions}, {replicas} each");
     for (count, what) in [
         (partitions - led, "without a leader"),
         (status.partitions_under_replicated, "under-replicated"),
@@ -247,7 +280,7 @@ fn status(status: &ClusterStatus) -> String {
         }
     }
     line("partitions", text);
-    line("keys", status.keys.to_string());
+    line("keys", table::known(status.keys));
     line(
         "registry",
         match status.registry_away_s {
@@ -279,17 +312,20 @@ fn nodes(nodes: &[NodeReport]) -> String {
             node.node.to_string(),
             state,
             if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() },
-            node.replicas.to_string(),
-            node.leads.to_string(),
-            node.keys.to_string(),
-            table::size(node.bytes),
+            table::known(node.replicas),
+            node.placed.to_string(),
+            table::known(node.leads),
+            table::known(node.keys),
+            table::known(node.bytes.map(table::size)),
             node.data_addr.to_string(),
             node.admin_addr.to_string(),
             node.version.clone(),
         ]
     };
-    let columns =
-        ["NODE", "STATE", "ZONE", "REPLICAS", "LEADS", "KEYS", "SIZE", "DATA", "ADMIN", "VERSION"];
+    let columns = [
+        "NODE", "STATE", "ZONE", "REPLICAS", "PLACED", "LEADS", "KEYS", "SIZE", "DATA", "ADMIN",
+        "VERSION",
+    ];
     table::lay_out(&columns, nodes.iter().map(row))
 }
 
@@ -308,10 +344,10 @@ fn partitions(partitions: &[PartitionReport]) -> String {
             report.partition.to_string(),
             state.as_str().expect("a name").to_owned(),
             report.leader.map_or("-".to_owned(), |node| node.to_string()),
-            report.term.to_string(),
-            report.revision.to_string(),
-            report.keys.to_string(),
-            table::size(report.bytes),
+            table::known(report.term),
+            table::known(report.revision),
+            table::known(report.keys),
+            table::known(report.bytes.map(table::size)),
             names.join(" "),
             if arrives.is_empty() { "-".to_owned() } else { arrives.join(" ") },
         ]

@@ -18,6 +18,7 @@ use flux_server::{
     config::{Role, Settings, most_partitions},
 };
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 /// The most nodes of one process.
 pub const MAX_NODES: u16 = 32;
@@ -97,10 +98,13 @@ pub async fn start(data_dir: &Path, nodes: &[Settings]) -> anyhow::Result<Vec<No
     let mut starting = JoinSet::new();
     for (number, settings) in (1..).zip(nodes) {
         let (settings, registry) = (settings.clone(), Arc::clone(&registry));
-        starting.spawn(async move {
+        // Lines of the log say which node speaks, whatever the level that is shown.
+        let span = tracing::error_span!("node", number);
+        let start = async move {
             let started = Node::start_in(&settings, || Some(registry.attach())).await;
             (number, started.with_context(|| format!("node {number}")))
-        });
+        };
+        starting.spawn(start.instrument(span));
     }
     let mut started = BTreeMap::new();
     while let Some(ended) = starting.join_next().await {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     path::Path,
     process::{Command, Output},
 };
@@ -99,5 +100,47 @@ fn admin_says_that_nobody_answers() {
     assert_eq!(output.status.code(), Some(1));
     let complaint = format!("flux: cannot reach the admin port {address}");
     assert!(stderr(&output).starts_with(&complaint), "{}", stderr(&output));
+    let advice = "--addr wants the admin_addr of a node, 127.0.0.1:7380";
+    assert!(stderr(&output).contains(advice), "{}", stderr(&output));
     assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn admin_says_that_it_has_reached_another_port() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // As RESP, gRPC and the gateway do.
+    let answers = [
+        "-ERR what is that\r\n",
+        "\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0",
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno",
+    ];
+    for answer in answers {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound listener").to_string();
+        let other = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut asked = [0; 16];
+            stream.read_exact(&mut asked).expect("a question");
+            stream.write_all(answer.as_bytes()).expect("answered");
+        });
+        let output = flux(folder.path(), &[], &["admin", "status", "--addr", &address]);
+        other.join().expect("it answered");
+        assert_eq!(output.status.code(), Some(1));
+        let complaint =
+            format!("flux: what answers at {address} is not the admin port of a node: ");
+        assert!(stderr(&output).starts_with(&complaint), "{}", stderr(&output));
+        let advice = "--addr wants the admin_addr of a node, 127.0.0.1:7380";
+        assert!(stderr(&output).contains(advice), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn admin_says_what_a_partition_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for wrong in ["abc", "16384"] {
+        let output = flux(folder.path(), &[], &["admin", "move", wrong, "a", "b"]);
+        assert_eq!(output.status.code(), Some(2));
+        let complaint = "a partition is a number, from 0 to 16383 at most";
+        assert!(stderr(&output).contains(complaint), "{}", stderr(&output));
+    }
 }

@@ -162,7 +162,8 @@ fn error_code(error: &Error) -> Option<(u8, Option<usize>)> {
         | Error::NotLeader
         | Error::OutcomeUnknown
         | Error::AnswerGone
-        | Error::Stopping => return None,
+        | Error::Stopping
+        | Error::NoLeader { .. } => return None,
     })
 }
 

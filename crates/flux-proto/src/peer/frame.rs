@@ -1,5 +1,7 @@
 //! Frames: where one ends, what kind it is, and its fields.
 
+use std::fmt;
+
 use bytes::BufMut;
 
 use super::{LENGTH_BYTES, MAX_FRAME_BYTES};
@@ -7,6 +9,9 @@ use crate::native::{BodyError, Reader, put_bytes};
 
 /// The longest text, in bytes.
 const TEXT_LIMIT: usize = 512;
+
+/// A partition and its term in a frame that says what is led.
+const LED_BYTES: usize = 10;
 
 /// Bit of a request's flags: any replica may answer the read from what it has applied.
 const STALE: u8 = 1;
@@ -24,6 +29,7 @@ mod kind {
     pub(super) const ASLEEP: u8 = 20;
     pub(super) const WAKE: u8 = 21;
     pub(super) const GONE: u8 = 22;
+    pub(super) const LEADS: u8 = 23;
     pub(super) const REQUEST: u8 = 32;
     pub(super) const RESPONSE: u8 = 33;
     pub(super) const OFFER: u8 = 48;
@@ -101,6 +107,15 @@ pub enum Frame<'a> {
         /// The replica.
         replica: u64,
     },
+    /// What a worker of the sender leads now. Of its partitions it leads no others.
+    Leads {
+        /// The worker. Its partitions are those whose number, modulo `workers`, is this.
+        worker: u16,
+        /// How many workers the sender has; at least 1.
+        workers: u16,
+        /// The partitions that it leads, each with its term.
+        led: Led<'a>,
+    },
     /// A command that another node should carry out.
     Request(Request<'a>),
     /// Answers a request.
@@ -140,6 +155,30 @@ pub enum Frame<'a> {
         /// What is wrong, for a person to read.
         text: &'a str,
     },
+}
+
+/// Partitions with the terms in which they are led, as they are on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Led<'a>(&'a [u8]);
+
+impl<'a> Led<'a> {
+    /// Partitions and terms of such bytes; `None` if they end within one.
+    pub fn new(bytes: &'a [u8]) -> Option<Led<'a>> {
+        bytes.len().is_multiple_of(LED_BYTES).then_some(Led(bytes))
+    }
+
+    /// Appends a partition and its term to bytes that a `Led` is to be made of.
+    pub fn put(out: &mut Vec<u8>, partition: u16, term: u64) {
+        out.put_u16_le(partition);
+        out.put_u64_le(term);
+    }
+
+    /// The partitions with their terms, as the sender put them.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + 'a {
+        self.0.as_chunks::<LED_BYTES>().0.iter().map(|&[low, high, term @ ..]| {
+            (u16::from_le_bytes([low, high]), u64::from_le_bytes(term))
+        })
+    }
 }
 
 /// A command that another node should carry out.
@@ -193,6 +232,19 @@ pub enum Refusal {
     Malformed = 5,
     /// There are too many connections.
     Busy = 6,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Version => "as there is no version of the protocol in common",
+            Refusal::Cluster => "as the nodes are of different clusters",
+            Refusal::OtherNode => "as another node has the address now",
+            Refusal::SameNode => "as both nodes have the same id",
+            Refusal::Malformed => "as it does not understand the hello",
+            Refusal::Busy => "as it has too many connections",
+        })
+    }
 }
 
 impl Refusal {
@@ -314,6 +366,7 @@ fn decode_body(kind: u8, mut reader: Reader<'_>) -> Result<Option<Frame<'_>>, Bo
         kind::GONE => {
             Frame::Gone { partition: reader.u16("partition")?, replica: reader.u64("replica")? }
         }
+        kind::LEADS => decode_leads(&mut reader)?,
         kind::REQUEST => Frame::Request(decode_request(&mut reader)?),
         kind::RESPONSE => Frame::Response { id: reader.u64("id")?, payload: reader.remainder() },
         kind::OFFER => Frame::Offer(SnapshotOffer {
@@ -347,6 +400,15 @@ fn text<'a>(reader: &mut Reader<'a>) -> Result<&'a str, BodyError> {
         return Err(BodyError::TooMany { field: "text", count, limit });
     }
     Ok(text)
+}
+
+fn decode_leads<'a>(reader: &mut Reader<'a>) -> Result<Frame<'a>, BodyError> {
+    let (worker, workers) = (reader.u16("worker")?, reader.u16("workers")?);
+    if worker >= workers {
+        return Err(BodyError::Invalid { field: "worker", value: worker.into() });
+    }
+    let led = Led::new(reader.remainder()).ok_or(BodyError::Truncated { field: "led" })?;
+    Ok(Frame::Leads { worker, workers, led })
 }
 
 fn decode_request<'a>(reader: &mut Reader<'a>) -> Result<Request<'a>, BodyError> {
@@ -422,6 +484,11 @@ fn put_body(out: &mut Vec<u8>, frame: &Frame<'_>) {
             out.put_u16_le(partition);
             out.put_u64_le(term);
         }
+        Frame::Leads { worker, workers, led } => {
+            out.put_u16_le(worker);
+            out.put_u16_le(workers);
+            out.extend_from_slice(led.0);
+        }
         Frame::Request(request) => put_request(out, &request),
         Frame::Response { id, payload } => {
             out.put_u64_le(id);
@@ -460,6 +527,7 @@ fn kind_of(frame: &Frame<'_>) -> u8 {
         Frame::Asleep { .. } => kind::ASLEEP,
         Frame::Wake { .. } => kind::WAKE,
         Frame::Gone { .. } => kind::GONE,
+        Frame::Leads { .. } => kind::LEADS,
         Frame::Request(_) => kind::REQUEST,
         Frame::Response { .. } => kind::RESPONSE,
         Frame::Offer(_) => kind::OFFER,

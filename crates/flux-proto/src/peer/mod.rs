@@ -15,7 +15,7 @@ mod hello;
 mod tests;
 
 pub use frame::{
-    Failure, Frame, FrameError, FrameTooLarge, Once, Refusal, Request, SnapshotOffer, decode,
+    Failure, Frame, FrameError, FrameTooLarge, Led, Once, Refusal, Request, SnapshotOffer, decode,
     encode, encode_with,
 };
 pub use hello::{

@@ -91,6 +91,15 @@ fn golden_frames() {
     assert_eq!(bytes_of(&wake), b"\x0b\0\0\0\x15\x01\0\x02\0\0\0\0\0\0\0");
     let gone = Frame::Gone { partition: 1, replica: 2 };
     assert_eq!(bytes_of(&gone), b"\x0b\0\0\0\x16\x01\0\x02\0\0\0\0\0\0\0");
+    let mut led = Vec::new();
+    Led::put(&mut led, 5, 6);
+    Led::put(&mut led, 9, 7);
+    let led = Led::new(&led).unwrap();
+    assert_eq!(led.iter().collect::<Vec<_>>(), [(5, 6), (9, 7)]);
+    assert_eq!(
+        bytes_of(&Frame::Leads { worker: 1, workers: 4, led }),
+        b"\x19\0\0\0\x17\x01\0\x04\0\x05\0\x06\0\0\0\0\0\0\0\x09\0\x07\0\0\0\0\0\0\0",
+    );
     assert_eq!(bytes_of(&Frame::BeatReply { sent_us: 258 }), raw(18, b"\x02\x01\0\0\0\0\0\0"));
     let request = Request {
         id: 1,
@@ -173,6 +182,12 @@ fn bad_frames_name_their_fault() {
     request[14] = 2;
     let once = BodyError::Truncated { field: "once" };
     assert_eq!(decode(&raw(32, &request)), malformed(32, once));
+    for workers in [0, 1] {
+        let worker = BodyError::Invalid { field: "worker", value: 1 };
+        assert_eq!(decode(&raw(23, &[1, 0, workers, 0])), malformed(23, worker));
+    }
+    let led = BodyError::Truncated { field: "led" };
+    assert_eq!(decode(&raw(23, &[0, 0, 1, 0, 5, 0, 6])), malformed(23, led));
     let mut long = vec![1];
     crate::native::put_bytes(&mut long, &[b'x'; 513]);
     let too_long = BodyError::TooMany { field: "text", count: 513, limit: 512 };
@@ -235,7 +250,7 @@ struct Parts {
 fn parts() -> impl Strategy<Value = Parts> {
     let bytes = vec(any::<u8>(), 0..60);
     (
-        0..15_usize,
+        0..17_usize,
         any::<[u64; 6]>(),
         any::<(u16, u8, u32)>(),
         any::<(bool, bool)>(),
@@ -287,6 +302,13 @@ impl Parts {
             11 => Frame::Accept { from_chunk: one, crc: half },
             12 => Frame::Chunk { number: one, crc: half, bytes },
             13 => Frame::Done { chunks: one },
+            14 => Frame::Gone { partition, replica: one },
+            15 => {
+                let whole = bytes.len() - bytes.len() % 10;
+                let led = Led::new(&bytes[..whole]).expect("whole ones");
+                let workers = u16::from(reason) + 1;
+                Frame::Leads { worker: partition % workers, workers, led }
+            }
             _ => Frame::Failed { reason, text },
         }
     }

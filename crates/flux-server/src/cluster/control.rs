@@ -10,6 +10,7 @@ use flux_core::placement::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::data_plane::{DataPlane, NodePartitions};
 use super::http::{Client, Peers};
@@ -110,8 +111,8 @@ impl Control {
         });
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(Arc::clone(&core), stopping.clone()));
-        tasks.spawn(controller::run(Arc::clone(&core), stopping));
+        tasks.spawn(follow(Arc::clone(&core), stopping.clone()).in_current_span());
+        tasks.spawn(controller::run(Arc::clone(&core), stopping).in_current_span());
         core.registry.campaign(true);
         Ok(Control { core, tasks, stop })
     }

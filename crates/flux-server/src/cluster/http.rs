@@ -2,6 +2,7 @@
 //!
 //! Nodes ask through [`Peers`], so that a whole cluster runs without sockets in the tests.
 
+use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -85,7 +86,7 @@ fn read<T: DeserializeOwned>(address: &str, body: &[u8]) -> Result<T, CallError>
 
 /// What an answer says that is not as it should be.
 pub(super) fn refusal(address: &str, path: &str, status: StatusCode, body: &[u8]) -> CallError {
-    if status == StatusCode::NOT_FOUND {
+    if status == StatusCode::NOT_FOUND && body == crate::admin::UNKNOWN_PATH.as_bytes() {
         let message =
             format!("the node at {address} is not part of a cluster: it answers {path} with 404");
         return CallError::Refused { message };
@@ -123,7 +124,7 @@ pub enum CallError {
         message: String,
     },
     /// What it answered is not what was asked for.
-    #[error("{address} does not answer as a Flux-KV admin port: {reason}")]
+    #[error("what answers at {address} is not the admin port of a node: {reason}")]
     Foreign {
         /// The address.
         address: String,
@@ -204,7 +205,18 @@ impl Client {
             .map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
             let response = self.inner.request(request).await.map_err(|error| {
-                unreachable(std::error::Error::source(&error).unwrap_or(&error).to_string())
+                let mut last: &dyn Error = &error;
+                while let Some(cause) = last.source() {
+                    last = cause;
+                }
+                let (lost, last) = (last.is::<std::io::Error>(), last.to_string());
+                let hyper = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
+                match hyper {
+                    Some(hyper) if !lost && !hyper.is_incomplete_message() => {
+                        foreign(format!("no HTTP/1 there ({last})"))
+                    }
+                    _ => unreachable(last),
+                }
             })?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
@@ -239,6 +251,10 @@ mod tests {
             .route("/echo", routing::post(echoes))
             .route("/refuse", routing::get(refuses))
             .route("/text", routing::get(async || "words"))
+            .route(
+                "/alone",
+                routing::get(async || (StatusCode::NOT_FOUND, crate::admin::UNKNOWN_PATH)),
+            )
             .route("/hang", routing::get(hangs));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -251,8 +267,9 @@ mod tests {
             client.get::<u64>(address, path, timeout).await.expect_err("refused").to_string()
         };
         assert_eq!(get("/refuse", TIMEOUT).await, "not today");
-        assert!(get("/text", TIMEOUT).await.contains("does not answer as a Flux-KV admin port"));
-        assert!(get("/none", TIMEOUT).await.contains("is not part of a cluster"));
+        assert!(get("/text", TIMEOUT).await.contains("is not the admin port of a node"));
+        assert!(get("/none", TIMEOUT).await.contains("is not the admin port of a node"));
+        assert!(get("/alone", TIMEOUT).await.contains("is not part of a cluster"));
         let late = get("/hang", Duration::from_millis(50)).await;
         assert!(late.ends_with("no answer within 50 ms"), "{late}");
         server.abort();

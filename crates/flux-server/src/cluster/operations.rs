@@ -13,7 +13,7 @@ use super::data_plane::LocalPartition;
 use super::http::{self, CallError};
 use super::registry::{Placement, RegistryError};
 use super::report::{self, is_settled};
-use super::topology::{Topology, Trouble};
+use super::topology::{Member, Topology, Trouble};
 
 /// Others may change the map at the same time; each of them loses at most so often.
 const ATTEMPTS: usize = 10;
@@ -129,7 +129,11 @@ impl Core {
 
     pub(super) async fn drain(&self, request: &NodeRequest) -> Result<Done, Refusal> {
         let node = self.named(&request.node)?;
+        let topology = Arc::clone(&self.topology.borrow());
         self.change_map(|map| {
+            if !map.draining.contains(&node) {
+                has_room_without(map, &topology, node)?;
+            }
             map.draining.insert(node);
             Ok(())
         })
@@ -161,6 +165,12 @@ impl Core {
     ) -> Result<Done, Refusal> {
         let (from, to) = (self.named(&request.from)?, self.named(&request.to)?);
         let partition = request.partition;
+        if from == to {
+            return Err(Refusal::Wrong(format!(
+                "FROM and TO are both {from}: give the node that has the replica, and then one that has none \
+                 of partition {partition}"
+            )));
+        }
         let topology = Arc::clone(&self.topology.borrow());
         if !topology.members.get(&to).is_some_and(|member| member.alive) {
             return Err(Refusal::Wrong(format!("{to} is away")));
@@ -239,6 +249,7 @@ impl Core {
 
     /// Has the controller look at once.
     pub(super) async fn rebalance(&self, request: &RebalanceRequest) -> Result<Done, Refusal> {
+        self.needs_registry()?;
         let topology = Arc::clone(&self.topology.borrow());
         let Some(controller) = topology.controller else {
             return Err(Refusal::Wrong("no node is the cluster's controller now".to_owned()));
@@ -266,6 +277,7 @@ impl Core {
         let Some(known) = topology.placement() else {
             return Err(Refusal::Wrong("this node knows no placement map".to_owned()));
         };
+        self.needs_registry()?;
         let over = match &*self.trouble.borrow() {
             Some(Trouble::Wiped) => None,
             Some(Trouble::OlderMap { epoch, .. }) => Some(*epoch),
@@ -282,6 +294,17 @@ impl Core {
         }
         tracing::info!(epoch, "the placement map was put back into the registry");
         Ok(Done { message: format!("the registry has the placement map again, as epoch {epoch}") })
+    }
+
+    /// What cannot be done, or known, while the registry is out of touch is refused.
+    fn needs_registry(&self) -> Result<(), Refusal> {
+        match &*self.trouble.borrow() {
+            Some(away @ Trouble::Away(_)) => {
+                let away = away.advice(&self.setup.settings);
+                Err(Refusal::Wrong(format!("{away}: nothing is moved or put back until it does")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The node that a name stands for.
@@ -309,6 +332,25 @@ impl Core {
 
 fn no_partition(partition: u16, count: u16) -> Refusal {
     Refusal::Wrong(format!("there is no partition {partition}: they are 0 to {}", count.max(1) - 1))
+}
+
+/// Whether enough nodes are left to take what is on a node that is to be emptied.
+fn has_room_without(map: &PlacementMap, topology: &Topology, node: NodeId) -> Result<(), Refusal> {
+    let takes = |(other, member): &(&NodeId, &Member)| {
+        **other != node && member.alive && !map.draining.contains(*other)
+    };
+    let left = topology.members.iter().filter(takes).count();
+    let needed = usize::from(map.replication_factor);
+    if left >= needed {
+        return Ok(());
+    }
+    let missing = needed - left;
+    let nodes = if missing == 1 { "node" } else { "nodes" };
+    Err(Refusal::Wrong(format!(
+        "{node} cannot be emptied: its replicas need {needed} other nodes that are alive and not draining \
+         (replication_factor), and there would be {left}. Start {missing} more {nodes} first, or `flux admin \
+         undrain` one"
+    )))
 }
 
 /// Puts a new replica on one node into the place of that on another, if the partition's leader says that

@@ -52,8 +52,8 @@ pub struct ClusterStatus {
     pub partitions_under_replicated: usize,
     /// Those that are on their way to other nodes.
     pub partitions_moving: usize,
-    /// Keys held.
-    pub keys: u64,
+    /// Keys held; none while a partition has no leader, which alone could count its keys.
+    pub keys: Option<u64>,
 }
 
 /// One of the answers to `GET /cluster/nodes`.
@@ -83,16 +83,16 @@ pub struct NodeReport {
     pub grpc_addr: SocketAddr,
     /// HTTP for administration.
     pub admin_addr: SocketAddr,
-    /// The replicas that it has.
-    pub replicas: usize,
+    /// The replicas that it has; not known, as the other figures of what it has, if it does not answer.
+    pub replicas: Option<usize>,
     /// The partitions that it leads.
-    pub leads: usize,
-    /// The replicas that it is to have.
+    pub leads: Option<usize>,
+    /// The replicas that it is to have, by the placement map.
     pub placed: usize,
     /// Keys in its replicas.
-    pub keys: u64,
+    pub keys: Option<u64>,
     /// Memory of keys and values.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
 }
 
 /// One of the answers to `GET /cluster/partitions?all`.
@@ -104,16 +104,16 @@ pub struct PartitionReport {
     pub state: PartitionState,
     /// The node that leads it.
     pub leader: Option<NodeId>,
-    /// The leader's term.
-    pub term: u64,
+    /// The leader's term; not known, as the other figures that the leader has, while there is none.
+    pub term: Option<u64>,
     /// The last index that the leader knows to be committed.
-    pub commit: u64,
+    pub commit: Option<u64>,
     /// The leader's last revision.
-    pub revision: u64,
+    pub revision: Option<u64>,
     /// Keys, as the leader counts.
-    pub keys: u64,
+    pub keys: Option<u64>,
     /// Memory of keys and values, as the leader counts.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
     /// Its replicas, as far as their nodes say so.
     pub replicas: Vec<ReplicaReport>,
     /// The nodes that it is to be on, the one that should lead first.
@@ -232,11 +232,11 @@ pub(super) fn partitions(map: &PlacementMap, answers: &Answers) -> Vec<Partition
             partition,
             state,
             leader: leader.map(|leader| leader.replica.node()),
-            term: leader.map_or(0, |leader| leader.term),
-            commit: leader.map_or(0, |leader| leader.commit),
-            revision: leader.map_or(0, |leader| leader.revision),
-            keys: leader.map_or(0, |leader| leader.keys),
-            bytes: leader.map_or(0, |leader| leader.bytes),
+            term: leader.map(|leader| leader.term),
+            commit: leader.map(|leader| leader.commit),
+            revision: leader.map(|leader| leader.revision),
+            keys: leader.map(|leader| leader.keys),
+            bytes: leader.map(|leader| leader.bytes),
             replicas,
             target: target.iter().map(|replica| replica.node()).collect(),
         }
@@ -248,9 +248,10 @@ pub(super) fn partitions(map: &PlacementMap, answers: &Answers) -> Vec<Partition
 pub(super) fn nodes(topology: &Topology, answers: &Answers) -> Vec<NodeReport> {
     let report = |(node, member): (&NodeId, &Member)| {
         let registration = &member.registration;
-        let answer = answers.get(node);
-        let local = answer.map_or(&[][..], |answer| &answer.partitions);
-        let leads = local.iter().filter(|local| local.role == PartitionRole::Leader).count();
+        let local = answers.get(node).map(|answer| &answer.partitions);
+        let leads = |local: &Vec<LocalPartition>| {
+            local.iter().filter(|local| local.role == PartitionRole::Leader).count()
+        };
         let map = topology.map.as_deref();
         let targets = map.map_or(&[][..], |map| &map.targets);
         let placed = targets.iter().flatten().filter(|replica| replica.node() == *node).count();
@@ -258,7 +259,7 @@ pub(super) fn nodes(topology: &Topology, answers: &Answers) -> Vec<NodeReport> {
             node: *node,
             alive: member.alive,
             away_s: member.away_since.map(seconds),
-            answers: answer.is_some(),
+            answers: local.is_some(),
             draining: map.is_some_and(|map| map.draining.contains(node)),
             controller: topology.controller == Some(*node),
             zone: registration.zone.clone(),
@@ -267,11 +268,11 @@ pub(super) fn nodes(topology: &Topology, answers: &Answers) -> Vec<NodeReport> {
             peer_addr: registration.peer_addr,
             grpc_addr: registration.grpc_addr,
             admin_addr: registration.admin_addr,
-            replicas: local.len(),
-            leads,
+            replicas: local.map(Vec::len),
+            leads: local.map(leads),
             placed,
-            keys: local.iter().map(|local| local.keys).sum(),
-            bytes: local.iter().map(|local| local.bytes).sum(),
+            keys: local.map(|local| local.iter().map(|local| local.keys).sum()),
+            bytes: local.map(|local| local.iter().map(|local| local.bytes).sum()),
         }
     };
     topology.members.iter().map(report).collect()

@@ -130,6 +130,8 @@ fn error() -> impl Strategy<Value = Error> {
         Just(Error::NotInteger),
         Just(Error::NotLeader),
         Just(Error::Stopping),
+        any::<(u16, u64)>()
+            .prop_map(|(partition, waited_ms)| Error::NoLeader { partition, waited_ms }),
         any::<usize>().prop_map(Error::KeyTooLong),
         any::<u64>().prop_map(|limit| Error::OutOfMemory { limit }),
         ".{0,20}".prop_map(Error::LogFailed),

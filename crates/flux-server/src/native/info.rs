@@ -64,8 +64,8 @@ fn info_of_cluster(id: u64, shared: &Shared, topology: &Topology, out: &mut Vec<
     respond(out, id, Opcode::Info, &Response::Info(info), None);
 }
 
-/// The node to ask about a partition: its leader, as far as that is known. A node that has no replica of it
-/// hears of no elections, and names the one that should lead: that one knows better.
+/// The node to ask about a partition: its leader, as far as that is known. While nobody says to lead it, a node
+/// that has no replica of it names the one that should: that one hears first.
 pub(super) fn likely_leader(
     shared: &Shared,
     topology: &Topology,

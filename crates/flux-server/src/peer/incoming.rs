@@ -234,6 +234,7 @@ fn is_of_a_link(frame: &Frame<'_>) -> bool {
         | Frame::Asleep { .. }
         | Frame::Wake { .. }
         | Frame::Gone { .. }
+        | Frame::Leads { .. }
         | Frame::Request(_)
         | Frame::Response { .. } => true,
         Frame::Welcome { .. }

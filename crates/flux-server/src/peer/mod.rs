@@ -30,7 +30,7 @@ use slab::Slab;
 pub(crate) use incoming::Source;
 use incoming::{Incoming, Lost, Step};
 use outgoing::{Change, Outgoing};
-use refusals::Refusals;
+use refusals::{Refusals, named};
 
 /// Bytes read from a socket at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -210,7 +210,10 @@ impl Peers {
                 continue;
             }
             if self.places.len() >= self.tokens.len() {
-                tracing::error!(node, "no link to a node: there are too many connections");
+                tracing::error!(
+                    node = named(node),
+                    "no link to a node: there are too many connections"
+                );
                 continue;
             }
             let key = self.places.insert(Place::Outgoing(node));
@@ -396,7 +399,7 @@ impl Peers {
             return self.misplaced.push(Misplaced { worker, stream, input });
         }
         if let Err(error) = link.welcome(self.local.instance) {
-            tracing::debug!(node = hello.from, %error, "a bulk connection was lost");
+            tracing::debug!(node = named(hello.from), %error, "a bulk connection was lost");
             return;
         }
         let Incoming { stream, input, .. } = link;
@@ -417,14 +420,14 @@ impl Peers {
         let older = self.incoming.insert((hello.from, hello.worker), key);
         if let Some(older) = older {
             tracing::debug!(
-                node = hello.from,
+                node = named(hello.from),
                 "a newer connection takes the place of an older one"
             );
             self.remove_incoming(older);
             self.events.push_back(Event::InboundDown { node: hello.from, by_peer: false });
         }
         if let Err(error) = welcomed {
-            tracing::debug!(node = hello.from, %error, "a connection was lost in the handshake");
+            tracing::debug!(node = named(hello.from), %error, "a connection was lost in the handshake");
             self.lose(key, &Lost::Socket(error), now);
         }
     }
@@ -435,7 +438,7 @@ impl Peers {
         let source = link.source.map(|source| source.node);
         match lost {
             Lost::Ended | Lost::Socket(_) => {
-                tracing::debug!(node = source, reason = %lost, "a peer's connection ended");
+                tracing::debug!(node = source.map(named), reason = %lost, "a peer's connection ended");
             }
             Lost::WrongProtocol => {
                 let _ = link.stream.write(WRONG_PROTOCOL);

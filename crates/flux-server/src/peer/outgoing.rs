@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use flux_core::placement::NodeId;
 use flux_proto::peer::{Frame, Hello, Refusal, VERSION, decode, encode_hello};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -50,7 +51,7 @@ enum Cause {
     ConnectTimeout,
     #[error("no answer to the hello within the time limit")]
     AnswerTimeout,
-    #[error("refused with reason {0}: {1}")]
+    #[error("refused, {reason}: {1}", reason = words(*.0))]
     Refused(u8, String),
     #[error("what answers is not a node of this version")]
     BadAnswer,
@@ -269,7 +270,7 @@ impl Outgoing {
             Phase::Greeting(stream, _) => Phase::Up(stream, now),
             other => other,
         };
-        tracing::info!(node = self.node, address = %self.address, "link to a node is up");
+        tracing::info!(node = %NodeId(self.node), address = %self.address, "link to a node is up");
         self.answer = Vec::new();
         self.absent = false;
         self.logged_refusal = None;
@@ -354,7 +355,7 @@ impl Outgoing {
     }
 
     fn log(&mut self, cause: &Cause) {
-        let (node, address) = (self.node, self.address);
+        let (node, address) = (NodeId(self.node), self.address);
         let error: &(dyn std::error::Error + 'static) = cause;
         match cause {
             Cause::Refused(reason, _) if self.logged_refusal != Some(*reason) => {
@@ -365,16 +366,16 @@ impl Outgoing {
                     Some(Refusal::Busy | Refusal::OtherNode)
                 );
                 if passing {
-                    tracing::warn!(node, %address, error, "a node refuses this one");
+                    tracing::warn!(%node, %address, error, "a node refuses this one");
                 } else {
-                    tracing::error!(node, %address, error, "a node refuses this one");
+                    tracing::error!(%node, %address, error, "a node refuses this one");
                 }
             }
-            _ if self.is_up() => tracing::info!(node, %address, error, "link to a node is lost"),
+            _ if self.is_up() => tracing::info!(%node, %address, error, "link to a node is lost"),
             _ if self.failures == 1 => {
-                tracing::info!(node, %address, error, "no link to a node yet; trying on");
+                tracing::info!(%node, %address, error, "no link to a node yet; trying on");
             }
-            _ => tracing::debug!(node, %address, error, "no link to a node"),
+            _ => tracing::debug!(%node, %address, error, "no link to a node"),
         }
     }
 
@@ -414,6 +415,14 @@ impl Outgoing {
     }
 }
 
+/// Why a node refuses, by the number that it gave.
+fn words(reason: u8) -> String {
+    match Refusal::from_number(reason) {
+        Some(reason) => reason.to_string(),
+        None => format!("for a reason that this version does not know ({reason})"),
+    }
+}
+
 /// Reads once; `None` where there is nothing now. The end is a cause to give up.
 fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<Option<usize>, Cause> {
     loop {
@@ -450,6 +459,15 @@ fn next_random(state: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_told_in_words() {
+        let told = Cause::Refused(Refusal::OtherNode as u8, "this is node-00000007".to_owned());
+        let expected = "refused, as another node has the address now: this is node-00000007";
+        assert_eq!(told.to_string(), expected);
+        let later = Cause::Refused(99, "no".to_owned()).to_string();
+        assert_eq!(later, "refused, for a reason that this version does not know (99): no");
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_one_and_differ() {

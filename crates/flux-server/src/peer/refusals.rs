@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use flux_core::placement::NodeId;
 use flux_proto::peer::{Hello, Refusal};
 use mio::net::TcpStream;
+use tracing::field::DisplayValue;
 
 use super::LocalIdentity;
 use super::incoming::Lost;
@@ -51,6 +53,11 @@ pub(super) fn text(reason: Refusal, local: &LocalIdentity) -> String {
     }
 }
 
+/// A node as a field of the log.
+pub(super) fn named(node: u32) -> DisplayValue<NodeId> {
+    tracing::field::display(NodeId(node))
+}
+
 /// Who a line in the log is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
@@ -83,13 +90,14 @@ impl Refusals {
             return;
         }
         let address = address.map(tracing::field::display);
+        let node = from.map(named);
         match reason {
             Refusal::SameNode | Refusal::Cluster => {
-                tracing::error!(node = from, address, text, "refused a peer");
+                tracing::error!(node, address, %reason, text, "refused a peer");
             }
             // An address has changed hands; whoever looked for the other node there says so.
-            Refusal::OtherNode => tracing::debug!(node = from, address, text, "refused a peer"),
-            _ => tracing::warn!(node = from, address, text, "refused a peer"),
+            Refusal::OtherNode => tracing::debug!(node, address, text, "refused a peer"),
+            _ => tracing::warn!(node, address, %reason, text, "refused a peer"),
         }
     }
 
@@ -106,7 +114,7 @@ impl Refusals {
     pub(super) fn bad_frame(&mut self, from: Option<u32>, lost: &Lost, now: Instant) {
         let source = from.map_or(Source::Address(None), Source::Node);
         if self.is_news(source, u8::MAX, now) {
-            tracing::warn!(node = from, reason = %lost, "closed the connection of a peer");
+            tracing::warn!(node = from.map(named), reason = %lost, "closed the connection of a peer");
         }
     }
 

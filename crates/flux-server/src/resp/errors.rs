@@ -75,6 +75,14 @@ mod tests {
                 "LOGFAILED the log failed and the node takes no more writes: sync failed",
             ),
             (Error::NotLeader, "NOTLEADER this node does not lead the partition"),
+            (
+                Error::NoLeader { partition: 7, waited_ms: 5000 },
+                "NOTLEADER no leader of partition 7 was found within 5 s",
+            ),
+            (
+                Error::NoLeader { partition: 7, waited_ms: 250 },
+                "NOTLEADER no leader of partition 7 was found within 0.25 s",
+            ),
             (Error::OutcomeUnknown, "UNKNOWN outcome unknown: the write may or may not take place"),
             (Error::Stopping, "STOPPING the node is stopping"),
         ];

@@ -4,7 +4,6 @@
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, PlacementMap};
@@ -17,6 +16,7 @@ use crate::config::{Fsync, Settings};
 use crate::data_dir::{DataDir, Purpose};
 use crate::node::Node;
 use crate::resp::Route;
+use crate::shared::Claim;
 use crate::workers::{Membership, Workers};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,15 +71,15 @@ async fn a_node_that_has_no_replica_any_more_is_not_named_as_leader() {
     let workers = Workers::start(&settings, directory, free_address(), Some(&membership));
     let workers = workers.expect("started");
     let shared = workers.shared();
-    let answers = |node: NodeId| {
-        shared.views[0].answered_by.store(node.0, Ordering::Relaxed);
+    let claimed_by = |node: NodeId, term| {
+        shared.views[0].claim(Claim { node, term });
         shared.leader(PartitionId(0))
     };
-    assert_eq!(answers(other), Some(other));
-    // They may have answered when they had the partition. Now they would name others, and in the end
-    // each other.
-    assert_eq!(answers(former), None);
-    assert_eq!(answers(me), None);
+    assert_eq!(claimed_by(other, 1), Some(other));
+    // They may have led it when they had the partition. Now they would name others, and in the end each
+    // other.
+    assert_eq!(claimed_by(former, 2), None);
+    assert_eq!(claimed_by(me, 3), None);
     assert_ne!(shared.route(Slot::of(b"any")), Route::Here);
     workers.stop().expect("closed");
 }

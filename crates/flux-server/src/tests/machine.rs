@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use flux_log::{Disk, File, SimDisk};
@@ -38,6 +38,9 @@ struct Disks {
 struct Power {
     /// Changes of the disks until it goes off.
     left: AtomicI64,
+    /// Writes to files, and syncs of files, so far.
+    writes: AtomicU64,
+    syncs: AtomicU64,
     /// Held shared while a disk changes.
     changing: RwLock<()>,
 }
@@ -86,7 +89,8 @@ impl Gate {
 
 impl Power {
     fn on() -> Arc<Power> {
-        Arc::new(Power { left: AtomicI64::new(i64::MAX), changing: RwLock::new(()) })
+        let (writes, syncs) = Default::default();
+        Arc::new(Power { left: AtomicI64::new(i64::MAX), writes, syncs, changing: RwLock::new(()) })
     }
 
     fn change<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
@@ -116,6 +120,12 @@ impl Machine {
     /// What a node opens its data directory in.
     pub(super) fn folders(&self) -> Box<dyn Folders> {
         Box::new(SimFolders { root: self.open(ROOT), machine: self.clone() })
+    }
+
+    /// How many writes to files, and syncs of files, there have been.
+    pub(super) fn writes_and_syncs(&self) -> (u64, u64) {
+        let Power { writes, syncs, .. } = &*self.power;
+        (writes.load(Ordering::Relaxed), syncs.load(Ordering::Relaxed))
     }
 
     /// Lets so many changes of all disks together happen, and then turns the power off.
@@ -271,11 +281,13 @@ impl File for PoweredFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.power.writes.fetch_add(1, Ordering::Relaxed);
         self.power.change(|| self.file.write_at(bytes, offset))
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.syncs.pass();
+        self.power.syncs.fetch_add(1, Ordering::Relaxed);
         self.power.change(|| self.file.sync_data())
     }
 

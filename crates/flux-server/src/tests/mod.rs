@@ -1,5 +1,6 @@
 //! The real workers, with their threads and sockets, over disks that lose what a real one can lose.
 
+mod batching;
 mod clustered;
 mod connections;
 mod faults;

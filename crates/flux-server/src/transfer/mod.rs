@@ -26,6 +26,7 @@ use flux_proto::peer::SnapshotOffer;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 use crate::peer::{BulkStream, LocalIdentity};
 pub(crate) use sender::Outgoing;
@@ -125,7 +126,8 @@ impl Transfers {
         let (streams, stream_queue) = mpsc::channel(STREAMS);
         let sender = sender::run(local, Arc::clone(&disk), limits, job_queue);
         let receiver = receiver::run(disk, replicas, limits, stream_queue);
-        let tasks = [runtime.spawn(sender), runtime.spawn(receiver)];
+        let tasks =
+            [runtime.spawn(sender.in_current_span()), runtime.spawn(receiver.in_current_span())];
         Transfers { jobs, streams, tasks }
     }
 

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::Instrument as _;
 
 use super::wire::{self, Lost, Reader, Writer};
 use super::{Received, Replicas, TransferLimits, blocking};
@@ -52,7 +53,7 @@ pub(super) async fn run(
             stream = streams.recv() => {
                 let Some(stream) = stream else { break };
                 if running.len() < CONNECTIONS {
-                    running.spawn(Arc::clone(&receiver).serve(stream));
+                    running.spawn(Arc::clone(&receiver).serve(stream).in_current_span());
                 }
             }
             Some(ended) = running.join_next(), if !running.is_empty() => {

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
+use tracing::Instrument as _;
 
 use super::TransferLimits;
 use super::rate::Rate;
@@ -88,7 +89,7 @@ pub(super) async fn run(
         let next = waiting.iter().position(is_free).filter(|_| running.len() < limits.outgoing);
         if let Some(job) = next.and_then(|next| waiting.remove(next)) {
             let receiver = job.outgoing.receiver();
-            let task = running.spawn(Arc::clone(&sender).carry_out(job));
+            let task = running.spawn(Arc::clone(&sender).carry_out(job).in_current_span());
             receivers.push((task.id(), receiver));
             continue;
         }

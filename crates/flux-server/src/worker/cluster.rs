@@ -7,7 +7,6 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, ReplicaId};
@@ -21,6 +20,7 @@ use flux_proto::peer::{Frame, Request, encode, encode_with};
 
 use super::dispatch::Dispatch;
 use super::forward::{Forward, Forwards, deadline};
+use super::led::Told;
 use crate::cluster::Topology;
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Inspected, Message, PeerRequest, Return, Waiter};
@@ -39,7 +39,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// A node that has not answered a beat for so long is sent no commands.
 const UNANSWERED: Duration = Duration::from_secs(2);
 /// Ticks between two beats.
-const BEAT_TICKS: u64 = 2;
+pub(super) const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
 const ASK_TICKS: u64 = 20;
 /// Ticks for which commands wait for the one that leadership is handed to, at most.
@@ -64,7 +64,9 @@ pub(super) struct Cluster {
     pub(super) declines: bool,
     /// The topology has changed since the last tick.
     pub(super) changed: bool,
-    ticks: u64,
+    pub(super) ticks: u64,
+    /// What the other nodes know of what is led here.
+    pub(super) told: Told,
     /// Requests whose reply from a replica here is not the last word.
     kept: BTreeMap<u64, Kept>,
     next_kept: u64,
@@ -123,6 +125,7 @@ impl Cluster {
             declines: false,
             changed: true,
             ticks: 0,
+            told: Told::default(),
             kept: BTreeMap::new(),
             next_kept: 0,
             sessions: BTreeSet::new(),
@@ -199,8 +202,17 @@ impl Dispatch {
         self.peers = Some(peers);
         for event in events {
             match event {
-                Event::LinkDown(node) | Event::InboundDown { node, .. } => self.on_lost(node),
-                Event::LinkUp(node) => self.note_answer(node),
+                Event::LinkDown(node) => self.on_lost(node),
+                Event::InboundDown { node, .. } => {
+                    self.void_claims_of(node);
+                    self.on_lost(node);
+                }
+                Event::LinkUp(node) => {
+                    self.note_answer(node);
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.told.forget(node);
+                    }
+                }
                 Event::Absent(_) => {}
             }
         }
@@ -260,6 +272,7 @@ impl Dispatch {
             Frame::Wake { partition, term } => {
                 self.on_signal(from, PartitionId(partition), Signal::Wake { term });
             }
+            Frame::Leads { worker, workers, led } => self.on_leads(from, worker, workers, led),
             // The rest belongs to the handshake or to bulk connections, or asks for nothing yet.
             _ => {}
         }
@@ -446,7 +459,7 @@ impl Dispatch {
         }
         let Ok(command) = decode_command(request.payload) else {
             tracing::warn!(
-                node = from,
+                node = %NodeId(from),
                 "a node asked for a command that this version does not know"
             );
             self.replies.push((waiter, Reply::Error(Error::NotLeader)));
@@ -515,7 +528,7 @@ impl Dispatch {
         });
         if encoded.is_err() || framed.is_err() {
             // Nothing of it is in the frame: the other side reads an answer that says too little.
-            tracing::warn!(node, "a reply is too large for another node");
+            tracing::warn!(node = %NodeId(node), "a reply is too large for another node");
         }
     }
 
@@ -529,17 +542,7 @@ impl Dispatch {
     pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
         let Some(cluster) = &mut self.cluster else { return };
-        let from = cluster.forwards.node_of(id);
         let decided = cluster.forwards.answered(id, reply);
-        let view = self.shared().views.get(usize::from(Forwards::partition_of(id).0));
-        if let Some(view) = view {
-            // Who refuses does not lead, and who answers does.
-            let refused =
-                |(_, reply): &&(Waiter, Reply)| matches!(reply, Reply::Error(Error::NotLeader));
-            let answered = decided.as_ref().filter(|decided| !refused(decided));
-            let node = answered.and(from).unwrap_or(0);
-            view.answered_by.store(node, Ordering::Relaxed);
-        }
         self.replies.extend(decided);
     }
 
@@ -735,7 +738,7 @@ impl Dispatch {
 
     /// Carries out a command that was on its way to another node.
     fn carry_out_here(&mut self, partition: PartitionId, forward: Forward) {
-        let (is_unsure, given_up) = (forward.is_unsure(), forward.given_up(false));
+        let (is_unsure, given_up) = (forward.is_unsure(), forward.given_up(partition, false));
         let Forward { command, ask, mut waiter, .. } = forward;
         let Ok(command) = decode_command(&command) else {
             return self.replies.push((waiter, Reply::Error(given_up)));
@@ -793,6 +796,7 @@ impl Dispatch {
     /// What is due with every tick: forwards that wait, groups that are to change.
     pub(super) fn tick_cluster(&mut self, now: Instant) {
         self.beat();
+        self.tell_what_is_led();
         let Some(cluster) = &mut self.cluster else { return };
         let changed = std::mem::take(&mut cluster.changed);
         cluster.forwards.tick(now, &mut self.replies);

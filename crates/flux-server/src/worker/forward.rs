@@ -37,6 +37,8 @@ pub(super) struct Forward {
     pub(super) ask: Ask,
     pub(super) waiter: Waiter,
     deadline: Instant,
+    /// How long it waits.
+    patience: Duration,
     /// It was with a node that is gone, and may have been carried out there.
     maybe_done: bool,
 }
@@ -49,9 +51,12 @@ impl Forward {
     }
 
     /// What to answer when there is no time left.
-    pub(super) fn given_up(&self, sent: bool) -> Error {
-        let unknown = self.is_unsure() || self.is_write && sent;
-        if unknown { Error::OutcomeUnknown } else { Error::NotLeader }
+    /// What to answer when there is no time left.
+    pub(super) fn given_up(&self, partition: PartitionId, sent: bool) -> Error {
+        if self.is_unsure() || self.is_write && sent {
+            return Error::OutcomeUnknown;
+        }
+        Error::NoLeader { partition: partition.0, waited_ms: self.patience.as_millis() as u64 }
     }
 
     /// A write that may have been carried out before: no error says that it was not.
@@ -146,10 +151,18 @@ impl Forwards {
         self.count += 1;
         self.bytes += bytes.len();
         let is_write = command.is_write();
+        let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
         let deadline = deadline(&ask, now);
         let ask = Ask { deadline: Some(deadline), ..ask };
-        let forward =
-            Forward { command: bytes, is_write, ask, waiter, deadline, maybe_done: false };
+        let forward = Forward {
+            command: bytes,
+            is_write,
+            ask,
+            waiter,
+            deadline,
+            patience,
+            maybe_done: false,
+        };
         let route = self.routes.entry(partition).or_default();
         route.redirects |= ask.redirect;
         route.waiting.push_back(forward);
@@ -256,12 +269,6 @@ impl Forwards {
         }
     }
 
-    /// The node that a command is with.
-    pub(super) fn node_of(&self, id: u64) -> Option<u32> {
-        let route = self.routes.get(&Forwards::partition_of(id))?;
-        route.node.filter(|_| route.sent.contains_key(&id))
-    }
-
     /// Takes the answer to a command. Returns what is decided; nothing if it has to be sent again.
     pub(super) fn answered(&mut self, id: u64, reply: Reply) -> Option<Decided> {
         let partition = Forwards::partition_of(id);
@@ -342,11 +349,12 @@ impl Forwards {
             let mut given_up = Vec::new();
             for (list, sent) in [(&mut route.sent, true), (&mut route.returned, false)] {
                 let late = list.extract_if(.., |_, forward| forward.deadline <= now);
-                given_up.extend(late.map(|(_, forward)| (forward.given_up(sent), forward)));
+                given_up
+                    .extend(late.map(|(_, forward)| (forward.given_up(partition, sent), forward)));
             }
             for forward in std::mem::take(&mut route.waiting) {
                 if forward.deadline <= now {
-                    given_up.push((forward.given_up(false), forward));
+                    given_up.push((forward.given_up(partition, false), forward));
                 } else {
                     route.waiting.push_back(forward);
                 }

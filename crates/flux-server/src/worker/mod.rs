@@ -12,6 +12,7 @@
 mod cluster;
 mod dispatch;
 mod forward;
+mod led;
 mod members;
 mod node_commands;
 mod request;

@@ -85,9 +85,10 @@ impl Snapshots {
         // Start, the chunks of the window, and Finish or Abort: a send never waits.
         let (sender, receiver) = sync_channel(WINDOW + 2);
         let own_disk = Arc::clone(&disk);
-        let thread = std::thread::Builder::new()
-            .name(format!("flux-snapshot-{worker}"))
-            .spawn(move || write_snapshots(&receiver, &disk, &mailbox))?;
+        let span = tracing::Span::current();
+        let write = move || span.in_scope(|| write_snapshots(&receiver, &disk, &mailbox));
+        let thread =
+            std::thread::Builder::new().name(format!("flux-snapshot-{worker}")).spawn(write)?;
         Ok(Snapshots {
             disk: own_disk,
             wanted: VecDeque::new(),

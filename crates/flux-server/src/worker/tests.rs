@@ -263,7 +263,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
     let view = |_| PartitionView {
         table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
         standing: Arc::default(),
-        answered_by: Default::default(),
+        claim: Default::default(),
     };
     Shared {
         settings: Settings { workers: 1, fsync: Fsync::Always, ..Settings::default() },

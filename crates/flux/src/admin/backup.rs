@@ -60,13 +60,11 @@ pub async fn run(address: &str, folder: &Path) -> anyhow::Result<Manifest> {
 
 /// What was done, in words.
 pub fn done(manifest: &Manifest, folder: &Path) -> String {
-    let (keys, are) = match manifest.keys() {
-        1 => ("1 key".to_owned(), "is"),
-        keys => (format!("{keys} keys"), "are"),
-    };
+    let are = if manifest.keys() == 1 { "is" } else { "are" };
     format!(
-        "{keys} of {} partitions, {}, {are} in {}\n",
-        manifest.partitions.len(),
+        "{} of {}, {}, {are} in {}\n",
+        super::counted(manifest.keys() as usize, "key"),
+        super::counted(manifest.partitions.len(), "partition"),
         table::size(manifest.bytes()),
         folder.display()
     )
@@ -248,6 +246,20 @@ mod tests {
         let file = parent.path().join("file");
         fs::write(&file, "x").expect("written");
         prepare(&file).expect_err("no folder");
+    }
+
+    #[test]
+    fn what_was_backed_up_is_told() {
+        let mut manifest = Manifest::new(0, None, "node-1".to_owned(), "1".to_owned());
+        let record = |partition, keys| {
+            let (index, revision, bytes, crc32c) = (1, 1, 0, 0);
+            PartitionRecord { partition, index, revision, keys, bytes, crc32c }
+        };
+        manifest.partitions.push(record(0, 1));
+        let folder = Path::new("/b");
+        assert_eq!(done(&manifest, folder), "1 key of 1 partition, 0 B, is in /b\n");
+        manifest.partitions.push(record(1, 205));
+        assert_eq!(done(&manifest, folder), "206 keys of 2 partitions, 0 B, are in /b\n");
     }
 
     #[test]

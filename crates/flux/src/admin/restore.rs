@@ -104,13 +104,17 @@ async fn has_keys(address: &str, overview: &Overview) -> anyhow::Result<bool> {
     loop {
         let status = client.get::<ClusterStatus>(address, "/cluster/status", STATUS_TIMEOUT).await;
         let status = status.context("cannot see whether there are keys already")?;
-        if status.keys > 0 || status.partitions_led == status.partitions {
-            return Ok(status.keys > 0);
+        if let Some(keys) = status.keys {
+            return Ok(keys > 0);
         }
         if begun.elapsed() >= PATIENCE {
             let without = status.partitions - status.partitions_led;
             bail!(
-                "{without} partitions have no leader, so it is not known whether there are keys already"
+                "{} no leader, so it is not known whether there are keys already",
+                match without {
+                    1 => "1 partition has".to_owned(),
+                    without => format!("{without} partitions have"),
+                }
             );
         }
         tokio::time::sleep(PAUSE).await;

@@ -17,6 +17,11 @@ pub fn lay_out(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Str
     text
 }
 
+/// What is known, or `?`.
+pub fn known(what: Option<impl ToString>) -> String {
+    what.map_or("?".to_owned(), |what| what.to_string())
+}
+
 /// A number of bytes in the unit that makes it short.
 pub fn size(bytes: u64) -> String {
     let units = [(1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")];

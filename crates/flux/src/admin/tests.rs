@@ -21,14 +21,20 @@ fn node(name: &str, more: &Value) -> NodeReport {
 fn nodes_are_a_table() {
     let text = nodes(&[
         node("node-00000001", &json!({"controller": true, "zone": "a"})),
-        node("node-00000002", &json!({"alive": false, "away_s": 7, "answers": false})),
+        node(
+            "node-00000002",
+            &json!({
+                "alive": false, "away_s": 7, "answers": false, "placed": 28,
+                "replicas": null, "leads": null, "keys": null, "bytes": null,
+            }),
+        ),
         node("node-00000003", &json!({"draining": true})),
     ]);
     let expected = "\
-NODE           STATE              ZONE  REPLICAS  LEADS  KEYS  SIZE    DATA         ADMIN        VERSION
-node-00000001  alive, controller  a     64        21     1000  2.0 kB  127.0.0.1:1  127.0.0.1:4  1.2
-node-00000002  away 7 s           -     64        21     1000  2.0 kB  127.0.0.1:1  127.0.0.1:4  1.2
-node-00000003  alive, draining    -     64        21     1000  2.0 kB  127.0.0.1:1  127.0.0.1:4  1.2
+NODE           STATE              ZONE  REPLICAS  PLACED  LEADS  KEYS  SIZE    DATA         ADMIN        VERSION
+node-00000001  alive, controller  a     64        64      21     1000  2.0 kB  127.0.0.1:1  127.0.0.1:4  1.2
+node-00000002  away 7 s           -     ?         28      ?      ?     ?       127.0.0.1:1  127.0.0.1:4  1.2
+node-00000003  alive, draining    -     64        64      21     1000  2.0 kB  127.0.0.1:1  127.0.0.1:4  1.2
 ";
     assert_eq!(text, expected);
 }
@@ -44,10 +50,15 @@ fn partitions_are_a_table() {
         ],
         "target": ["node-00000001", "node-00000003"],
     });
-    let text = partitions(&[from_value(report).expect("a report")]);
+    let nobody = json!({
+        "partition": 4, "state": "no-leader", "leader": null, "term": null, "commit": null,
+        "revision": null, "keys": null, "bytes": null, "replicas": [], "target": ["node-00000001"],
+    });
+    let text = partitions(&[report, nobody].map(|one| from_value(one).expect("a report")));
     let expected = "\
-PARTITION  STATE   LEADER         TERM  REVISION  KEYS  SIZE   ON                           TO COME
-3          moving  node-00000001  4     8         5     100 B  node-00000001 node-00000002  node-00000003
+PARTITION  STATE      LEADER         TERM  REVISION  KEYS  SIZE   ON                           TO COME
+3          moving     node-00000001  4     8         5     100 B  node-00000001 node-00000002  node-00000003
+4          no-leader  -              ?     ?         ?     ?                                   node-00000001
 ";
     assert_eq!(text, expected);
 }
@@ -59,17 +70,20 @@ fn a_status_tells_what_is_wrong() {
         "epoch": 12, "controller": null, "registry_away_s": 40, "trouble": "look",
         "replication_factor": 3, "nodes_alive": 2, "nodes_away": 1, "nodes_draining": 0,
         "partitions": 64, "partitions_led": 63, "partitions_under_replicated": 30,
-        "partitions_moving": 0, "keys": 5,
+        "partitions_moving": 0, "keys": null,
     });
-    let text = status(&from_value(fields).expect("a status"));
+    let mut report: ClusterStatus = from_value(fields).expect("a status");
+    let text = status(&report);
     let expected = "\
 cluster      flux (00000000000000ff), epoch 12
 controller   none
 nodes        2 alive, 1 away
 partitions   64, 3 replicas each, 1 without a leader, 30 under-replicated
-keys         5
+keys         ?
 registry     away for 40 s
 trouble      look
 ";
     assert_eq!(text, expected);
+    report.replication_factor = 1;
+    assert!(status(&report).contains("\npartitions   64, 1 replica each, "));
 }

@@ -29,6 +29,10 @@ async fn while_it_is_away_nothing_changes_and_nobody_is_missed() {
     assert!(trouble(&world, 1).await.contains("has not answered for 36"));
     let refused = world.ask(1, "/cluster/drain", Some(serde_json::json!({"node": "3"}))).await;
     assert!(refused.is_err(), "{refused:?}");
+    for path in ["/cluster/republish", "/cluster/rebalance"] {
+        let refused = world.ask(1, path, Some(serde_json::json!({}))).await.expect_err("refused");
+        assert!(refused.starts_with("the registry has not answered for 36"), "{path}: {refused}");
+    }
 
     // A node that dies meanwhile is missed from when the registry is back.
     world.kill(4);

@@ -36,6 +36,27 @@ async fn a_drained_node_is_emptied_and_may_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_whose_replicas_have_nowhere_to_go_is_not_drained() {
+    let world = World::with_nodes(3).await;
+    let said = refused(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    let expected = "node-00000003 cannot be emptied: its replicas need 3 other nodes that are alive and not \
+                    draining (replication_factor), and there would be 2. Start 1 more node first";
+    assert!(said.starts_with(expected), "{said}");
+    assert!(world.map().draining.is_empty());
+
+    let mut world = World::with_nodes(4).await;
+    done(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    done(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    let said = refused(&world, "/cluster/drain", json!({"node": "00000004"})).await;
+    assert!(said.contains("there would be 2"), "{said}");
+    done(&world, "/cluster/undrain", json!({"node": "00000003"})).await;
+    world.kill(4);
+    world.settle().await;
+    let said = refused(&world, "/cluster/drain", json!({"node": "00000003"})).await;
+    assert!(said.contains("there would be 2"), "one that is away takes nothing: {said}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_moves_where_an_operator_wants_it() {
     let world = World::with_nodes(4).await;
     let map = world.map();
@@ -49,6 +70,8 @@ async fn a_replica_moves_where_an_operator_wants_it() {
     assert_eq!(placed, [on[0], to, on[2]]);
     let again = refused(&world, "/cluster/move", order(5, on[0], to)).await;
     assert_eq!(again, format!("partition 5 has a replica on node-{to:08x}"));
+    let same = refused(&world, "/cluster/move", order(5, to, to)).await;
+    assert!(same.starts_with(&format!("FROM and TO are both node-{to:08x}: give")), "{same}");
     let none = refused(&world, "/cluster/move", order(99, from, to)).await;
     assert_eq!(none, "there is no partition 99: they are 0 to 15");
     world.settle().await;
@@ -120,8 +143,18 @@ async fn any_node_tells_how_the_cluster_is() {
     let status = world.ask(2, "/cluster/status", None).await.expect("a status");
     assert_eq!(status["partitions_under_replicated"], json!(16));
     assert_eq!((&status["nodes_alive"], &status["nodes_away"]), (&json!(2), &json!(1)));
+    assert_eq!(status["keys"], json!(48));
+    let nodes = world.ask(2, "/cluster/nodes", None).await.expect("nodes");
+    let lost = &nodes[2];
+    for unknown in ["replicas", "leads", "keys", "bytes"] {
+        assert_eq!(lost[unknown], Value::Null, "{unknown}");
+    }
+    assert_eq!((&lost["placed"], &nodes[0]["replicas"]), (&json!(16), &json!(16)));
     world.kill(1);
     world.settle().await;
     let partitions = world.ask(2, "/cluster/partitions?all", None).await.expect("all");
     assert_eq!(partitions[0]["state"], json!("no-leader"));
+    assert_eq!(partitions[0]["keys"], Value::Null);
+    let status = world.ask(2, "/cluster/status", None).await.expect("a status");
+    assert_eq!(status["keys"], Value::Null, "nobody can count them");
 }

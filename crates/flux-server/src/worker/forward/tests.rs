@@ -149,7 +149,8 @@ fn who_waits_too_long_is_told_what_is_known() {
     assert!(decided.is_empty());
     forwards.tick(now + PATIENCE, &mut decided);
     let replies: Vec<Reply> = decided.into_iter().map(|(_, reply)| reply).collect();
-    assert_eq!(replies, [Reply::Error(Error::OutcomeUnknown), Reply::Error(Error::NotLeader)]);
+    let nobody = Error::NoLeader { partition: HERE.0, waited_ms: 5000 };
+    assert_eq!(replies, [Reply::Error(Error::OutcomeUnknown), Reply::Error(nobody)]);
     assert!(forwards.is_empty());
 }
 
