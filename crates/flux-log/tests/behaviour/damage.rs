@@ -224,7 +224,7 @@ fn what_was_recovered_once_is_never_cut() {
     let error = open(&log.disk, SEGMENT_BYTES).unwrap_err();
     assert_eq!(damaged_at(&error), Some((&**name, last.start - base)));
     let text = error.to_string();
-    assert!(text.contains(&**name) && text.contains("restore"), "{text}");
+    assert!(text.contains(&**name) && text.contains("backup"), "{text}");
 }
 
 #[test]

@@ -329,7 +329,7 @@ fn whoever_does_not_belong_is_refused() {
     let fine = hello(2, 1);
     for (hello, reason) in [
         (Hello { cluster: CLUSTER + 1, ..fine }, Refusal::Cluster),
-        (Hello { from: 1, ..fine }, Refusal::SameNode),
+        (Hello { from: 1, instance: fine.instance + 1, ..fine }, Refusal::SameNode),
         (Hello { to: 3, ..fine }, Refusal::OtherNode),
         (Hello { min_version: 2, max_version: 3, ..fine }, Refusal::Version),
         (Hello { kind: LinkKind::Bulk, cluster: 0, ..fine }, Refusal::Cluster),

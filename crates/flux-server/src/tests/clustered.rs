@@ -1,7 +1,7 @@
 //! A node of a cluster, as its clients see it before it serves and where it has given replicas away. What
 //! several nodes do together is tested with real processes.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,10 +50,16 @@ async fn clients_are_refused_until_the_node_serves() {
         assert!(begun.elapsed() < PATIENCE, "the admin port answers while a node starts");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    for address in [data_addr, grpc_addr] {
-        let refused = TcpStream::connect(address).expect_err("nobody would answer");
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    }
+    let refused = TcpStream::connect(grpc_addr).expect_err("nobody would answer");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let told = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(data_addr)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET k\r\n")?;
+        let mut answer = [0; 9];
+        stream.read_exact(&mut answer).map(|()| answer)
+    });
+    assert_eq!(&told.await.expect("no panic").expect("an answer"), b"-LOADING ");
     assert!(!starting.is_finished());
     starting.abort();
 }

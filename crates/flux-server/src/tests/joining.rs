@@ -82,7 +82,7 @@ async fn data_of_a_node_alone_is_refused_before_anybody_counts_on_the_node() {
     alone.shutdown().await.expect("stopped");
     let registry = InProcess::open(None).expect("nothing to read");
     let (refused, registered) = start(&settings, &registry).await;
-    let refused = refused.err().expect("it runs");
+    let refused = refused.expect_err("it runs");
     assert!(matches!(refused, StartError::DataDir(DataDirError::Alone(_))), "{refused:?}");
     assert_eq!(registered, 0);
 }
@@ -102,7 +102,7 @@ async fn data_of_a_cluster_is_refused_to_a_node_alone_and_left_as_it_is() {
     };
     let before = listed();
     let other = Settings { workers: 2, ..settings.clone() };
-    let refused = Node::start(&other).await.err().expect("it runs");
+    let refused = Node::start(&other).await.expect_err("it runs");
     assert!(matches!(refused, StartError::DataDir(DataDirError::OfCluster { .. })), "{refused:?}");
     assert_eq!(listed(), before, "the logs of one worker");
     let (member, _) = start(&settings, &registry).await;

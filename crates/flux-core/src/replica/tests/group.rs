@@ -8,6 +8,9 @@ use crate::Value;
 
 const FAR: u64 = u64::MAX - 1;
 
+/// A snapshot as it was taken.
+type Taken = (SnapshotMeta, Vec<u8>);
+
 pub(super) struct Group {
     pub(super) replicas: BTreeMap<u64, Node>,
     wire: VecDeque<Message>,
@@ -20,7 +23,7 @@ pub(super) struct Group {
     /// Nobody hears that this entry is committed.
     unheard: Option<u64>,
     /// Snapshots on their way, where they are to take time.
-    held: Option<Vec<(Message, (SnapshotMeta, Vec<u8>))>>,
+    held: Option<Vec<(Message, Taken)>>,
     /// Whether replicas hear what the others say about sleeping.
     pub(super) sleeps: bool,
     pub(super) now_us: u64,

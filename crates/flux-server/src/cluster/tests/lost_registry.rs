@@ -84,7 +84,7 @@ async fn when_its_data_is_lost_nothing_is_created_and_the_map_can_be_put_back() 
     seconds(3600).await;
     assert_eq!(world.topology(1).map, before.map);
     assert_eq!(world.topology(4).map, None);
-    assert!(trouble(&world, 2).await.contains("etcd's data was lost"));
+    assert!(trouble(&world, 2).await.contains("the file registry.json is lost"));
 
     let again = Some(serde_json::json!({}));
     let refused = world.ask(4, "/cluster/republish", again.clone()).await;
