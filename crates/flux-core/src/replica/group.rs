@@ -240,7 +240,11 @@ impl<W> Replica<W> {
         self.stir();
         self.rounds.give_up_lease(self.node.raft.term);
         self.transfer_tick = self.ticks;
+        // Raft would begin its wait for a quorum anew: a leader that tries again and again would never find
+        // that nobody hears it.
+        let elapsed = self.node.raft.election_elapsed;
         self.node.transfer_leader(to);
+        self.node.raft.election_elapsed = elapsed;
         self.settle();
         true
     }

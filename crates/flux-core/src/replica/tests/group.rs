@@ -440,6 +440,22 @@ fn who_has_just_started_does_not_vote() {
 }
 
 #[test]
+fn a_leader_that_nobody_hears_steps_down_though_it_hands_over_again_and_again() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader().expect("elected");
+    group.cut.insert(leader);
+    for _ in 0..100 {
+        let now = group.now();
+        let replica = &mut group.replicas.get_mut(&leader).expect("there").replica;
+        if let Some(heir) = replica.heir() {
+            replica.transfer_leader(now, heir);
+        }
+        group.ticks(1);
+    }
+    assert!(!group.replicas[&leader].replica.leads());
+}
+
+#[test]
 fn leadership_is_handed_over_without_losing_what_waits() {
     let mut group = Group::of(&[1, 2, 3]);
     group.put("k", "1");
