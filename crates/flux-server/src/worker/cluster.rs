@@ -80,7 +80,7 @@ pub(super) struct Cluster {
     heard: BTreeMap<u32, u64>,
     /// When the last beats went out.
     sent: Stamps,
-    /// When each node last answered a beat.
+    /// When each node whose link is up last answered a beat.
     answered: BTreeMap<u32, u64>,
     /// When another node last sent a command.
     asked_us: u64,
@@ -202,7 +202,12 @@ impl Dispatch {
         self.peers = Some(peers);
         for event in events {
             match event {
-                Event::LinkDown(node) => self.on_lost(node),
+                Event::LinkDown(node) => {
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.answered.remove(&node);
+                    }
+                    self.on_lost(node);
+                }
                 Event::InboundDown { node, .. } => {
                     self.void_claims_of(node);
                     self.on_lost(node);
@@ -328,9 +333,9 @@ impl Dispatch {
 
     /// Whether what is sent to a node arrives, as far as is known: a link may be up though its wire is cut.
     fn reaches(&self, node: u32) -> bool {
-        let (Some(cluster), Some(peers)) = (&self.cluster, &self.peers) else { return false };
-        let answered = cluster.answered.get(&node).copied().unwrap_or_default();
-        peers.is_up(node) && self.now.us.saturating_sub(answered) < UNANSWERED.as_micros() as u64
+        let answered = self.cluster.as_ref().and_then(|cluster| cluster.answered.get(&node));
+        let unanswered = |at: &u64| self.now.us.saturating_sub(*at);
+        answered.is_some_and(|at| unanswered(at) < UNANSWERED.as_micros() as u64)
     }
 
     fn on_beat_reply(&mut self, from: u32, sent_us: u64) {

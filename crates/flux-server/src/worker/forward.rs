@@ -234,13 +234,15 @@ impl Forwards {
         if route.stalled {
             return None;
         }
+        // Those that are sent keep their order only on one link.
+        if route.node.is_some() && !route.sent.is_empty() {
+            // Once another leads, no more are sent to where they would be refused.
+            return route.node.filter(|node| leader.is_none_or(|leader| leader == *node));
+        }
         if leader.is_some() && std::mem::replace(&mut route.leader, leader) != leader {
             route.refused = 0;
         }
-        // Those that are sent keep their order only on one link.
-        if route.node.is_none() || route.sent.is_empty() {
-            route.node = candidates.get(route.refused).copied();
-        }
+        route.node = candidates.get(route.refused).copied();
         route.node
     }
 

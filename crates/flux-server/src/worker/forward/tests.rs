@@ -194,6 +194,18 @@ fn a_leader_that_becomes_known_is_asked_before_the_pause_ends() {
 }
 
 #[test]
+fn nothing_more_is_sent_to_a_node_once_another_leads() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "k", true, now);
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2]), Some(1));
+    let ids = sent(&mut forwards, &[1, 2]);
+    add(&mut forwards, "k", true, now);
+    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), None, "it would be refused");
+    forwards.answered(ids[0], refusal());
+    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(2));
+}
+
+#[test]
 fn what_waits_for_a_hand_over_is_sent_back_and_the_rest_is_sent_on() {
     let (mut forwards, now) = forwards();
     let command = Command::Get { key: b"k".as_slice() };
