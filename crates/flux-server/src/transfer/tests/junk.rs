@@ -132,7 +132,7 @@ fn another_snapshot_does_not_go_on_with_what_is_there() {
         wait_until("it is accepted", || {
             let mut stream = dial(&pair);
             say(&mut stream, &[Frame::Offer(fine), chunk(0, &good)]);
-            let mut answer = [0; 13];
+            let mut answer = [0; 17];
             let _ = stream.read_exact(&mut answer);
             matches!(decode(&answer), Ok(Some((Frame::Accept { from_chunk: 0, .. }, _))))
         });
