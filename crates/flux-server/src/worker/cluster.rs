@@ -65,6 +65,8 @@ pub(super) struct Cluster {
     /// The topology has changed since the last tick.
     pub(super) changed: bool,
     pub(super) ticks: u64,
+    /// There was a tick in this round.
+    ticked: bool,
     /// What the other nodes know of what is led here.
     pub(super) told: Told,
     /// Requests whose reply from a replica here is not the last word.
@@ -125,6 +127,7 @@ impl Cluster {
             declines: false,
             changed: true,
             ticks: 0,
+            ticked: false,
             told: Told::default(),
             kept: BTreeMap::new(),
             next_kept: 0,
@@ -372,7 +375,12 @@ impl Dispatch {
     /// Sends what replicas say to each other about sleeping. A link that takes no `Wake` must not answer
     /// beats either: it is full, and is emptied or broken soon.
     fn send_signals(&mut self) {
-        if self.cluster.as_ref().is_some_and(|cluster| !cluster.beats.is_empty()) {
+        let Some(cluster) = &mut self.cluster else { return };
+        // All replicas are looked through: with every tick, and before a beat is answered.
+        if !std::mem::take(&mut cluster.ticked) && cluster.beats.is_empty() {
+            return;
+        }
+        if !cluster.beats.is_empty() {
             // The clock was looked at before the beats came.
             self.look_at_monotonic_clock();
             let now = self.now;
@@ -413,6 +421,7 @@ impl Dispatch {
         let Some(peers) = &mut self.peers else { return };
         let Some(cluster) = &mut self.cluster else { return };
         cluster.ticks += 1;
+        cluster.ticked = true;
         if cluster.ticks.is_multiple_of(BEAT_TICKS) {
             cluster.sent.note(now.us);
             for node in cluster.topology.members.keys() {
