@@ -75,6 +75,9 @@ def test_an_etcd_that_does_not_answer_is_named(flux_binary, tmp_path):
             nodes.append((node, address, cause))
         try:
             for node, address, cause in nodes:
+                # As the setting is shown.
+                address = address.removeprefix("http://")
+
                 def warned(node=node):
                     return lines(node, "WARN")
 

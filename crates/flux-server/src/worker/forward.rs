@@ -51,7 +51,6 @@ impl Forward {
     }
 
     /// What to answer when there is no time left.
-    /// What to answer when there is no time left.
     pub(super) fn given_up(&self, partition: PartitionId, sent: bool) -> Error {
         if self.is_unsure() || self.is_write && sent {
             return Error::OutcomeUnknown;
