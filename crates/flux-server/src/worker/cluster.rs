@@ -1,8 +1,11 @@
-//! A worker's part in its cluster: messages between replicas, commands for other nodes, and which
-//! replicas are here.
+//! A worker's part in its cluster: frames of other nodes, messages between replicas, and what is due for
+//! groups that change. Signs of life are in `beats`, commands for other nodes in `relay`.
 //!
 //! Frames come in before the turn and go out after it, all of a peer with one write. What the frames
 //! mean to a group is decided in `flux-core`, how they travel in `peer`.
+
+mod beats;
+mod relay;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,38 +17,24 @@ use flux_core::replica::{
     Change, Message as RaftMessage, MessageType, Replica, Signal, Stamps, decode_message,
     encode_message,
 };
-use flux_core::session::Once;
 use flux_core::{Command, Error, PartitionId, Reply};
-use flux_proto::peer::{Frame, Request, encode, encode_with};
+use flux_proto::peer::{Frame, encode, encode_with};
 
 use super::dispatch::Dispatch;
-use super::forward::{Forward, Forwards, deadline};
+use super::forward::Forwards;
 use super::led::Told;
 use crate::cluster::Topology;
-use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Inspected, Message, PeerRequest, Return, Waiter};
 use crate::peer::Event;
-use crate::recovery::TICK;
 
 /// Connections of other nodes that are remembered: far more than there are at a time.
 const MAX_SESSIONS: usize = 4096;
-/// Requests that are kept.
-const MAX_KEPT: usize = 16 * 1024;
-/// Answers that are kept for nodes whose links are down, and for how long.
-const MAX_UNSENT: usize = 4096;
-const UNSENT_PATIENCE: Duration = Duration::from_secs(2);
-/// After so long without a byte the links to and from a node are opened anew.
-const SILENCE: Duration = Duration::from_secs(3);
-/// A node that has not answered a beat for so long is sent no commands.
-const UNANSWERED: Duration = Duration::from_secs(2);
 /// Ticks between two beats.
 pub(super) const BEAT_TICKS: u64 = 2;
 /// Ticks between two attempts of a replica without a place to learn that it is to go.
 const ASK_TICKS: u64 = 20;
 /// Ticks for which commands wait for the one that leadership is handed to, at most.
 const HAND_OVER_TICKS: u64 = 10;
-/// Ticks without a beat of a node until the groups that it leads wake up.
-const SILENT_TICKS: u64 = 5;
 
 /// What a worker of a clustered node has besides.
 pub(super) struct Cluster {
@@ -320,244 +309,10 @@ impl Dispatch {
         self.activate(partition);
     }
 
-    fn on_beat(&mut self, from: u32, sent_us: u64) {
-        let now = self.now;
-        let Some(cluster) = &mut self.cluster else { return };
-        cluster.beats.push((from, sent_us));
-        cluster.heard.insert(from, now.us);
-    }
-
-    /// What is sent to the node arrives.
-    fn note_answer(&mut self, node: u32) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.answered.insert(node, self.now.us);
-        }
-    }
-
-    /// Whether what is sent to a node arrives, as far as is known: a link may be up though its wire is cut.
-    fn reaches(&self, node: u32) -> bool {
-        let answered = self.cluster.as_ref().and_then(|cluster| cluster.answered.get(&node));
-        let unanswered = |at: &u64| self.now.us.saturating_sub(*at);
-        answered.is_some_and(|at| unanswered(at) < UNANSWERED.as_micros() as u64)
-    }
-
-    fn on_beat_reply(&mut self, from: u32, sent_us: u64) {
-        let now = self.now;
-        // Not what this node's last process has sent.
-        if !self.cluster.as_ref().is_some_and(|cluster| cluster.sent.contains(sent_us)) {
-            return;
-        }
-        self.note_answer(from);
-        for replica in self.replicas_mut().filter(|replica| replica.is_asleep()) {
-            let there = |id: &u64| node_of(*id) == from;
-            let id = match replica.leads() {
-                true => replica.members().voters.iter().copied().find(there),
-                false => Some(replica.leader()).filter(there),
-            };
-            if let Some(id) = id {
-                replica.beat_answered(now, id, sent_us);
-            }
-        }
-    }
-
-    /// What another node's replica says about sleeping. One that is not of this worker does not sleep: the
-    /// beats that it would rely on go to this one.
-    fn on_signal(&mut self, from: u32, partition: PartitionId, signal: Signal) {
-        let now = self.now;
-        let Some((replica, _)) = self.replica(partition) else { return };
-        let sender = replica.members().all().into_iter().find(|id| node_of(*id) == from);
-        if let Some(sender) = sender {
-            replica.signal(now, sender, signal);
-            self.activate(partition);
-        }
-    }
-
-    /// Sends what replicas say to each other about sleeping. A link that takes no `Wake` must not answer
-    /// beats either: it is full, and is emptied or broken soon.
-    fn send_signals(&mut self) {
-        let Some(cluster) = &mut self.cluster else { return };
-        // All replicas are looked through: with every tick, and before a beat is answered.
-        if !std::mem::take(&mut cluster.ticked) && cluster.beats.is_empty() {
-            return;
-        }
-        if !cluster.beats.is_empty() {
-            // The clock was looked at before the beats came.
-            self.look_at_monotonic_clock();
-            let now = self.now;
-            self.replicas_mut().for_each(|replica| replica.vouch(now));
-        }
-        let Some(peers) = &mut self.peers else { return };
-        let Some(cluster) = &mut self.cluster else { return };
-        let mut unsent = Vec::new();
-        for replica in self.replicas.iter_mut().flatten() {
-            let partition = replica.partition().0;
-            for (to, signal) in replica.take_signals() {
-                cluster.signals.push((node_of(to), partition, signal));
-            }
-        }
-        for (node, partition, signal) in cluster.signals.drain(..) {
-            let frame = match signal {
-                Signal::Sleep { term, index } => Frame::Sleep { partition, term, index },
-                Signal::Asleep { term } => Frame::Asleep { partition, term },
-                Signal::Wake { term } => Frame::Wake { partition, term },
-            };
-            // Replicas rely on answers to beats, which a worker that has no counterpart there never gives.
-            let asks = matches!(signal, Signal::Sleep { .. });
-            if !peers.is_up(node) || (asks && !cluster.heard.contains_key(&node)) {
-                continue;
-            }
-            match peers.out(node) {
-                Some(out) => encode(out, &frame).expect("it is short"),
-                None => unsent.push((node, partition, signal)),
-            }
-        }
-        cluster.beats.retain(|(node, _)| !unsent.iter().any(|(other, ..)| other == node));
-        cluster.signals = unsent;
-    }
-
-    /// Asks the other nodes for a sign of life, and wakes the groups whose leaders' nodes give none.
-    fn beat(&mut self) {
-        let (now, tick_us) = (self.now, TICK.as_micros() as u64);
-        let Some(peers) = &mut self.peers else { return };
-        let Some(cluster) = &mut self.cluster else { return };
-        cluster.ticks += 1;
-        cluster.ticked = true;
-        if cluster.ticks.is_multiple_of(BEAT_TICKS) {
-            cluster.sent.note(now.us);
-            for node in cluster.topology.members.keys() {
-                if let Some(out) = peers.out(node.0) {
-                    encode(out, &Frame::Beat { sent_us: now.us }).expect("it is short");
-                }
-            }
-        }
-        for (&node, seen) in &mut cluster.seen {
-            let silent_us = now.us.saturating_sub(*seen);
-            if silent_us > SILENCE.as_micros() as u64 && peers.is_up(node) {
-                peers.reset(node, Instant::now());
-                *seen = now.us;
-            }
-        }
-        let heard = &cluster.heard;
-        for replica in self.replicas.iter_mut().flatten() {
-            if !replica.is_asleep() || replica.leads() {
-                continue;
-            }
-            let last = heard.get(&node_of(replica.leader())).copied().unwrap_or_default();
-            let silent_ticks = now.us.saturating_sub(last) / tick_us;
-            if silent_ticks >= SILENT_TICKS {
-                replica.wake_from_silence(now, silent_ticks as usize);
-            }
-        }
-    }
-
-    /// Wakes every group that has a replica on a node.
-    fn wake_with(&mut self, node: u32) {
-        let now = self.now;
-        let heard = self.cluster.as_ref().and_then(|cluster| cluster.heard.get(&node).copied());
-        let silent_us = now.us.saturating_sub(heard.unwrap_or_default());
-        let silent_ticks = (silent_us / TICK.as_micros() as u64) as usize;
-        for replica in self.replicas_mut().filter(|replica| replica.is_asleep()) {
-            if node_of(replica.leader()) == node {
-                replica.wake_from_silence(now, silent_ticks);
-            } else if replica.members().all().iter().any(|id| node_of(*id) == node) {
-                replica.wake(now);
-            }
-        }
-    }
-
-    fn on_request(&mut self, from: u32, instance: u64, request: &Request<'_>) {
-        let partition = PartitionId(request.partition);
-        let waiter = Waiter::Peer(PeerRequest { node: from, instance, id: request.id });
-        if usize::from(partition.0) >= self.shared().views.len() {
-            return;
-        }
-        let Ok(command) = decode_command(request.payload) else {
-            tracing::warn!(
-                node = %NodeId(from),
-                "a node asked for a command that this version does not know"
-            );
-            self.replies.push((waiter, Reply::Error(Error::NotLeader)));
-            return;
-        };
-        let once = request.once.map(|(session, sequence, acked_below)| Once {
-            session,
-            sequence,
-            acked_below,
-        });
-        // The sender does not reach every node, and would have this one ask the leader in its stead.
-        let passes = request.deadline_ms > 0 && self.can_pass_on(from, partition);
-        let patience = passes.then(|| Duration::from_millis(request.deadline_ms.into()));
-        let stale = request.stale;
-        let ask = Ask { redirect: !passes, stale, once, patience, ..Ask::default() };
-        let owner = self.shared().owner(partition);
-        if owner == self.worker() {
-            self.execute_for(partition, &command, ask, waiter);
-            return;
-        }
-        let command = Box::new(command.to_owned());
-        let message = Message::Command { partition, command, ask, waiter };
-        if let Err(Message::Command { waiter, .. }) =
-            self.shared().mailboxes[usize::from(owner)].send(message)
-        {
-            self.replies.push((waiter, Reply::Error(Error::Overloaded)));
-        }
-    }
-
-    /// Whether another node than that one leads a partition, surely enough, and is reached.
-    fn can_pass_on(&self, from: u32, partition: PartitionId) -> bool {
-        let leader = self.shared().leader(partition);
-        leader.is_some_and(|leader| leader.0 != from && self.reaches(leader.0))
-    }
-
-    /// Whether a request of a peer must be refused because one before it was.
-    pub(super) fn is_fenced(&mut self, waiter: &Waiter) -> bool {
-        let Waiter::Peer(PeerRequest { node, id, .. }) = *waiter else { return false };
-        self.cluster.as_mut().is_some_and(|cluster| cluster.is_fenced(node, id))
-    }
-
-    /// Answers a command that another node sent.
-    pub(super) fn respond(&mut self, request: PeerRequest, reply: &Reply) {
-        let PeerRequest { node, instance, id } = request;
-        if let Some(cluster) = &mut self.cluster
-            && matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping))
-        {
-            cluster.fence(node, id);
-        }
-        let there = self.peers.as_ref().and_then(|peers| peers.instance(node));
-        if there.is_some_and(|there| there != instance) {
-            return tracing::debug!(node, "the process that waited for a reply is gone");
-        }
-        let Some(out) = self.peers.as_mut().and_then(|peers| peers.out(node)) else {
-            // A node that has just started may be heard before it is reached.
-            if let Some(cluster) = self.cluster.as_mut().filter(|one| one.unsent.len() < MAX_UNSENT)
-            {
-                let until = Instant::now() + UNSENT_PATIENCE;
-                cluster.unsent.push((until, request, reply.clone()));
-            }
-            return;
-        };
-        let mut encoded = Ok(());
-        let framed = encode_with(out, &Frame::Response { id, payload: &[] }, |out| {
-            encoded = encode_reply(reply, out);
-        });
-        if encoded.is_err() || framed.is_err() {
-            // Nothing of it is in the frame: the other side reads an answer that says too little.
-            tracing::warn!(node = %NodeId(node), "a reply is too large for another node");
-        }
-    }
-
     /// Whether other nodes have sent no commands for so long: they know who leads instead of this one.
     pub(super) fn is_left_alone(&self, since: Duration) -> bool {
         let asked_us = self.cluster.as_ref().map_or(0, |cluster| cluster.asked_us);
         self.now.us.saturating_sub(asked_us) >= since.as_micros() as u64
-    }
-
-    /// Takes the answer of another node to a command.
-    pub(super) fn on_response(&mut self, id: u64, payload: &[u8]) {
-        let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
-        let Some(cluster) = &mut self.cluster else { return };
-        let decided = cluster.forwards.answered(id, reply);
-        self.replies.extend(decided);
     }
 
     /// The links to or from a node are down.
@@ -607,24 +362,6 @@ impl Dispatch {
         }
     }
 
-    /// Tries again to send the answers for nodes whose links were down.
-    pub(super) fn send_again(&mut self, now: Instant) {
-        let Some(cluster) = self.cluster.as_mut().filter(|one| !one.unsent.is_empty()) else {
-            return;
-        };
-        let unsent = std::mem::take(&mut cluster.unsent);
-        for (until, request, reply) in unsent {
-            let up = self.peers.as_ref().is_some_and(|peers| peers.is_up(request.node));
-            if up {
-                self.respond(request, &reply);
-            } else if now < until
-                && let Some(cluster) = &mut self.cluster
-            {
-                cluster.unsent.push((until, request, reply));
-            }
-        }
-    }
-
     /// Sends all frames of this round.
     pub(super) fn flush_frames(&mut self, now: Instant) {
         self.send_forwards();
@@ -642,148 +379,6 @@ impl Dispatch {
             }
         }
         peers.flush(now);
-    }
-
-    /// Keeps a read that cannot be answered before a quorum has confirmed that this node leads: if it does
-    /// not, the one that does is asked.
-    pub(super) fn keep(
-        &mut self,
-        partition: PartitionId,
-        command: &Command<&[u8]>,
-        ask: Ask,
-        waiter: Waiter,
-    ) -> Waiter {
-        let Some(cluster) = self.cluster.as_mut().filter(|_| !ask.redirect) else { return waiter };
-        let may_serve = self.shared.views[usize::from(partition.0)].standing.may_serve(self.now.us);
-        if may_serve || cluster.kept.len() >= MAX_KEPT {
-            return waiter;
-        }
-        let command = Box::new(command.to_owned());
-        let ask = Ask { deadline: Some(deadline(&ask, Instant::now())), ..ask };
-        cluster.keep(Kept::Read { partition, command, ask, waiter })
-    }
-
-    /// The one that a reply is for; none if the command has to be carried out elsewhere.
-    pub(super) fn unwrap_kept(&mut self, waiter: Waiter, reply: Reply) -> Option<(Waiter, Reply)> {
-        let Waiter::Kept(id) = waiter else { return Some((waiter, reply)) };
-        match self.cluster.as_mut()?.kept.remove(&id)? {
-            Kept::Read { partition, command, ask, waiter }
-                if matches!(reply, Reply::Error(Error::NotLeader)) =>
-            {
-                self.forward(partition, &command.borrowed(), ask, waiter)
-            }
-            Kept::Again(waiter) if matches!(reply, Reply::Error(_)) => {
-                Some((waiter, Reply::Error(Error::OutcomeUnknown)))
-            }
-            Kept::Read { waiter, .. } | Kept::Again(waiter) => Some((waiter, reply)),
-        }
-    }
-
-    /// Keeps a command until it is known who leads its partition, and then sends it there.
-    pub(super) fn forward(
-        &mut self,
-        partition: PartitionId,
-        command: &Command<&[u8]>,
-        ask: Ask,
-        waiter: Waiter,
-    ) -> Option<(Waiter, Reply)> {
-        let fenced = self.is_fenced(&waiter);
-        let keeps = |cluster: &&mut Box<Cluster>| {
-            if fenced {
-                return false;
-            }
-            // Who asks again while leadership is on its way finds nobody that leads.
-            !ask.redirect || cluster.handing_over.contains_key(&partition)
-        };
-        let Some(cluster) = self.cluster.as_mut().filter(keeps) else {
-            return Some((waiter, Reply::Error(Error::NotLeader)));
-        };
-        cluster.forwards.add(partition, command, ask, waiter, Instant::now()).err()
-    }
-
-    /// Sends the commands that wait, each to the node that is likely to lead; or carries them out, where
-    /// that is this one.
-    pub(super) fn send_forwards(&mut self) {
-        let Some(cluster) = self.cluster.as_ref().filter(|one| !one.forwards.is_empty()) else {
-            return;
-        };
-        let now = Instant::now();
-        for partition in cluster.forwards.pending() {
-            if self.leads(partition) {
-                let Some(cluster) = &mut self.cluster else { return };
-                for forward in cluster.forwards.take_home(partition) {
-                    self.carry_out_here(partition, forward);
-                }
-                continue;
-            }
-            let candidates = self.candidates(partition);
-            let me = self.cluster.as_ref().map(|cluster| cluster.me);
-            let targets = self.cluster.as_ref().map_or(&[][..], |one| one.targets(partition));
-            let others = targets.iter().filter(|one| Some(one.node()) != me).count();
-            let leader = self.shared().leader(partition).map(|node| node.0);
-            let (Some(cluster), Some(peers)) = (&mut self.cluster, &mut self.peers) else { return };
-            if cluster.handing_over.contains_key(&partition) {
-                continue;
-            }
-            for waiter in cluster.forwards.take_redirects(partition) {
-                self.replies.push((waiter, Reply::Error(Error::NotLeader)));
-            }
-            let leader = leader.filter(|leader| candidates.first() == Some(leader));
-            let detour = candidates.len() < others;
-            let Some(node) = cluster.forwards.node(partition, leader, &candidates) else {
-                continue;
-            };
-            cluster.forwards.send(partition, |id, forward| {
-                let Some(out) = peers.out(node) else { return false };
-                let passed_on = matches!(forward.waiter, Waiter::Peer { .. });
-                let may_pass_on = detour && !passed_on;
-                let request = Request {
-                    id,
-                    partition: partition.0,
-                    deadline_ms: if may_pass_on { forward.left_ms(now) } else { 0 },
-                    stale: forward.ask.stale,
-                    once: forward.ask.once.map(|one| (one.session, one.sequence, one.acked_below)),
-                    payload: &forward.command,
-                };
-                encode(out, &Frame::Request(request)).is_ok()
-            });
-        }
-    }
-
-    /// Carries out a command that was on its way to another node.
-    fn carry_out_here(&mut self, partition: PartitionId, forward: Forward) {
-        let (is_unsure, given_up) = (forward.is_unsure(), forward.given_up(partition, false));
-        let Forward { command, ask, mut waiter, .. } = forward;
-        let Ok(command) = decode_command(&command) else {
-            return self.replies.push((waiter, Reply::Error(given_up)));
-        };
-        if is_unsure && let Some(cluster) = &mut self.cluster {
-            if cluster.kept.len() >= MAX_KEPT {
-                return self.replies.push((waiter, Reply::Error(Error::OutcomeUnknown)));
-            }
-            waiter = cluster.keep(Kept::Again(waiter));
-        }
-        self.execute_for(partition, &command, ask, waiter);
-    }
-
-    /// The nodes that may lead a partition, most likely first.
-    fn candidates(&self, partition: PartitionId) -> Vec<u32> {
-        let Some(cluster) = &self.cluster else { return Vec::new() };
-        let first = self.shared().leader(partition).map(|node| node.0);
-        let targets = cluster.targets(partition).iter().map(|replica| replica.node().0);
-        let mut nodes = Vec::new();
-        for node in first.into_iter().chain(targets) {
-            if node != cluster.me.0 && self.reaches(node) && !nodes.contains(&node) {
-                nodes.push(node);
-            }
-        }
-        nodes
-    }
-
-    /// Whether a command that has just come is carried out here: not if it would overtake earlier ones.
-    pub(super) fn takes(&mut self, partition: PartitionId) -> bool {
-        let behind = |cluster: &Cluster| cluster.forwards.has(partition);
-        !self.cluster.as_deref().is_some_and(behind) && self.leads(partition)
     }
 
     /// The log has failed: what the replicas here have on the disk is not known. The groups go on without
