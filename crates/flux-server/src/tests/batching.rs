@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flux_core::{PartitionId, Reply};
 
@@ -10,6 +11,8 @@ use super::node::{ask, set, small, start};
 use crate::config::{Fsync, Settings};
 
 const PARTITIONS: u16 = 64;
+/// Nothing here takes as long; the test fails instead of hanging.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// A key of each partition.
 fn one_of_each(partition_of: impl Fn(&str) -> PartitionId) -> BTreeMap<PartitionId, String> {
@@ -46,8 +49,12 @@ async fn a_turn_is_one_write_and_one_sync_for_all_its_partitions() {
     let before = machine.writes_and_syncs();
     let keys = one_of_each(|key| shared.partitions.of(key.as_bytes()));
     let writes: Vec<_> = keys.into_values().map(|key| tokio::spawn(write(key))).collect();
-    // On this thread each of them runs until it is in the worker's mailbox.
-    tokio::task::yield_now().await;
+    let taken = async {
+        while shared.stats.writes.value() < 2 + u64::from(PARTITIONS) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(LONGEST_WAIT, taken).await.expect("the worker has all of them");
     machine.syncs.open();
     assert!(matches!(first.await, Ok(Reply::Written { .. })));
     for write in writes {
