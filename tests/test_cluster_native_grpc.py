@@ -331,10 +331,11 @@ def test_grpc_at_any_node(filled):
 
 
 def has_own(client, key, value):
-    """Whether the replica of the client's node answers by itself, and has that value."""
+    """Whether the replica of the client's node answers a stale read, and has that value. An answer without
+    a revision is the leader's."""
     flags = native.STALE | native.POSITION | native.REDIRECT
     try:
-        return client.get(key, flags=flags)["value"] == value
+        return client.get(key, flags=flags)["value"] == value and client.position[0] > 0
     except native.Failure as failure:
         assert failure.status == native.NOT_LEADER
         return False
