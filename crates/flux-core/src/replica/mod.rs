@@ -360,9 +360,9 @@ impl<W> Replica<W> {
         !self.open.is_empty() || self.in_flight.open_bytes() > 0
     }
 
-    /// Whether a batch was proposed that is not applied yet.
-    pub fn has_proposals(&self) -> bool {
-        !self.proposed.is_empty()
+    /// How many batches were proposed that are not applied yet.
+    pub fn proposals(&self) -> usize {
+        self.proposed.len()
     }
 
     /// The size of the batch that `propose` would propose.

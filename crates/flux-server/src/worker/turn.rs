@@ -2,7 +2,7 @@
 //!
 //! With `fsync = always` one sync is under way at a time, and what is to be written meanwhile is written
 //! just before the next one. A replica that is alone proposes nothing until then. One in a group proposes
-//! a batch at once, for the followers to have it, and gathers what comes behind that one. With the other
+//! a few batches at once, for the followers to have them, and gathers what comes behind. With the other
 //! policies a batch is applied as soon as it is written.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,8 @@ const RECORD_OVERHEAD: usize = 128;
 /// With `fsync = everysec`.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
+/// So many batches of a group may be under way while there is a sync; more gather.
+const PROPOSALS_IN_SYNC: usize = 2;
 /// A batch of this size is written though a sync is under way.
 const WRITE_BYTES: usize = 1024 * 1024;
 /// So much is left to be synced at the most, whatever the policy.
@@ -115,11 +117,11 @@ impl Turn {
             (!syncs || dispatch.cluster.is_some()) && self.make_room(&active, dispatch, now);
         if may_propose {
             for &partition in &active {
-                // In a group the followers are to have the first batch meanwhile; what comes behind it
+                // In a group the followers are to have the first batches meanwhile; what comes behind them
                 // gathers, and costs them one entry.
                 if let Some((replica, replies)) = dispatch.replica(partition)
                     && replica.has_open_batch()
-                    && !(syncs && replica.has_proposals())
+                    && !(syncs && replica.proposals() >= PROPOSALS_IN_SYNC)
                 {
                     replica.propose(replies);
                 }
