@@ -145,7 +145,8 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// Whether a partition is to stay as it is for now.
+    /// Whether this plan leaves a partition as it is: it waits for a node that may come back, moves already, or
+    /// nobody is known to lead it.
     fn pins(&self, group: &Group<'_>) -> bool {
         let any =
             |is: &dyn Fn(NodeId) -> bool| group.replicas.iter().any(|replica| is(replica.node()));
