@@ -181,6 +181,7 @@ fn local_partition(one: &Inspected) -> LocalPartition {
         revision: status.revision,
         voters: ids(&status.members.voters),
         outgoing: ids(&status.members.outgoing),
+        changing: status.changing,
         learners: ids(&status.members.learners),
         keys: one.keys,
         bytes: one.bytes,

@@ -131,7 +131,7 @@ impl<'a> Fleet<'a> {
             let node = replica.node();
             self.is_dead(node) || is_taken(node) || !replica.may_join(&status.voters)
         };
-        if status.joint {
+        if status.changing {
             Stage::Moving
         } else if coming.iter().any(cannot_come) {
             Stage::Stalled

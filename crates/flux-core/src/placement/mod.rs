@@ -57,6 +57,7 @@ pub struct PartitionStatus {
     pub voters: Vec<ReplicaId>,
     /// Replicas that receive the log and do not vote.
     pub learners: Vec<ReplicaId>,
-    /// Whether the group is between two configurations (joint consensus).
-    pub joint: bool,
+    /// Whether the group is between two configurations (joint consensus), or a majority does not know for
+    /// good yet that it has left one.
+    pub changing: bool,
 }

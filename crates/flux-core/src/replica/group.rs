@@ -63,6 +63,9 @@ pub struct Status {
     pub revision: Revision,
     /// The group.
     pub members: Members,
+    /// The group is between two configurations, or a majority does not know for good yet that it has left
+    /// one, as far as this replica knows: the loss of another replica may be one too many.
+    pub changing: bool,
     /// The others, where this replica leads.
     pub progress: Vec<Progress>,
 }
@@ -126,6 +129,7 @@ impl<W> Replica<W> {
             last: raft.raft_log.last_index(),
             revision: self.revision,
             members: self.members().clone(),
+            changing: self.members().is_joint() || self.leads && !self.is_confirmed(),
             progress,
         }
     }

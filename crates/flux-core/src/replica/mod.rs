@@ -210,6 +210,8 @@ pub struct Replica<W> {
     transfer_tick: u64,
     /// The `Ready` that makes a received snapshot count; nothing else happens before it is persisted.
     restoring: Option<u64>,
+    /// The next write must begin with the state: it makes entries void that lie in the log.
+    owes_state: bool,
     /// The last entry that there was when this replica, leading, applied that others had left; else 0. See
     /// `is_confirmed`.
     left_at: u64,
@@ -242,7 +244,7 @@ impl<W> Replica<W> {
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
         let sessions = std::mem::take(&mut recovery.sessions);
-        let epoch = recovery.epoch;
+        let (epoch, owes_state) = (recovery.epoch, recovery.owes_state);
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -297,6 +299,7 @@ impl<W> Replica<W> {
             received: None,
             transfer_tick: 0,
             restoring: None,
+            owes_state,
             left_at: 0,
             catch_up: CatchUp::default(),
             heard_at: Vec::new(),
@@ -520,9 +523,11 @@ impl<W> Replica<W> {
         if let Some(hard_state) = ready.hs() {
             self.node.mut_store().set_hard_state(hard_state.clone());
         }
+        let owed = std::mem::take(&mut self.owes_state);
         // A new commit index alone is not worth a record: it travels with the next entry.
         let changed = ready.hs().filter(|_| ready.must_sync()).cloned();
-        let state = (changed.is_some() || restored).then(|| self.state_record(changed.as_ref()));
+        let state =
+            (changed.is_some() || restored || owed).then(|| self.state_record(changed.as_ref()));
         self.node.mut_store().append(entries.clone());
         let out = Ready {
             number: ready.number(),

@@ -146,6 +146,11 @@ pub struct Recovery {
     members: Members,
     hard_state: HardState,
     snapshot: Option<SnapshotMeta>,
+    /// Where the snapshot ends, and the term of the log's own entry there, if the log has one.
+    base: Position,
+    term_at_base: Option<u64>,
+    /// The log's end is void without a record that says so: one must be written before the next entry.
+    pub(super) owes_state: bool,
     /// The newest applied entries, kept for followers: those after `kept_after`.
     kept: VecDeque<Entry>,
     kept_bytes: usize,
@@ -181,6 +186,9 @@ impl Recovery {
             members: meta.members,
             hard_state,
             snapshot,
+            base: meta.position,
+            term_at_base: None,
+            owes_state: false,
             kept: VecDeque::new(),
             kept_bytes: 0,
             kept_after: meta.position,
@@ -210,6 +218,7 @@ impl Recovery {
             }
             (self.replica, self.start) = (state.replica, state.start);
             self.tail.clear();
+            self.term_at_base = None;
             self.forget_kept();
             self.broken = (state.start > self.applied.index)
                 .then_some(Broken::NoSnapshot { start: state.start, found: self.applied.index });
@@ -233,8 +242,10 @@ impl Recovery {
         self.has_history = true;
         self.hard_state.term = self.hard_state.term.max(position.term);
         // First of all: what this entry replaces was not committed, whatever `commit` says.
-        if let Some(before) = position.index.checked_sub(self.applied.index + 1) {
-            self.tail.truncate(before as usize);
+        let before = position.index.saturating_sub(self.applied.index + 1);
+        self.tail.truncate(before as usize);
+        if position.index <= self.base.index {
+            self.term_at_base = (position.index == self.base.index).then_some(position.term);
         }
         self.commit_to(commit)?;
         if position.index <= self.applied.index || self.broken.is_some() {
@@ -307,6 +318,8 @@ impl Recovery {
     pub fn finish(&mut self) -> Result<(), Broken> {
         if self.replica != 0 && self.start == 0 && !self.members.contains(self.replica) {
             self.begin_with_nothing();
+        } else if self.term_at_base.is_some_and(|term| term != self.base.term) {
+            self.go_on_from_snapshot();
         }
         self.broken.take().map_or(Ok(()), Err)
     }
@@ -325,6 +338,14 @@ impl Recovery {
         self.hard_state.commit = 0;
         self.tail.clear();
         self.forget_kept();
+    }
+
+    /// The snapshot is of another log: it came from a leader, and the crash came before the record that would
+    /// have made what follows in this one void.
+    fn go_on_from_snapshot(&mut self) {
+        self.tail.clear();
+        self.start = self.base.index;
+        self.owes_state = true;
     }
 
     /// The index and revision reached so far.

@@ -288,6 +288,46 @@ fn recovery_goes_on_from_a_snapshot() {
     assert_eq!(again.replica.revision(), alone.replica.revision());
 }
 
+/// What a follower finds that was sent a snapshot, and lost its power before it could write that the log it
+/// had is void: the snapshot's last entry is another one than its own.
+#[test]
+fn a_log_that_a_snapshot_has_replaced_is_void() {
+    let snapshot = |term| SnapshotMeta {
+        position: Position { index: 5, term },
+        members: Members::of_voters(vec![1, 2, 3]),
+        ..SnapshotMeta::default()
+    };
+    let recovered = |term, entries: &[(u64, u64)]| {
+        let memory = Memory::new(0);
+        let mut recovery =
+            Recovery::new(table(&memory), Some(snapshot(term)), SnapshotMeta::default(), 0);
+        recovery.state(&StateRecord { replica: 1, start: 1, term: 2, vote: 0 });
+        for &(index, term) in entries {
+            recovery.entry(Position { index, term }, 1, 0, &[]).expect("an entry");
+        }
+        recovery.finish().expect("a whole log");
+        let view = Arc::new(View::default());
+        Replica::<u32>::new(&config(), recovery, memory, view, at(NOW)).expect("a state")
+    };
+    let of_term_2 = [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2)];
+    assert_eq!(recovered(2, &of_term_2).status().last, 7, "the snapshot is of the same log");
+
+    let mut replica = recovered(3, &of_term_2);
+    assert_eq!(replica.status().last, 5);
+    let mut append =
+        Message { to: 1, from: 2, term: 3, index: 5, log_term: 3, ..Message::default() };
+    append.entries = vec![Entry { index: 6, term: 3, ..Entry::default() }];
+    append.set_msg_type(MessageType::MsgAppend);
+    replica.step(at(NOW), append);
+    let ready = replica.ready(&mut Vec::new()).expect("it is sound").expect("something to write");
+    assert_eq!(ready.state.map(|state| (state.replica, state.start)), Some((1, 5)));
+    assert_eq!(ready.entries.len(), 1);
+
+    // Entries that were overwritten before the snapshot are void as well, and what followed them.
+    let overwritten = [&of_term_2[..], &[(4, 3), (5, 3)]].concat();
+    assert_eq!(recovered(3, &overwritten).status().last, 5);
+}
+
 #[test]
 fn snapshot_metadata_of_any_length_is_refused_or_understood() {
     let meta = SnapshotMeta {

@@ -56,6 +56,9 @@ pub struct LocalPartition {
     pub voters: Vec<ReplicaId>,
     /// In a joint configuration the voters that it leaves behind; else empty.
     pub outgoing: Vec<ReplicaId>,
+    /// The group is between two configurations, or a majority does not know for good yet that it has left
+    /// one: the loss of another replica may be one too many.
+    pub changing: bool,
     /// Replicas that do not vote.
     pub learners: Vec<ReplicaId>,
     /// Keys held.
@@ -72,7 +75,7 @@ impl LocalPartition {
             leader: self.leader,
             voters: self.voters.clone(),
             learners: self.learners.clone(),
-            joint: !self.outgoing.is_empty(),
+            changing: self.changing,
         }
     }
 }

@@ -201,7 +201,7 @@ pub(super) fn leaders(answers: &Answers) -> BTreeMap<u16, &LocalPartition> {
 /// Whether a group has exactly the voters that it is to have, and nothing else.
 pub(super) fn is_settled(leader: &LocalPartition, target: &[ReplicaId]) -> bool {
     let set = |ids: &[ReplicaId]| ids.iter().copied().collect::<BTreeSet<_>>();
-    leader.learners.is_empty() && leader.outgoing.is_empty() && set(&leader.voters) == set(target)
+    leader.learners.is_empty() && !leader.changing && set(&leader.voters) == set(target)
 }
 
 /// Every partition of the map.

@@ -414,7 +414,8 @@ impl Dispatch {
         for index in 0..self.own().len() {
             let partition = self.own()[index];
             if ask {
-                self.ask_whether_gone(partition);
+                let questions = self.questions(partition);
+                self.send(partition, questions);
             }
             let asleep = |(replica, _): (&mut Replica<Waiter>, _)| replica.is_asleep();
             if changed || !self.replica(partition).is_some_and(asleep) {
@@ -423,27 +424,27 @@ impl Dispatch {
         }
     }
 
-    /// A replica that has left its group, or has no place in the map, asks whether it can go: those who have
-    /// a place as well, since all that it knows of may be gone, too.
-    fn ask_whether_gone(&mut self, partition: PartitionId) {
-        let Some(cluster) = &self.cluster else { return };
-        let mut others: Vec<u64> = cluster.targets(partition).iter().map(|id| id.get()).collect();
-        let Some((replica, _)) = self.replica(partition) else { return };
-        let (from, term) = (replica.id(), replica.term() + 1);
-        if !replica.is_removed() && others.contains(&from) {
-            return;
+    /// A replica that has left its group, or has no place in the map, asks every node whether it can go: one
+    /// that was away for long knows of nobody who is in its group now, and the map not of all.
+    pub(super) fn questions(&self, partition: PartitionId) -> Vec<RaftMessage> {
+        let replica = self.replicas[usize::from(partition.0)].as_ref();
+        let Some((cluster, replica)) = self.cluster.as_ref().zip(replica) else {
+            return Vec::new();
+        };
+        let (from, term, index) = (replica.id(), replica.term() + 1, replica.status().last);
+        let has_a_place = cluster.targets(partition).iter().any(|id| id.get() == from);
+        if has_a_place && !replica.is_removed() {
+            return Vec::new();
         }
-        others.extend(&replica.members().voters);
-        others.retain(|id| *id != from);
-        others.sort_unstable();
-        others.dedup();
-        let index = replica.status().last;
-        let ask = |to: u64| {
+        let others = cluster.topology.members.keys().filter(|node| **node != cluster.me);
+        let question = |node: &NodeId| {
+            // To whatever replica is there.
+            let to = ReplicaId::new(*node, 0).get();
             let mut message = RaftMessage { from, to, term, index, ..RaftMessage::default() };
             message.set_msg_type(MessageType::MsgRequestPreVote);
             message
         };
-        self.send(partition, others.into_iter().map(ask).collect());
+        others.map(question).collect()
     }
 
     /// Lets the group of a partition take its next step towards the replicas that it should have.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use flux_core::placement::{NodeId, ReplicaId};
+use flux_core::placement::{NodeId, PlacementMap, ReplicaId};
 use flux_core::replica::{
     Message as RaftMessage, MessageType, Recovery, Replica, SnapshotMeta, Status, encode_message,
 };
@@ -24,7 +24,7 @@ use super::forward::PATIENCE;
 use super::syncer::Syncer;
 use super::turn::Turn;
 use crate::clock;
-use crate::cluster::Topology;
+use crate::cluster::{Member, Registration, Topology};
 use crate::config::{Fsync, Settings};
 use crate::forward_codec::{encode_command, encode_reply};
 use crate::mailbox::{Ask, Mailbox, Message, PeerRequest, Return, Waiter};
@@ -487,4 +487,48 @@ fn frames_about_partitions_that_do_not_exist_are_nothing() {
     assert!(bench.cluster().to_remove.is_empty() && bench.dispatch.active().is_empty());
     bench.frame(2, &Frame::Gone { partition: 1, replica: id(ME) });
     assert_eq!(bench.cluster().to_remove, [PartitionId(1)], "a partition that does exist");
+}
+
+#[test]
+fn a_replica_without_a_place_asks_every_node_whether_it_can_go() {
+    let mut bench = Bench::of(&[1, 2, 3]);
+    // Node 4 leads, which neither the replica knows, nor the map names: it is to hand over to the new one.
+    let placed = [NodeId(2), NodeId(3), NodeId(ME)].to_vec();
+    let layout = vec![placed; usize::from(PARTITIONS)];
+    let mut map = PlacementMap::new(1, 3, &layout).expect("a valid map");
+    let topology = |map: &PlacementMap| Topology {
+        members: (1..=4).map(|node| (NodeId(node), member(node))).collect(),
+        map: Some(Arc::new(map.clone())),
+        ..Topology::default()
+    };
+    bench.cluster().topology = Arc::new(topology(&map));
+    let questions = bench.dispatch.questions(HERE);
+    let asked: Vec<u32> =
+        questions.iter().map(|message| ReplicaId::from_u64(message.to).node().0).collect();
+    assert_eq!(asked, [2, 3, 4]);
+    assert!(questions.iter().all(|message| message.from == id(ME) && message.index > 0));
+    // One that has its place asks nothing.
+    map.targets[usize::from(HERE.0)] = [1, 2, 3].map(|node| ReplicaId::from_u64(id(node))).to_vec();
+    bench.cluster().topology = Arc::new(topology(&map));
+    assert!(bench.dispatch.questions(HERE).is_empty());
+}
+
+fn member(node: u32) -> Member {
+    let address = "127.0.0.1:1".parse().expect("an address");
+    let registration = Registration {
+        node: NodeId(node),
+        cluster: String::new(),
+        cluster_id: Some(1),
+        instance: 1,
+        started_ms: 0,
+        data_addr: address,
+        peer_addr: address,
+        grpc_addr: address,
+        admin_addr: address,
+        zone: String::new(),
+        version: String::new(),
+        replaces: None,
+        timing: None,
+    };
+    Member { registration, alive: true, away_since: None }
 }

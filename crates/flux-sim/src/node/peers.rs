@@ -3,12 +3,12 @@
 //!
 //! As in `flux-server`'s `worker/cluster.rs`. Frames travel over connections that keep their order or break.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flux_core::replica::{Now, Signal, Stamps};
 use raft::eraftpb::{Message, MessageType};
 
-use super::{Output, Process};
+use super::{Output, Process, Surroundings};
 use crate::plant::Plant;
 
 /// Ticks between two beats.
@@ -170,22 +170,22 @@ impl Process {
         }
     }
 
-    /// A replica that has left its group, or has no place in the map, asks whether it can go: those who have
-    /// a place as well, since all that it knows of may be gone, too.
-    pub(super) fn ask_whether_gone(&mut self, targets: &[Vec<u64>], out: &mut Output) {
+    /// A replica that has left its group, or has no place in the map, asks every node whether it can go: one
+    /// that was away for long knows of nobody who is in its group now, and the map not of all.
+    pub(super) fn ask_whether_gone(&mut self, around: Surroundings<'_>, out: &mut Output) {
         if !self.peers.ticks.is_multiple_of(ASK_TICKS) {
             return;
         }
         for (partition, hosted) in &self.hosted {
-            let Some(targets) = targets.get(usize::from(*partition)) else { continue };
+            let Some(targets) = around.targets.get(usize::from(*partition)) else { continue };
             let status = hosted.replica.status();
             if !hosted.replica.is_removed() && targets.contains(&status.id) {
                 continue;
             }
-            let others: BTreeSet<u64> =
-                targets.iter().chain(&status.members.voters).copied().collect();
-            for to in others.into_iter().filter(|to| *to != status.id) {
-                let (from, term, index) = (status.id, status.term + 1, status.last);
+            for node in around.nodes.iter().filter(|node| **node != node_of(status.id)) {
+                // To whatever replica is there.
+                let (from, to) = (status.id, u64::from(*node) << 32);
+                let (term, index) = (status.term + 1, status.last);
                 let mut message = Message { from, to, term, index, ..Message::default() };
                 message.set_msg_type(MessageType::MsgRequestPreVote);
                 out.messages.push((*partition, message));

@@ -122,7 +122,7 @@ impl Process {
             hosted.replica.tick(now);
         }
         self.beat(now, around.nodes, out);
-        self.ask_whether_gone(around.targets, out);
+        self.ask_whether_gone(around, out);
         let changed = self.known_targets != around.targets;
         if changed {
             self.known_targets = around.targets.to_vec();

@@ -271,6 +271,8 @@ impl World {
             }
             Event::Fault => self.fault(),
             Event::Heal => self.heal(),
+            // They are calm already when faults have ended.
+            Event::LinksRecover if self.settling => {}
             Event::LinksRecover => self.network.set_quality(self.plan.links.clone()),
             Event::PowerFails(host, process) => self.power_fails(host, process),
             Event::Start(host) => self.start(host),

@@ -1,5 +1,6 @@
 //! Who has which replicas: the part of the controller, of the registry, and of a node that follows them.
 
+use flux_core::placement::ReplicaId;
 use flux_core::replica::Replica;
 
 use super::{Event, World};
@@ -115,7 +116,7 @@ impl World {
             processes.filter_map(|one| one.replica(partition)).filter(|one| one.leads());
         let settled = leaders.any(|replica| {
             let members = replica.members();
-            members.voters == sorted && !members.is_joint() && members.learners.is_empty()
+            members.voters == sorted && !replica.status().changing && members.learners.is_empty()
         });
         settled && target.iter().all(|id| !self.lost.contains(id))
     }
@@ -124,6 +125,9 @@ impl World {
     pub(super) fn move_replica(&mut self) -> bool {
         let partition = self.random.below(u64::from(self.plan.partitions)) as u16;
         let place = usize::from(partition);
+        if self.replan_stalled(partition) {
+            return true;
+        }
         // Now and then the map changes again before the group has followed it.
         let hasty = self.random.per_mille(200);
         let whole = self.targets[place].iter().all(|id| !self.lost.contains(id));
@@ -146,22 +150,60 @@ impl World {
             None if count > 2 => drop(self.targets[place].remove(out)),
             None => return false,
         }
-        self.trace
-            .line(self.now_us, format_args!("p{partition} is to be on {:x?}", self.targets[place]));
+        self.say_target(partition);
         self.announce();
         true
     }
 
-    /// Hosts that have a replica of a partition or should have.
-    fn hosts_with(&self, partition: u16) -> Vec<usize> {
-        let has = |host: usize| {
-            let process = self.hosts[host].process.as_ref();
-            // Of one that is down nobody knows.
-            process.is_none_or(|process| process.hosted.contains_key(&partition))
-        };
+    /// Where a replica cannot come, since a voter is on its node or it may have been here before, the map
+    /// changes again, as the controller would do it. True if it has.
+    pub(super) fn replan_stalled(&mut self, partition: u16) -> bool {
+        let place = usize::from(partition);
+        let Some(voters) = self.voters(partition) else { return false };
+        let stalled = self.targets[place].iter().position(|id| {
+            let taken = voters.iter().any(|voter| voter.node() == ReplicaId::from_u64(*id).node());
+            !voters.contains(&ReplicaId::from_u64(*id))
+                && (taken || !ReplicaId::from_u64(*id).may_join(&voters))
+        });
+        let Some(at) = stalled else { return false };
+        let old = ReplicaId::from_u64(self.targets[place][at]);
+        let host = self.host_of(old.get());
+        self.targets[place][at] =
+            match (voters.iter().find(|voter| voter.node() == old.node()), host) {
+                (Some(voter), _) => voter.get(),
+                (None, Some(host)) => self.new_replica(host),
+                (None, None) => return false,
+            };
+        self.say_target(partition);
+        self.announce();
+        true
+    }
+
+    /// The voters of a partition as a leader of it knows them, outside a joint configuration.
+    fn voters(&self, partition: u16) -> Option<Vec<ReplicaId>> {
+        let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+        let leading = |one: &&Replica<_>| one.leads();
+        let replica = processes
+            .filter_map(|one| one.replica(partition))
+            .filter(leading)
+            .max_by_key(|one| one.term())?;
+        let members = replica.members();
+        let voters = members.voters.iter().map(|id| ReplicaId::from_u64(*id)).collect();
+        (!members.is_joint()).then_some(voters)
+    }
+
+    fn say_target(&mut self, partition: u16) {
         let target = &self.targets[usize::from(partition)];
-        let due: Vec<usize> = target.iter().filter_map(|id| self.host_of(*id)).collect();
-        (0..self.hosts.len()).filter(|host| has(*host) || due.contains(host)).collect()
+        self.trace.line(self.now_us, format_args!("p{partition} is to be on {target:x?}"));
+    }
+
+    /// Hosts that should have a replica of a partition or have one in its group. One that has an old replica
+    /// still, and has not heard that it left, may be given a new one.
+    fn hosts_with(&self, partition: u16) -> Vec<usize> {
+        let voters = self.voters(partition).unwrap_or_default();
+        let target = self.targets[usize::from(partition)].iter().copied();
+        let both = target.chain(voters.iter().map(|voter| voter.get()));
+        both.filter_map(|id| self.host_of(id)).collect()
     }
 
     /// A host's data is lost: it comes back as another node, and the map is mended after a while.
@@ -206,11 +248,7 @@ impl World {
                 continue;
             };
             self.targets[partition][gone] = self.new_replica(host);
-            let now_us = self.now_us;
-            self.trace.line(
-                now_us,
-                format_args!("p{partition} is to be on {:x?}", self.targets[partition]),
-            );
+            self.say_target(partition as u16);
         }
         self.announce();
     }

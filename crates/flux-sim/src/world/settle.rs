@@ -48,6 +48,9 @@ impl World {
                 self.start(host);
             }
         }
+        for partition in 0..self.plan.partitions {
+            self.replan_stalled(partition);
+        }
         self.queue.push(self.now_us + 100 * MS, Event::Inspect);
     }
 

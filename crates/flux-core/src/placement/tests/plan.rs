@@ -29,7 +29,7 @@ impl Cluster {
             leader: Some(voters[0]),
             voters: voters.clone(),
             learners: Vec::new(),
-            joint: false,
+            changing: false,
         };
         let statuses = map.targets.iter().zip(0..).map(status).collect();
         Cluster { map, nodes: Nodes { up, ..Nodes::default() }, statuses }
@@ -111,7 +111,7 @@ fn steps_follow_the_counter_and_lead_to_a_valid_map() {
 fn what_is_under_way_counts_and_is_left_alone() {
     let mut cluster = Cluster::new(3, "abcd", &["abc", "abc", "abc", "abc"]);
     assert_eq!(cluster.plan(2).len(), 2);
-    cluster.statuses[0].joint = true;
+    cluster.statuses[0].changing = true;
     assert_eq!(cluster.plan(2).len(), 1);
     let learner = ReplicaId::new(node('d'), 99);
     cluster.statuses[1].learners.push(learner);
@@ -213,7 +213,7 @@ fn leadership_goes_from_those_who_lead_most_to_the_preferred() {
     // a leads three, b one and c none.
     assert_eq!(transfers(&cluster, 1), [3]);
     assert_eq!(transfers(&cluster, 9), [3, 0]);
-    cluster.statuses[3].joint = true;
+    cluster.statuses[3].changing = true;
     assert_eq!(transfers(&cluster, 9), [0]);
     cluster.lose("b", false);
     assert_eq!(transfers(&cluster, 9), [0; 0]);

@@ -150,7 +150,7 @@ impl World {
             leader: Some(group.leader),
             voters: group.voters.clone(),
             learners: group.learners.clone(),
-            joint: !group.outgoing.is_empty(),
+            changing: !group.outgoing.is_empty(),
         };
         self.groups.iter().zip(0..).map(report).collect()
     }

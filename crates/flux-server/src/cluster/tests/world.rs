@@ -305,6 +305,7 @@ impl DataPlane for Fake {
                     revision: 5,
                     voters: group.voters.clone(),
                     outgoing: Vec::new(),
+                    changing: false,
                     learners: Vec::new(),
                     keys: 3,
                     bytes: 300,
