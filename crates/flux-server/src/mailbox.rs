@@ -84,6 +84,8 @@ pub(crate) enum Message {
     Command { partition: PartitionId, command: Box<Command<Vec<u8>>>, ask: Ask, waiter: Waiter },
     /// A message of Raft for one of its replicas.
     Raft { partition: PartitionId, message: Box<RaftMessage> },
+    /// The group of one of its replicas has gone on without it.
+    Gone { partition: PartitionId, replica: u64 },
     /// A connection of another node, with what was read from it.
     Peer { stream: mio::net::TcpStream, input: Vec<u8> },
     /// What is known of the cluster has changed.

@@ -76,6 +76,9 @@ pub(crate) struct ClusterSeat {
     /// Snapshots to and from other nodes.
     pub(crate) transfers: OnceLock<Transfers>,
     pub(crate) topology: RwLock<Arc<Topology>>,
+    /// When each node last answered a beat of any worker: where nodes have different numbers of workers, the
+    /// answer comes to another worker than the one that asked.
+    pub(crate) answered: Mutex<BTreeMap<u32, u64>>,
 }
 
 /// The state of a node that is not one worker's own.

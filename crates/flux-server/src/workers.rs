@@ -169,6 +169,7 @@ impl Workers {
                 me: one.me,
                 transfers: OnceLock::new(),
                 topology: RwLock::new(Arc::clone(&one.topology)),
+                answered: Mutex::default(),
             }),
             views,
             table_options,

@@ -195,9 +195,7 @@ impl Dispatch {
         for event in events {
             match event {
                 Event::LinkDown(node) => {
-                    if let Some(cluster) = &mut self.cluster {
-                        cluster.answered.remove(&node);
-                    }
+                    self.forget_answer(node);
                     self.on_lost(node);
                 }
                 Event::InboundDown { node, .. } => {
@@ -252,11 +250,7 @@ impl Dispatch {
                 }
             }
             Frame::Gone { partition, replica } => {
-                let partition = PartitionId(partition);
-                let here = self.replica(partition).is_some_and(|(one, _)| one.id() == replica);
-                if here && let Some(cluster) = &mut self.cluster {
-                    cluster.to_remove.push(partition);
-                }
+                self.on_gone(PartitionId(partition), replica);
             }
             Frame::Beat { sent_us } => self.on_beat(from, sent_us),
             Frame::BeatReply { sent_us } => self.on_beat_reply(from, sent_us),
@@ -272,6 +266,21 @@ impl Dispatch {
             Frame::Leads { worker, workers, led } => self.on_leads(from, worker, workers, led),
             // The rest belongs to the handshake or to bulk connections, or asks for nothing yet.
             _ => {}
+        }
+    }
+
+    /// The group of a replica has gone on without it.
+    pub(super) fn on_gone(&mut self, partition: PartitionId, replica: u64) {
+        let owner = self.shared().owner(partition);
+        if owner != self.worker() {
+            // The replica asks again when a full mailbox refuses it.
+            let gone = Message::Gone { partition, replica };
+            let _ = self.shared().mailboxes[usize::from(owner)].send(gone);
+            return;
+        }
+        let here = self.replica(partition).is_some_and(|(one, _)| one.id() == replica);
+        if here && let Some(cluster) = &mut self.cluster {
+            cluster.to_remove.push(partition);
         }
     }
 

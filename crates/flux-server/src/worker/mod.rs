@@ -349,6 +349,7 @@ impl Worker {
                 self.dispatch.look_at_monotonic_clock();
                 self.dispatch.execute_for(partition, &command.borrowed(), ask, waiter);
             }
+            Message::Gone { partition, replica } => self.dispatch.on_gone(partition, replica),
             Message::Raft { partition, message } => {
                 self.dispatch.look_at_monotonic_clock();
                 self.dispatch.step(partition, *message);

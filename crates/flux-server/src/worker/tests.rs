@@ -275,6 +275,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
             me: NodeId(ME),
             transfers: Default::default(),
             topology: Default::default(),
+            answered: parking_lot::Mutex::default(),
         }),
         views: partitions.iter().map(view).collect(),
         table_options,

@@ -33,6 +33,28 @@ impl Dispatch {
         if let Some(cluster) = &mut self.cluster {
             cluster.answered.insert(node, self.now.us);
         }
+        if let Some(seat) = &self.shared.cluster {
+            seat.answered.lock().insert(node, self.now.us);
+        }
+    }
+
+    /// What is sent to the node does not arrive until it answers again.
+    pub(super) fn forget_answer(&mut self, node: u32) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.answered.remove(&node);
+        }
+        if let Some(seat) = &self.shared.cluster {
+            seat.answered.lock().remove(&node);
+        }
+    }
+
+    /// Takes in what other workers know of who answers.
+    fn share_answers(&mut self) {
+        let (Some(cluster), Some(seat)) = (&mut self.cluster, &self.shared.cluster) else { return };
+        for (node, at) in seat.answered.lock().iter() {
+            let known = cluster.answered.entry(*node).or_default();
+            *known = (*known).max(*at);
+        }
     }
 
     /// Whether what is sent to a node arrives, as far as is known: a link may be up though its wire is cut.
@@ -44,11 +66,11 @@ impl Dispatch {
 
     pub(super) fn on_beat_reply(&mut self, from: u32, sent_us: u64) {
         let now = self.now;
-        // Not what this node's last process has sent.
+        self.note_answer(from);
+        // Not what this node's last process has sent, nor another worker.
         if !self.cluster.as_ref().is_some_and(|cluster| cluster.sent.contains(sent_us)) {
             return;
         }
-        self.note_answer(from);
         for replica in self.replicas_mut().filter(|replica| replica.is_asleep()) {
             let there = |id: &u64| node_of(*id) == from;
             let id = match replica.leads() {
@@ -118,6 +140,7 @@ impl Dispatch {
 
     /// Asks the other nodes for a sign of life, and wakes the groups whose leaders' nodes give none.
     pub(super) fn beat(&mut self) {
+        self.share_answers();
         let (now, tick_us) = (self.now, TICK.as_micros() as u64);
         let Some(peers) = &mut self.peers else { return };
         let Some(cluster) = &mut self.cluster else { return };
