@@ -102,7 +102,7 @@ def test_a_client_of_a_node_that_starts_while_etcd_is_away(start_cluster):
         slowest = max(slowest, time.monotonic() - asked)
     served = time.monotonic() - begun
     print(f"\nslowest {slowest:.2f} s, served after {served:.2f} s")
-    assert slowest < 1.5
+    assert slowest < 5
     made.etcd.start()
     made.wait_until_well()
 
