@@ -12,30 +12,28 @@
 //! The logs belong to workers. When their number changes, the records are copied into logs of a new
 //! generation; `node.toml` names the generation that counts, so a crash in between changes nothing.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read as _};
+mod description;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flux_core::placement::NodeId;
 use flux_log::Disk;
-use serde::{Deserialize, Serialize};
+
+pub(crate) use description::random_u64;
 
 use crate::folders::{Folders, RealFolders};
+use description::{DESCRIPTION, Description, NEW_DESCRIPTION, new_node_id, node_number};
 
-/// The format of the directory that this version reads and writes.
-const FORMAT: u32 = 1;
-const DESCRIPTION: &str = "node.toml";
-/// A description that is being written.
-const NEW_DESCRIPTION: &str = "node.toml.new";
 const SNAPSHOTS: &str = "snapshots";
 /// Partitions of a new directory when nobody asked for a number: those of a node alone. Joining a
 /// cluster replaces it by the cluster's.
 const DEFAULT_PARTITIONS: u16 = 16;
 /// Begins the names of folders with data that was set aside.
 const DAMAGED: &str = "damaged-";
-/// No description is as long.
-const MAX_DESCRIPTION_BYTES: u64 = 64 * 1024;
 
 /// An open data directory, locked as long as the value lives.
 #[derive(Debug)]
@@ -59,31 +57,6 @@ pub(crate) struct Place {
     /// Its path, for messages.
     pub(crate) name: String,
     pub(crate) disk: Arc<dyn Disk>,
-}
-
-/// The contents of `node.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Description {
-    pub(crate) format: u32,
-    pub(crate) node_id: String,
-    /// Seeds the hash of keys: secret, so that nobody can choose keys that collide. Hexadecimal.
-    pub(crate) hash_seed: String,
-    pub(crate) partitions: u16,
-    pub(crate) workers: u16,
-    pub(crate) generation: u32,
-    /// Every worker's log has been made: from here on one that is missing is lost.
-    #[serde(default)]
-    pub(crate) started: bool,
-    /// The cluster that the node has joined. Hexadecimal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) cluster_id: Option<String>,
-    /// The node that this one was before its data was set aside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) replaces: Option<String>,
-    /// Where what is not of this generation is being moved to: `damaged-<aside>`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) aside: Option<u32>,
 }
 
 /// Why a data directory cannot be used.
@@ -189,8 +162,8 @@ impl DataDir {
             move |source| DataDirError::Io { action, path, source }
         };
         let file = path.join(DESCRIPTION);
-        let description = match read(folders.root()) {
-            Ok(bytes) => decode(&file, &bytes)?,
+        let description = match description::read(folders.root()) {
+            Ok(bytes) => description::decode(&file, &bytes)?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if !is_unused(&*folders).map_err(failed("list", &path))? {
                     return Err(DataDirError::Foreign(path));
@@ -201,7 +174,7 @@ impl DataDir {
                 };
                 let description = Description::create(partitions, workers)
                     .map_err(failed("read randomness for", &path))?;
-                write(folders.root(), &description).map_err(failed("write", &file))?;
+                description::write(folders.root(), &description).map_err(failed("write", &file))?;
                 description
             }
             Err(source) => return Err(failed("read", &file)(source)),
@@ -323,10 +296,12 @@ impl DataDir {
     }
 
     fn describe(&mut self, description: Description) -> Result<(), DataDirError> {
-        write(self.folders.root(), &description).map_err(|source| DataDirError::Io {
-            action: "write",
-            path: self.folders.path().join(DESCRIPTION),
-            source,
+        description::write(self.folders.root(), &description).map_err(|source| {
+            DataDirError::Io {
+                action: "write",
+                path: self.folders.path().join(DESCRIPTION),
+                source,
+            }
         })?;
         self.description = description;
         Ok(())
@@ -353,305 +328,10 @@ impl DataDir {
     }
 }
 
-impl Description {
-    fn create(partitions: u16, workers: u16) -> io::Result<Description> {
-        Ok(Description {
-            format: FORMAT,
-            node_id: new_node_id()?,
-            hash_seed: format!("{:016x}", random_u64()?),
-            partitions,
-            workers,
-            generation: 1,
-            started: false,
-            cluster_id: None,
-            replaces: None,
-            aside: None,
-        })
-    }
-
-    /// Whether the directory can be used for this.
-    fn check(&self, path: &Path, purpose: Purpose) -> Result<(), DataDirError> {
-        let path = path.to_owned();
-        match (purpose, self.cluster()) {
-            (Purpose::Alone(_), Some(cluster)) => Err(DataDirError::OfCluster { path, cluster }),
-            (Purpose::Cluster, None) if self.started => Err(DataDirError::Alone(path)),
-            (Purpose::Alone(asked), None) if asked != 0 && asked != self.partitions => {
-                Err(DataDirError::Partitions { path, created: self.partitions, asked })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The cluster as a number.
-    fn cluster(&self) -> Option<u64> {
-        let text = self.cluster_id.as_deref()?;
-        Some(u64::from_str_radix(text, 16).expect("checked when it was read"))
-    }
-
-    /// The seed as a number.
-    pub(crate) fn seed(&self) -> u64 {
-        u64::from_str_radix(&self.hash_seed, 16).expect("checked when it was read")
-    }
-}
-
-fn decode(file: &Path, bytes: &[u8]) -> Result<Description, DataDirError> {
-    let wrong = |reason: String| DataDirError::Description { path: file.to_owned(), reason };
-    let text = str::from_utf8(bytes).map_err(|error| wrong(error.to_string()))?;
-    let description: Description =
-        toml::from_str(text).map_err(|error| wrong(error.message().to_owned()))?;
-    if description.format != FORMAT {
-        return Err(wrong(format!(
-            "format {} is not format {FORMAT}, which this version reads",
-            description.format
-        )));
-    }
-    if u64::from_str_radix(&description.hash_seed, 16).is_err() {
-        return Err(wrong("hash_seed is not a hexadecimal number of 64 bits".to_owned()));
-    }
-    if node_number(&description.node_id).is_none() {
-        return Err(wrong("node_id is not node- and eight hexadecimal digits".to_owned()));
-    }
-    if description.cluster_id.as_ref().is_some_and(|id| u64::from_str_radix(id, 16).is_err()) {
-        return Err(wrong("cluster_id is not a hexadecimal number of 64 bits".to_owned()));
-    }
-    if description.workers == 0 {
-        return Err(wrong("workers is 0".to_owned()));
-    }
-    Ok(description)
-}
-
-/// A number that nobody can guess.
-pub(crate) fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
-}
-
-/// The name of a node that has never been. 0 stands for the node without a cluster.
-fn new_node_id() -> io::Result<String> {
-    let number = random_u64()? as u32;
-    Ok(NodeId(number.max(1)).to_string())
-}
-
-/// The number in a node's name.
-fn node_number(name: &str) -> Option<NodeId> {
-    name.parse().ok().filter(|node| *node != NodeId(0))
-}
-
-fn read(root: &dyn Disk) -> io::Result<Vec<u8>> {
-    let file = root.open(DESCRIPTION)?;
-    let mut bytes = vec![0; file.size()?.min(MAX_DESCRIPTION_BYTES) as usize];
-    let count = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(count);
-    Ok(bytes)
-}
-
-/// A new description takes the place of the old one at once or not at all.
-fn write(root: &dyn Disk, description: &Description) -> io::Result<()> {
-    let text = toml::to_string(description).expect("plain fields");
-    match root.remove(NEW_DESCRIPTION) {
-        // A crash left it.
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let file = root.create(NEW_DESCRIPTION)?;
-    file.write_at(text.as_bytes(), 0)?;
-    file.sync_data()?;
-    root.rename(NEW_DESCRIPTION, DESCRIPTION)?;
-    root.sync_dir()
-}
-
 /// Whether nothing lies there but what a start that did not get far leaves.
 fn is_unused(folders: &dyn Folders) -> io::Result<bool> {
     let ours = ["LOCK", NEW_DESCRIPTION, "lost+found"];
     let mut names = folders.root().list()?;
     names.append(&mut folders.list()?);
     Ok(names.iter().all(|name| ours.contains(&name.as_str())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-
-    #[test]
-    fn a_directory_keeps_what_it_was_created_with() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let path = parent.path().join("data");
-        let created =
-            DataDir::open(&path, Purpose::Alone(16), 2).expect("created").description.clone();
-        let mut again = DataDir::open(&path, Purpose::Alone(16), 4).expect("opened");
-        assert_eq!(again.description, created);
-        again.switch(2, 4).expect("switched");
-        drop(again);
-        let again = DataDir::open(&path, Purpose::Alone(16), 4).expect("opened");
-        assert_eq!((again.description.generation, again.description.workers), (2, 4));
-        assert_eq!(again.description.seed(), created.seed());
-    }
-
-    #[test]
-    fn one_node_at_a_time() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let _first = DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("opened");
-        let second = DataDir::open(parent.path(), Purpose::Alone(16), 1);
-        assert!(matches!(second, Err(DataDirError::InUse(_))), "{second:?}");
-    }
-
-    #[test]
-    fn wrong_directories_are_refused() {
-        let parent = tempfile::tempdir().expect("a directory");
-        drop(DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("created"));
-        let other = DataDir::open(parent.path(), Purpose::Alone(32), 1);
-        assert!(matches!(other, Err(DataDirError::Partitions { created: 16, asked: 32, .. })));
-        fs::write(parent.path().join(DESCRIPTION), "format = 9").expect("written");
-        let damaged = DataDir::open(parent.path(), Purpose::Alone(16), 1);
-        assert!(matches!(damaged, Err(DataDirError::Description { .. })), "{damaged:?}");
-
-        let foreign = tempfile::tempdir().expect("a directory");
-        fs::write(foreign.path().join("thesis.tex"), "precious").expect("written");
-        let refused = DataDir::open(foreign.path(), Purpose::Alone(16), 1);
-        assert!(matches!(refused, Err(DataDirError::Foreign(_))), "{refused:?}");
-
-        let foreign = tempfile::tempdir().expect("a directory");
-        fs::create_dir(foreign.path().join("photos")).expect("made");
-        let refused = DataDir::open(foreign.path(), Purpose::Alone(16), 1);
-        assert!(matches!(refused, Err(DataDirError::Foreign(_))), "{refused:?}");
-    }
-
-    #[test]
-    fn logs_that_a_crash_left_are_removed() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let directory = DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("created");
-        for (generation, worker) in [(1, 0), (2, 0), (2, 1), (11, 0)] {
-            directory.log(generation, worker).expect("made");
-        }
-        fs::write(parent.path().join("node.toml.new"), "half of i").expect("written");
-        drop(directory);
-        let mut directory = DataDir::open(parent.path(), Purpose::Alone(16), 1).expect("opened");
-        let logs = |directory: &DataDir| {
-            let names = directory.folders.list().expect("listed");
-            names.into_iter().filter(|name| name.starts_with("log-")).collect::<Vec<_>>()
-        };
-        assert_eq!(logs(&directory), ["log-1-0"]);
-        directory.log(2, 0).expect("made");
-        directory.switch(2, 1).expect("switched");
-        assert_eq!(logs(&directory), ["log-2-0"]);
-    }
-
-    #[test]
-    fn a_directory_joins_one_cluster_for_good() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let path = parent.path();
-        let mut directory = DataDir::open(path, Purpose::Cluster, 1).expect("created");
-        assert_eq!((directory.cluster_id(), directory.description.partitions), (None, 16));
-        assert_ne!(directory.identity(), NodeId(0));
-        directory.join(7, 64).expect("joined");
-        directory.join(7, 64).expect("again");
-        directory.mark_started().expect("written");
-        let node = directory.identity();
-        drop(directory);
-        let mut directory = DataDir::open(path, Purpose::Cluster, 1).expect("opened");
-        assert_eq!((directory.cluster_id(), directory.identity()), (Some(7), node));
-        assert_eq!(directory.description.partitions, 64);
-        let other = directory.join(8, 64).expect_err("another cluster");
-        assert!(matches!(other, DataDirError::OtherCluster { own: 7, other: 8, .. }), "{other}");
-        let other = directory.join(7, 32).expect_err("another number");
-        assert!(
-            matches!(other, DataDirError::Partitions { created: 64, asked: 32, .. }),
-            "{other}"
-        );
-    }
-
-    #[test]
-    fn data_of_a_node_alone_joins_no_cluster() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let mut directory = DataDir::open(parent.path(), Purpose::Cluster, 1).expect("created");
-        directory.mark_started().expect("written");
-        let refused = directory.join(7, 64);
-        assert!(matches!(refused, Err(DataDirError::Alone(_))), "{refused:?}");
-        assert_eq!(directory.cluster_id(), None);
-        drop(directory);
-        let refused = DataDir::open(parent.path(), Purpose::Cluster, 1);
-        assert!(matches!(refused, Err(DataDirError::Alone(_))), "{refused:?}");
-    }
-
-    #[test]
-    fn data_of_a_cluster_is_not_touched_by_a_node_alone() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let path = parent.path();
-        let mut directory = DataDir::open(path, Purpose::Cluster, 1).expect("created");
-        directory.join(7, 64).expect("joined");
-        directory.mark_started().expect("written");
-        // What a crash left, and the next start of the node itself removes.
-        directory.log(2, 0).expect("made");
-        drop(directory);
-        for partitions in [0, 64, 16] {
-            let refused = DataDir::open(path, Purpose::Alone(partitions), 2);
-            let Err(error @ DataDirError::OfCluster { cluster: 7, .. }) = refused else {
-                panic!("opened: {refused:?}");
-            };
-            let text = error.to_string();
-            assert!(text.contains("cluster 0000000000000007"), "{text}");
-            assert!(text.contains("give etcd_endpoints"), "{text}");
-        }
-        assert!(path.join("log-2-0").is_dir());
-        DataDir::open(path, Purpose::Cluster, 1).expect("its own node opens it");
-    }
-
-    #[test]
-    fn a_directory_without_a_cluster_reads_as_ever() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let text = "format = 1\nnode_id = \"node-0badcafe\"\nhash_seed = \"00000000000000ff\"\n\
-                    partitions = 16\nworkers = 1\ngeneration = 1\nstarted = true\n";
-        fs::write(parent.path().join(DESCRIPTION), text).expect("written");
-        let mut directory = DataDir::open(parent.path(), Purpose::Alone(0), 1).expect("opened");
-        assert_eq!(directory.identity(), NodeId(0x0bad_cafe));
-        assert_eq!((directory.cluster_id(), directory.replaces()), (None, None));
-        directory.switch(1, 1).expect("written");
-        drop(directory);
-        let written = fs::read_to_string(parent.path().join(DESCRIPTION)).expect("read");
-        assert_eq!(written, text, "what an older version reads too");
-    }
-
-    #[test]
-    fn data_that_is_set_aside_makes_another_node() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let path = parent.path();
-        let mut directory = DataDir::open(path, Purpose::Cluster, 2).expect("created");
-        directory.join(7, 64).expect("joined");
-        for worker in 0..2 {
-            directory.log(1, worker).expect("made");
-        }
-        directory.snapshots().expect("made");
-        directory.mark_started().expect("written");
-        fs::write(path.join("log-1-1/1.log"), "damaged").expect("written");
-        let old = directory.identity();
-        let aside = directory.set_aside().expect("moved");
-        assert_eq!(aside, path.join("damaged-1"));
-        assert_eq!(fs::read(aside.join("log-1-1/1.log")).expect("kept"), b"damaged");
-        assert!(aside.join("snapshots").is_dir() && !path.join("snapshots").exists());
-        assert_ne!(directory.identity(), old);
-        assert_eq!((directory.replaces(), directory.cluster_id()), (Some(old), Some(7)));
-        assert_eq!((directory.description.generation, directory.description.started), (2, false));
-        drop(directory);
-
-        // A crash came after the new identity was written, and before anything was moved.
-        let mut directory = DataDir::open(path, Purpose::Cluster, 2).expect("opened");
-        let second = directory.identity();
-        directory.log(2, 0).expect("made");
-        let description = Description {
-            node_id: "node-00000009".to_owned(),
-            replaces: Some(second.to_string()),
-            generation: 3,
-            aside: Some(2),
-            ..directory.description.clone()
-        };
-        directory.describe(description).expect("written");
-        drop(directory);
-        let directory = DataDir::open(path, Purpose::Cluster, 2).expect("opened");
-        assert!(path.join("damaged-2/log-2-0").is_dir() && !path.join("log-2-0").exists());
-        assert_eq!((directory.identity(), directory.replaces()), (NodeId(9), Some(second)));
-        assert_eq!(directory.description.aside, None);
-    }
 }

@@ -11,9 +11,13 @@
 //! ready -> replies      committed entries are applied to the table, their commands answered
 //! ```
 //!
-//! It does not know which connection asks (`W` is the owner's), nor how records are stored.
+//! Here are the type, its beginning and the turn; commands until they are proposed are in `batches`, and
+//! entries from when they are committed in `committed`. It does not know which connection asks (`W` is the
+//! owner's), nor how records are stored.
 
+mod batches;
 mod catch_up;
+mod committed;
 mod entries;
 mod expiry;
 mod fresh;
@@ -31,7 +35,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, EntryType, HardState};
+use raft::eraftpb::{Entry, HardState};
 pub use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 
@@ -44,13 +48,13 @@ pub use recovery::{Recovery, SnapshotMeta, StateRecord};
 pub use sleep::Signal;
 pub use view::View;
 
-use crate::draft::{Draft, InFlight, Repeat, apply};
-use crate::effect::{Effect, EffectError, Effects};
-use crate::evaluate::evaluate;
-use crate::session::{Once, Sessions};
+use crate::draft::InFlight;
+use crate::effect::EffectError;
+use crate::session::Sessions;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
-use crate::{Command, Error, MAX_REPLY_BYTES, PartitionId, Reply, Revision, UnixMillis};
+use crate::{Error, PartitionId, Reply, Revision, UnixMillis};
+use batches::refused;
 use catch_up::CatchUp;
 use entries::Entries;
 use fresh::Freshness;
@@ -58,14 +62,8 @@ use lease::Rounds;
 use messages::Election;
 use sleep::Sleep;
 
-/// Entries of a few usual writes.
-const SMALL_BATCH_BYTES: usize = 2048;
-
 /// Replies that may wait for a proof of leadership.
 const MAX_WAITING_READS: usize = 65_536;
-
-/// Ticks after which a proposal's outcome is called unknown; it may still be committed.
-const OUTCOME_TICKS: u64 = 100;
 
 /// Ticks that another replica has to take over. Nothing is proposed meanwhile.
 const TRANSFER_TICKS: u64 = 4;
@@ -310,145 +308,6 @@ impl<W> Replica<W> {
         Ok(replica)
     }
 
-    /// Evaluates a command. A reply that depends on nothing in flight comes back at once, if nobody else
-    /// can lead now; any other is delivered by `ready`: when the batch that it depends on has been
-    /// applied, or when a quorum has confirmed that this replica led. A write that is repeated with the
-    /// same `once` takes effect once, and gets the first answer.
-    pub fn execute(
-        &mut self,
-        now: Now,
-        command: &Command<&[u8]>,
-        once: Option<&Once>,
-        waiter: W,
-    ) -> Option<(W, Reply)> {
-        self.now = now;
-        if !self.leads {
-            return Some((waiter, Reply::Error(Error::NotLeader)));
-        }
-        let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now.ms);
-        let once = once.filter(|_| command.is_write());
-        let reply = match once.and_then(|once| draft.repeated(&self.sessions, once)) {
-            Some(Repeat::Now(reply)) => return Some((waiter, reply)),
-            Some(Repeat::InFlight(reply)) => reply,
-            None => {
-                let reply = evaluate(&mut draft, command);
-                if let Some(once) = once {
-                    draft.remember(once, &reply);
-                }
-                reply
-            }
-        };
-        if self.in_flight.is_empty() {
-            if self.has_lease() {
-                return Some((waiter, reply));
-            }
-            return self.confirm_later(waiter, reply);
-        }
-        if self.open.is_empty() && self.proposed.is_empty() {
-            self.waiting_bytes = 0;
-        }
-        // Reads of large values wait here for what they read from: that must not fill the memory.
-        let waiting_bytes = self.waiting_bytes + reply.value_bytes();
-        if waiting_bytes > MAX_REPLY_BYTES && !command.is_write() {
-            return Some((waiter, Reply::Error(Error::Overloaded)));
-        }
-        self.waiting_bytes = waiting_bytes;
-        self.open.push((waiter, reply));
-        self.stir();
-        None
-    }
-
-    /// Whether commands wait for `propose`.
-    pub fn has_open_batch(&self) -> bool {
-        !self.open.is_empty() || self.in_flight.open_bytes() > 0
-    }
-
-    /// How many batches were proposed that are not applied yet.
-    pub fn proposals(&self) -> usize {
-        self.proposed.len()
-    }
-
-    /// The size of the batch that `propose` would propose.
-    pub fn open_bytes(&self) -> usize {
-        self.in_flight.open_bytes()
-    }
-
-    /// The size of all that is evaluated and not yet applied.
-    pub fn in_flight_bytes(&self) -> usize {
-        self.in_flight.bytes()
-    }
-
-    /// Appends where the keys of the next entries to be applied are in the table, if those are few: for
-    /// the owner to look up those of all its replicas together. Many are looked up when they are applied.
-    pub fn next_positions(&self, positions: &mut Vec<crate::store::Position>) {
-        let log = &self.node.raft.raft_log;
-        let mut bytes = 0;
-        for index in self.applied.index + 1..=log.committed.min(log.persisted) {
-            let Some(entry) = self.node.store().entry(index) else { return };
-            bytes += entry.data.len();
-            if bytes > SMALL_BATCH_BYTES {
-                return;
-            }
-            let Ok(effects) = Effects::new(&entry.data) else { continue };
-            let keys = effects.flatten().map(|(_, one)| self.table.hash(one.key()).position());
-            positions.extend(keys);
-        }
-    }
-
-    /// Makes the open batch one entry of the log. Commands without effects wait for the newest
-    /// proposal that they may have read from; or, where nothing proves that this replica leads now, for
-    /// an empty entry of their own. While leadership is being handed over the batch stays open.
-    pub fn propose(&mut self, replies: &mut Replies<W>) {
-        if !self.leads || self.node.raft.lead_transferee.is_some() {
-            return;
-        }
-        let waiting = std::mem::take(&mut self.open);
-        let sure = self.has_lease();
-        let payload = match self.in_flight.close() {
-            Some(batch) => batch.payload.to_vec(),
-            None if waiting.is_empty() => return,
-            // What a quorum has said of earlier proposals it may have said before these commands came.
-            None if !sure => Vec::new(),
-            None => {
-                match self.proposed.back_mut() {
-                    Some(last) => last.replies.extend(waiting),
-                    None => replies.extend(waiting),
-                }
-                return;
-            }
-        };
-        let proposed = self.node.propose(Vec::new(), payload);
-        proposed.expect("a leader that does not hand over takes proposals");
-        self.stir();
-        let raft = &self.node.raft;
-        let position = Position { index: raft.raft_log.last_index(), term: raft.term };
-        self.proposed.push_back(Proposed { position, replies: waiting, tick: self.ticks });
-    }
-
-    /// Gives up the open batch, which was never proposed: its commands get `error`.
-    pub fn refuse_open(&mut self, now_ms: UnixMillis, error: &Error, replies: &mut Replies<W>) {
-        self.rearm_timers(now_ms);
-        self.in_flight.discard_open(&self.table);
-        replies.extend(refused(std::mem::take(&mut self.open), error));
-    }
-
-    /// Gives up everything in flight because the log failed: it may be on disk or not. The owner must
-    /// call nothing but reads after this.
-    pub fn abandon(&mut self, replies: &mut Replies<W>) {
-        self.in_flight.discard_all();
-        let proposed = self.proposed.drain(..).flat_map(|batch| batch.replies);
-        let waiting = proposed.chain(std::mem::take(&mut self.open)).collect();
-        replies.extend(refused(waiting, &Error::OutcomeUnknown));
-        replies.append(&mut self.decided);
-        replies.extend(self.rounds.stop());
-    }
-
-    /// Answers those who wait for what was proposed here, all of which may still be committed. For an owner
-    /// that cannot go on with `ready` for long.
-    pub fn give_up_outcomes(&mut self, replies: &mut Replies<W>) {
-        give_up(self.proposed.iter_mut(), replies);
-    }
-
     /// One tick of Raft's clock, every `tick_us` of the configuration. False if nothing came of it, because
     /// the replica sleeps.
     pub fn tick(&mut self, now: Now) -> bool {
@@ -470,9 +329,7 @@ impl<W> Replica<W> {
         if leads && !self.is_alone() && self.ticks.is_multiple_of(self.election.heartbeat_ticks) {
             self.begin_round();
         }
-        let overdue = |batch: &Proposed<W>| self.ticks - batch.tick > OUTCOME_TICKS;
-        let count = self.proposed.iter().take_while(|batch| overdue(batch)).count();
-        give_up(self.proposed.iter_mut().take(count), &mut self.decided);
+        self.give_up_overdue();
         self.prune_wheel(now.ms);
         self.settle();
         true
@@ -572,56 +429,6 @@ impl<W> Replica<W> {
         }
     }
 
-    fn apply(&mut self, entry: &Entry, replies: &mut Replies<W>) -> Result<(), Broken> {
-        let position = Position { index: entry.index, term: entry.term };
-        let proposed = self.proposed.front().map(|batch| batch.position);
-        let own = proposed == Some(position);
-        if !own && proposed.is_some_and(|proposed| proposed.index <= position.index) {
-            // Another leader's entry took the place of ours: what we proposed is void.
-            self.in_flight.discard_all();
-            let void = self.proposed.drain(..).flat_map(|batch| batch.replies).collect();
-            replies.extend(refused(void, &Error::NotLeader));
-        }
-        match entry.entry_type() {
-            EntryType::EntryNormal if entry.data.is_empty() => {}
-            EntryType::EntryNormal => self.apply_effects(position, &entry.data)?,
-            _ => self.apply_change(position.index, &entry.data)?,
-        }
-        self.applied = position;
-        if own && let Some(batch) = self.proposed.pop_front() {
-            replies.extend(batch.replies);
-        }
-        Ok(())
-    }
-
-    fn apply_effects(&mut self, position: Position, payload: &[u8]) -> Result<(), Broken> {
-        let wheel = &mut self.wheel;
-        let sessions = &mut self.sessions;
-        self.revision = apply(&self.table, sessions, self.revision, payload, |_, hash, effect| {
-            if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
-                wheel.insert(*expires_at_ms, hash.position());
-            }
-        })
-        .map_err(|error| Broken::Effects { position, error })?;
-        self.in_flight.applied(self.revision);
-        Ok(())
-    }
-
-    /// Drops entries that nobody will ask for: those that are applied, but for a tail; a leader keeps
-    /// more for followers that are behind, within bounds.
-    fn truncate_entries(&mut self) {
-        let applied = self.applied.index.min(self.node.raft.raft_log.applied);
-        let tail_bytes = self.tail_bytes;
-        if self.node.store().bytes() > tail_bytes || tail_bytes == 0 {
-            let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
-            let bound = self.lagging_bytes();
-            let store = self.node.mut_store();
-            store.truncate(needed, tail_bytes);
-            store.truncate(applied, bound);
-        }
-        self.judge_snapshot();
-    }
-
     /// Follows Raft in who leads, after anything that may have changed it: what a deposed leader was
     /// about to propose or to answer is refused.
     fn settle(&mut self) {
@@ -702,17 +509,4 @@ impl<W> Replica<W> {
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }
-}
-
-fn give_up<'a, W: 'a>(
-    batches: impl Iterator<Item = &'a mut Proposed<W>>,
-    replies: &mut Replies<W>,
-) {
-    for batch in batches {
-        replies.extend(refused(std::mem::take(&mut batch.replies), &Error::OutcomeUnknown));
-    }
-}
-
-fn refused<W>(waiting: Replies<W>, error: &Error) -> impl Iterator<Item = (W, Reply)> {
-    waiting.into_iter().map(move |(waiter, _)| (waiter, Reply::Error(error.clone())))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::store::TableOptions;
-use crate::{Condition, Expiry};
+use crate::{Command, Condition, Expiry};
 
 mod fresh;
 mod group;

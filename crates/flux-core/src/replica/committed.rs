@@ -1,0 +1,85 @@
+//! Committed entries, on every replica alike: their effects go to the table, whoever waits for one is
+//! answered, and entries that nobody will ask for are dropped.
+//!
+//! What a change of members does is in `group`, and recovery, which has no running replica, applies entries
+//! by itself.
+
+use raft::eraftpb::{Entry, EntryType};
+
+use super::batches::refused;
+use super::{Broken, Position, Replica, Replies};
+use crate::Error;
+use crate::draft::apply;
+use crate::effect::{Effect, Effects};
+
+/// Entries of a few usual writes.
+const SMALL_BATCH_BYTES: usize = 2048;
+
+impl<W> Replica<W> {
+    /// Appends where the keys of the next entries to be applied are in the table, if those are few: for
+    /// the owner to look up those of all its replicas together. Many are looked up when they are applied.
+    pub fn next_positions(&self, positions: &mut Vec<crate::store::Position>) {
+        let log = &self.node.raft.raft_log;
+        let mut bytes = 0;
+        for index in self.applied.index + 1..=log.committed.min(log.persisted) {
+            let Some(entry) = self.node.store().entry(index) else { return };
+            bytes += entry.data.len();
+            if bytes > SMALL_BATCH_BYTES {
+                return;
+            }
+            let Ok(effects) = Effects::new(&entry.data) else { continue };
+            let keys = effects.flatten().map(|(_, one)| self.table.hash(one.key()).position());
+            positions.extend(keys);
+        }
+    }
+
+    pub(super) fn apply(&mut self, entry: &Entry, replies: &mut Replies<W>) -> Result<(), Broken> {
+        let position = Position { index: entry.index, term: entry.term };
+        let proposed = self.proposed.front().map(|batch| batch.position);
+        let own = proposed == Some(position);
+        if !own && proposed.is_some_and(|proposed| proposed.index <= position.index) {
+            // Another leader's entry took the place of ours: what we proposed is void.
+            self.in_flight.discard_all();
+            let void = self.proposed.drain(..).flat_map(|batch| batch.replies).collect();
+            replies.extend(refused(void, &Error::NotLeader));
+        }
+        match entry.entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => {}
+            EntryType::EntryNormal => self.apply_effects(position, &entry.data)?,
+            _ => self.apply_change(position.index, &entry.data)?,
+        }
+        self.applied = position;
+        if own && let Some(batch) = self.proposed.pop_front() {
+            replies.extend(batch.replies);
+        }
+        Ok(())
+    }
+
+    fn apply_effects(&mut self, position: Position, payload: &[u8]) -> Result<(), Broken> {
+        let wheel = &mut self.wheel;
+        let sessions = &mut self.sessions;
+        self.revision = apply(&self.table, sessions, self.revision, payload, |_, hash, effect| {
+            if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
+                wheel.insert(*expires_at_ms, hash.position());
+            }
+        })
+        .map_err(|error| Broken::Effects { position, error })?;
+        self.in_flight.applied(self.revision);
+        Ok(())
+    }
+
+    /// Drops entries that nobody will ask for: those that are applied, but for a tail; a leader keeps
+    /// more for followers that are behind, within bounds.
+    pub(super) fn truncate_entries(&mut self) {
+        let applied = self.applied.index.min(self.node.raft.raft_log.applied);
+        let tail_bytes = self.tail_bytes;
+        if self.node.store().bytes() > tail_bytes || tail_bytes == 0 {
+            let needed = self.needed_by_followers().map_or(applied, |index| index.min(applied));
+            let bound = self.lagging_bytes();
+            let store = self.node.mut_store();
+            store.truncate(needed, tail_bytes);
+            store.truncate(applied, bound);
+        }
+        self.judge_snapshot();
+    }
+}
