@@ -10,12 +10,15 @@ import time
 import urllib.error
 import urllib.request
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import cluster
 import resp
 import servers
 import up
+from test_grpc import SERVICE, refused
 
 pytestmark = pytest.mark.skipif(cluster.ETCD is None, reason="apt-get install etcd-server")
 
@@ -119,6 +122,92 @@ def test_clients_of_a_node_that_waits_for_others_are_told(make_cluster):
     made.wait_until_well()
     with first.connect() as connection:
         assert connection.call("SET", "key", "value") == b"OK"
+
+
+def dial(node):
+    """A channel with a connection of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    return grpc.insecure_channel(f"127.0.0.1:{node.grpc_port}", options=options)
+
+
+# A GetRequest of the key "k", encoded: reflection, by which the other tests encode, is refused here.
+GET_K = b"\x0a\x01k"
+
+
+def call(channel, path, request=GET_K):
+    return channel.unary_unary(path)(request, timeout=10)
+
+
+def health_of(channel, service=""):
+    request = health_pb2.HealthCheckRequest(service=service)
+    return health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
+
+
+def follow_health(channel):
+    """How the health changes, as it is told to whoever asked once."""
+    answers = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    return (answer.status for answer in answers)
+
+
+def test_calls_to_a_node_that_waits_are_refused_and_later_carried_out_on_the_same_connection(make_cluster):
+    made = make_cluster()
+    first, second, third = made.nodes
+    first.spawn()
+    servers.wait_until(lambda: "1 of 3" in readiness(first)[1], "it says what it waits for", 20, 0.1)
+    get, not_serving = f"/{SERVICE}/Get", health_pb2.HealthCheckResponse.NOT_SERVING
+    with dial(first) as channel:
+        states = []
+        channel.subscribe(states.append)
+        with pytest.raises(grpc.RpcError) as error:
+            call(channel, get)
+        assert error.value.details() == "the node is starting: waiting for 2 more nodes (1 of 3)"
+        reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        for path in (get, f"/{SERVICE}/Scan", "/no.such.Service/Method", reflection):
+            with refused(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"):
+                call(channel, path)
+        # No more of these is taken than the connection's window, over and over.
+        for _ in range(4):
+            with refused(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"):
+                call(channel, f"/{SERVICE}/Set", bytes(1 << 20))
+        assert health_of(channel) == health_of(channel, SERVICE) == not_serving
+        followed = follow_health(channel)
+        assert next(followed) == not_serving
+
+        for node in (second, third):
+            node.spawn()
+        answers = []
+
+        def served():
+            with dial(first) as another:
+                try:
+                    answers.append(call(another, get))
+                    return True
+                except grpc.RpcError as error:
+                    # Where the connection is refused nobody says the `flux-code`.
+                    code = dict(error.trailing_metadata()).get("flux-code")
+                    assert code in ("UNAVAILABLE", "NOT_LEADER"), error
+                    answers.append(code)
+            return False
+
+        servers.wait_until(served, "calls are carried out", 60, 0.001)
+        assert "UNAVAILABLE" in answers
+        assert next(followed) == health_pb2.HealthCheckResponse.SERVING
+        assert health_of(channel) == health_of(channel, SERVICE) == health_pb2.HealthCheckResponse.SERVING
+        made.wait_until_well()
+        assert call(channel, get) == b""
+        lost = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.IDLE}
+        assert not lost & set(states[1:]), states
+
+
+def test_a_node_that_waits_stops_at_once(make_cluster):
+    """Whoever is connected and asks on."""
+    first = make_cluster(shutdown_timeout_ms=20000).nodes[0]
+    first.spawn()
+    servers.wait_until(lambda: "1 of 3" in readiness(first)[1], "it says what it waits for", 20, 0.1)
+    with dial(first) as channel, first.connect() as connection:
+        assert next(follow_health(channel)) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert connection.call("PING") == b"PONG"
+        assert first.stop(deadline_s=5) == 0
 
 
 def test_settings_that_must_be_the_same_are_compared(make_cluster):

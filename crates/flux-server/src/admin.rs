@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-use crate::cluster::Waiting;
+use crate::cluster::{RECOVERING, Waiting};
 use crate::shared::Shared;
 
 /// Set once the node serves.
@@ -30,12 +30,6 @@ struct Starting {
     waiting: Waiting,
 }
 
-impl Starting {
-    fn what(&self) -> String {
-        self.waiting.what().unwrap_or_else(|| "recovering".to_owned())
-    }
-}
-
 /// Serves until `stopping` says so. `routes` is set once the node has started.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -50,8 +44,7 @@ pub(crate) async fn serve(
     let others = async move |request: Request| match routes.get() {
         Some(routes) => routes.clone().fallback(unknown).oneshot(request).await.into_response(),
         None => {
-            let error = format!("the node is starting: {}", starting.what());
-            let body = axum::Json(serde_json::json!({ "error": error }));
+            let body = axum::Json(serde_json::json!({ "error": starting.waiting.reason() }));
             (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
         }
     };
@@ -76,7 +69,9 @@ async fn health() -> &'static str {
 
 async fn ready(State(starting): State<Starting>) -> (StatusCode, String) {
     let Some(shared) = starting.node.get() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", starting.what()));
+        let what = starting.waiting.what();
+        let what = what.as_deref().unwrap_or(RECOVERING);
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n"));
     };
     let failure = shared.failure.lock().clone();
     if let Some(failure) = failure {

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flux_core::PartitionId;
-use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
@@ -20,9 +19,6 @@ use crate::replicas::Replicas;
 use crate::shared::Shared;
 use crate::workers::Workers;
 use crate::{admin, grpc, joining, starting};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 1024;
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -91,15 +87,14 @@ pub struct Node {
     stop: watch::Sender<bool>,
 }
 
-/// The sockets, bound before the data is recovered: a wrong address is told at once. That for gRPC listens
-/// only when the node serves: until then its clients are refused, and ask another node. Those of the data
-/// port are told what the node waits for.
+/// The sockets, which listen before the data is recovered: a wrong address is told at once, and clients that
+/// come meanwhile are told what the node waits for.
 struct Listeners {
     data: mio::net::TcpListener,
     /// In a cluster.
     peer: Option<mio::net::TcpListener>,
     admin: tokio::net::TcpListener,
-    grpc: TcpSocket,
+    grpc: tokio::net::TcpListener,
     addresses: Addresses,
 }
 
@@ -137,6 +132,9 @@ impl Node {
         let (known, routing) = (Arc::clone(&ready), Arc::clone(&routes));
         let answering = admin::serve(admin, known, waiting.clone(), routing, stopping.clone());
         tasks.spawn(answering.in_current_span());
+        let calls = grpc::Server::new().await;
+        let answering = calls.clone().answer(grpc, waiting.clone(), stopping);
+        tasks.spawn(answering.in_current_span());
         let refusing = refuse_while(&waiting, &data).map_err(StartError::Worker)?;
 
         let (control, workers) = loop {
@@ -156,7 +154,6 @@ impl Node {
         };
         drop(refusing);
         let shared = Arc::clone(workers.shared());
-        let _ = ready.set(Arc::clone(&shared));
         let mut served = crate::backup::routes(Arc::clone(&shared));
         if let Some(control) = &control {
             served = served.merge(crate::cluster::routes(control.handle()));
@@ -169,12 +166,9 @@ impl Node {
         }
         let _ = routes.set(served);
         workers.listen(data);
-        let grpc = grpc.listen(BACKLOG).map_err(|source| StartError::Listen {
-            setting: "grpc_addr",
-            address: addresses.grpc,
-            source,
-        })?;
-        tasks.spawn(grpc::serve(grpc, Arc::clone(&shared), stopping).in_current_span());
+        calls.open(Arc::clone(&shared)).await;
+        // The last: where a node is told to be ready, it is at every port.
+        let _ = ready.set(Arc::clone(&shared));
         Ok(Node { shared, addresses, workers, control, waiting, tasks, stop })
     }
 
@@ -287,16 +281,6 @@ fn refuse_while(waiting: &Waiting, data: &mio::net::TcpListener) -> io::Result<J
     Ok(answering)
 }
 
-/// Takes an address, and no connections yet.
-fn bind_only(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A former process's connections may linger there. A port that the kernel chooses must be nobody
-    // else's, though: two sockets that share their address may have the same one before they listen.
-    socket.set_reuseaddr(address.port() != 0)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
 impl Listeners {
     async fn open(settings: &Settings, clustered: bool) -> Result<Listeners, StartError> {
         let failed =
@@ -316,8 +300,7 @@ impl Listeners {
             None => settings.peer_addr,
         };
         let admin = open("admin_addr", settings.admin_addr).await?;
-        let grpc =
-            bind_only(settings.grpc_addr).map_err(failed("grpc_addr", settings.grpc_addr))?;
+        let grpc = open("grpc_addr", settings.grpc_addr).await?;
         let addresses = Addresses {
             data: data.local_addr().map_err(failed("data_addr", settings.data_addr))?,
             admin: admin.local_addr().map_err(failed("admin_addr", settings.admin_addr))?,

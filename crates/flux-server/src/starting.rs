@@ -75,15 +75,14 @@ async fn serve(mut stream: TcpStream, waiting: &Waiting) -> io::Result<()> {
         if read.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
             return Ok(());
         }
-        let what = waiting.what().unwrap_or_else(|| "it will serve in a moment".to_owned());
+        let reason = waiting.reason();
         let goes_on = if is_native(input[0]) {
-            let message = format!("the node is starting: {what}");
             let refused =
-                ServerPreface::Refused { code: Code::Unavailable.number(), message: &message };
+                ServerPreface::Refused { code: Code::Unavailable.number(), message: &reason };
             encode_server_preface(&mut output, &refused);
             false
         } else {
-            answer_all(&mut parser, &mut input, &mut output, &what)
+            answer_all(&mut parser, &mut input, &mut output, &reason)
         };
         let written = tokio::time::timeout(SILENCE, stream.write_all(&output)).await;
         written.map_err(|_| io::ErrorKind::TimedOut)??;
@@ -99,9 +98,9 @@ fn answer_all(
     parser: &mut RequestParser,
     input: &mut Vec<u8>,
     output: &mut Vec<u8>,
-    what: &str,
+    reason: &str,
 ) -> bool {
-    let refusal = format!("LOADING the node is starting: {}", what.replace(['\r', '\n'], " "));
+    let refusal = format!("LOADING {}", reason.replace(['\r', '\n'], " "));
     let mut start = 0;
     let goes_on = loop {
         let rest = &input[start..];
@@ -165,7 +164,8 @@ mod tests {
     fn answered(input: &str) -> (bool, String) {
         let (mut parser, mut output) = (RequestParser::new(Limits::default()), Vec::new());
         let mut input = input.as_bytes().to_vec();
-        let goes_on = answer_all(&mut parser, &mut input, &mut output, "waiting for 1 more node");
+        let reason = "the node is starting: waiting for 1 more node";
+        let goes_on = answer_all(&mut parser, &mut input, &mut output, reason);
         (goes_on, String::from_utf8(output).expect("text"))
     }
 

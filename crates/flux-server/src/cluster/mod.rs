@@ -42,6 +42,7 @@ pub use report::{ClusterStatus, NodeReport, PartitionReport, PartitionState, Rep
 pub use routes::routes;
 pub use setup::{Listening, Setup};
 pub use topology::{Member, Topology};
+pub(crate) use waiting::RECOVERING;
 pub use waiting::Waiting;
 
 /// Why a node cannot be part of its cluster.

@@ -2,6 +2,9 @@
 
 use tokio::sync::watch;
 
+/// What a node that starts does when it waits for nobody.
+pub(crate) const RECOVERING: &str = "recovering";
+
 /// Shared by who waits and who is asked. Clones are the same one.
 #[derive(Clone, Debug, Default)]
 pub struct Waiting {
@@ -30,7 +33,12 @@ impl Waiting {
         self.what.borrow().clone()
     }
 
-    /// The same, and how it changes.
+    /// Why a node that starts does not serve, for its clients: what it waits for, or its data.
+    pub(crate) fn reason(&self) -> String {
+        format!("the node is starting: {}", self.what().as_deref().unwrap_or(RECOVERING))
+    }
+
+    /// What it waits for, and how that changes.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<String>> {
         self.what.subscribe()
     }

@@ -1,7 +1,8 @@
-//! The gRPC server: `flux.kv.v1.KV`, the standard health service and server reflection.
+//! The gRPC service `flux.kv.v1.KV`. Listening, and what is answered before the node serves, is the server's.
 
 mod ask;
 mod convert;
+mod server;
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -12,13 +13,9 @@ use std::task::Poll;
 use flux_core::command::{KeyFilter, PageLimits};
 use flux_core::{Command, PartitionId, Partitions, Reply};
 use flux_proto::Code;
+use flux_proto::grpc::CODE_TRAILER;
 use flux_proto::grpc::kv_v1 as wire;
-use flux_proto::grpc::kv_v1::kv_server::{Kv, KvServer};
-use flux_proto::grpc::{CODE_TRAILER, FILE_DESCRIPTOR_SET};
-use flux_proto::native::MAX_FRAME_BYTES;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use flux_proto::grpc::kv_v1::kv_server::Kv;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
@@ -29,58 +26,12 @@ use crate::scan::{self, PAGE_BYTES, PAGE_LOOKED_AT, Scope, Walk};
 use crate::shared::Shared;
 use crate::stale::Age;
 use ask::{read_ask, write_ask};
+pub(crate) use server::Server;
 
-/// Calls of one connection at a time.
-const CALLS_PER_CONNECTION: usize = 1024;
 /// Keys of a batch and writes of a batch.
 const MAX_BATCH: usize = 65_536;
 const MAX_PAGE: u32 = 10_000;
 const DEFAULT_PAGE: u32 = 100;
-
-/// Serves until `stopping` says so, and then finishes the calls that are under way.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    mut stopping: watch::Receiver<bool>,
-) {
-    let node = Arc::clone(&shared);
-    let service = KvServer::new(Service { shared })
-        .max_decoding_message_size(MAX_FRAME_BYTES)
-        .max_encoding_message_size(MAX_FRAME_BYTES);
-    let (health_reporter, health) = tonic_health::server::health_reporter();
-    health_reporter.set_serving::<KvServer<Service>>().await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let v1 = reflection().build_v1().expect("the descriptors were made by this build");
-    let v1alpha = reflection().build_v1alpha().expect("the descriptors were made by this build");
-    let stopped = async move {
-        let failed = tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => false,
-            () = node.failed.notified() => true,
-        };
-        if failed {
-            health_reporter.set_not_serving::<KvServer<Service>>().await;
-        }
-        // An error means that the node is gone, which ends this too.
-        let _ = stopping.wait_for(|stop| *stop).await;
-        health_reporter.set_not_serving::<KvServer<Service>>().await;
-    };
-    let served = tonic::transport::Server::builder()
-        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
-        .tcp_nodelay(true)
-        .add_service(health)
-        .add_service(v1)
-        .add_service(v1alpha)
-        .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped)
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the gRPC server ended");
-    }
-}
 
 #[derive(Debug)]
 struct Service {

@@ -1,13 +1,16 @@
 //! A node of a cluster, as its clients see it before it serves and where it has given replicas away. What
 //! several nodes do together is tested with real processes.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flux_core::placement::{NodeId, PlacementMap};
 use flux_core::{PartitionId, Slot};
+use flux_proto::grpc::CODE_TRAILER;
+use flux_proto::grpc::kv_v1::GetRequest;
+use flux_proto::grpc::kv_v1::kv_client::KvClient;
 
 use super::machine::Machine;
 use super::node::small;
@@ -50,8 +53,11 @@ async fn clients_are_refused_until_the_node_serves() {
         assert!(begun.elapsed() < PATIENCE, "the admin port answers while a node starts");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let refused = TcpStream::connect(grpc_addr).expect_err("nobody would answer");
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let mut kv = KvClient::connect(format!("http://{grpc_addr}")).await.expect("it listens");
+    let refused = kv.get(GetRequest::default()).await.expect_err("it does not serve");
+    let name = refused.metadata().get(CODE_TRAILER).expect("the name of the code");
+    assert_eq!((refused.code(), name.as_bytes()), (tonic::Code::Unavailable, &b"UNAVAILABLE"[..]));
+    assert!(refused.message().starts_with("the node is starting: "), "{refused}");
     let told = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(data_addr)?;
         stream.set_read_timeout(Some(PATIENCE))?;
