@@ -111,6 +111,57 @@ fn beginning(
     Beginning { partition, table, founded, assigned, tail_bytes: config.tail_bytes }
 }
 
+/// What all workers share, with empty tables.
+fn shared(
+    settings: &Settings,
+    directory: &DataDir,
+    data_addr: SocketAddr,
+    partitions: Partitions,
+    membership: Option<&Membership>,
+    mailboxes: Vec<Arc<Mailbox>>,
+) -> Shared {
+    let memory = Memory::new(settings.max_memory);
+    let shards = (SHARDS / usize::from(partitions.count())).max(1);
+    // The same on all nodes, so that a cursor of one is good for the others.
+    let own_seed = directory.description.seed();
+    let hash_seed = membership.map_or(own_seed, Membership::hash_seed);
+    let table_options = TableOptions { hash_seed, shards };
+    let view = |_| PartitionView {
+        table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
+        standing: Arc::default(),
+        claim: Mutex::default(),
+    };
+    Shared {
+        node_id: directory.description.node_id.clone(),
+        data_addr,
+        partitions,
+        cluster: membership.map(|one| ClusterSeat {
+            me: one.me,
+            transfers: OnceLock::new(),
+            topology: RwLock::new(Arc::clone(&one.topology)),
+            answered: Mutex::default(),
+        }),
+        views: partitions.iter().map(view).collect(),
+        table_options,
+        mailboxes,
+        memory,
+        stats: Arc::new(Stats::default()),
+        started: Instant::now(),
+        connections: AtomicUsize::new(0),
+        next_connection: AtomicU64::new(1),
+        clients: Default::default(),
+        log_bytes: AtomicU64::new(0),
+        last_snapshot_s: AtomicU64::new(0),
+        max_connections: AtomicUsize::new(settings.max_connections),
+        idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),
+        failure: Default::default(),
+        failed: Default::default(),
+        stopping: AtomicBool::new(false),
+        drained: AtomicUsize::new(0),
+        settings: settings.clone(),
+    }
+}
+
 /// Where a worker's thread takes events and messages from.
 struct Inbox {
     poll: Poll,
@@ -137,59 +188,19 @@ impl Workers {
         }
         let partitions =
             Partitions::new(directory.description.partitions).expect("checked when it was read");
-        let memory = Memory::new(settings.max_memory);
-        let shards = (SHARDS / usize::from(partitions.count())).max(1);
-        // The same on all nodes, so that a cursor of one is good for the others.
-        let own_seed = directory.description.seed();
-        let hash_seed = membership.map_or(own_seed, Membership::hash_seed);
-        let table_options = TableOptions { hash_seed, shards };
-        let view = |_| PartitionView {
-            table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
-            standing: Arc::default(),
-            claim: Mutex::default(),
-        };
-        let views: Vec<PartitionView> = partitions.iter().map(view).collect();
+        let (mailboxes, inboxes) = mailboxes(count).map_err(StartError::Worker)?;
+        let shared = shared(settings, &directory, data_addr, partitions, membership, mailboxes);
         let snapshots = Snapshots::find(&directory)?;
         let beginnings: Vec<Beginning> = partitions
             .iter()
-            .zip(&views)
+            .zip(&shared.views)
             .map(|(partition, view)| {
                 beginning(partition, Arc::clone(&view.table), settings, partitions, membership)
             })
             .collect();
         let recovered = recover(&directory, &beginnings, &options, &snapshots)?;
         directory.mark_started()?;
-
-        let (mailboxes, inboxes) = mailboxes(count).map_err(StartError::Worker)?;
-        let shared = Arc::new(Shared {
-            node_id: directory.description.node_id.clone(),
-            data_addr,
-            partitions,
-            cluster: membership.map(|one| ClusterSeat {
-                me: one.me,
-                transfers: OnceLock::new(),
-                topology: RwLock::new(Arc::clone(&one.topology)),
-                answered: Mutex::default(),
-            }),
-            views,
-            table_options,
-            mailboxes,
-            memory,
-            stats: Arc::new(Stats::default()),
-            started: Instant::now(),
-            connections: AtomicUsize::new(0),
-            next_connection: AtomicU64::new(1),
-            clients: Default::default(),
-            log_bytes: AtomicU64::new(0),
-            last_snapshot_s: AtomicU64::new(0),
-            max_connections: AtomicUsize::new(settings.max_connections),
-            idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),
-            failure: Default::default(),
-            failed: Default::default(),
-            stopping: AtomicBool::new(false),
-            drained: AtomicUsize::new(0),
-            settings: settings.clone(),
-        });
+        let shared = Arc::new(shared);
         if let Some(membership) = membership {
             start_transfers(&shared, membership, Arc::clone(&snapshots.place.disk));
         }

@@ -6,7 +6,7 @@ use raft::{ProgressState, SnapshotStatus, StateRole};
 
 use super::entries::raft_snapshot;
 use super::members::{self, Members, following, joint, one, simple};
-use super::{Broken, Now, Position, Replica, Revision, SnapshotMeta, refused};
+use super::{Broken, Now, Position, Replica, Revision, SnapshotMeta, TRANSFER_TICKS, refused};
 use crate::placement::ReplicaId;
 use crate::store::Table;
 use crate::{Error, PartitionId};
@@ -243,10 +243,16 @@ impl<W> Replica<W> {
         // A vote for the other needs no timeout: from here on no lease can be relied on.
         self.stir();
         self.rounds.give_up_lease(self.node.raft.term);
-        self.transfer_tick = self.ticks;
         // Raft would begin its wait for a quorum anew: a leader that tries again and again would never find
-        // that nobody hears it.
-        let elapsed = self.node.raft.election_elapsed;
+        // that nobody hears it. But it also gives a transfer up when that wait ends, so that the first one in
+        // an election timeout may put the end off.
+        let election_ticks = self.election.election_ticks() as u64;
+        let mut elapsed = self.node.raft.election_elapsed;
+        if self.ticks >= self.put_off_tick + election_ticks {
+            self.put_off_tick = self.ticks;
+            elapsed = elapsed.min(election_ticks.saturating_sub(TRANSFER_TICKS + 1) as usize);
+        }
+        self.transfer_tick = self.ticks;
         self.node.transfer_leader(to);
         self.node.raft.election_elapsed = elapsed;
         self.settle();

@@ -206,6 +206,8 @@ pub struct Replica<W> {
     received: Option<(SnapshotMeta, Table)>,
     /// The tick at which another replica was last asked to take over.
     transfer_tick: u64,
+    /// The tick at which that last put off Raft's check for a quorum.
+    put_off_tick: u64,
     /// The `Ready` that makes a received snapshot count; nothing else happens before it is persisted.
     restoring: Option<u64>,
     /// The next write must begin with the state: it makes entries void that lie in the log.
@@ -222,6 +224,24 @@ struct Proposed<W> {
     position: Position,
     replies: Replies<W>,
     tick: u64,
+}
+
+fn raft_config(config: &ReplicaConfig, applied: u64, jitter_ticks: usize) -> raft::Config {
+    raft::Config {
+        id: config.id,
+        applied,
+        election_tick: config.election_ticks,
+        // Heartbeats go out with our own rounds; see `lease`.
+        heartbeat_tick: config.election_ticks - 1,
+        min_election_tick: config.election_ticks,
+        max_election_tick: config.election_ticks + jitter_ticks + 2,
+        check_quorum: true,
+        pre_vote: true,
+        skip_bcast_commit: true,
+        max_inflight_msgs: 256,
+        max_size_per_msg: 1 << 20,
+        ..raft::Config::default()
+    }
 }
 
 impl<W> Replica<W> {
@@ -246,23 +266,9 @@ impl<W> Replica<W> {
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
-        let raft_config = raft::Config {
-            id: config.id,
-            applied: applied.index,
-            election_tick: config.election_ticks,
-            // Heartbeats go out with our own rounds; see `lease`.
-            heartbeat_tick: config.election_ticks - 1,
-            min_election_tick: config.election_ticks,
-            max_election_tick: config.election_ticks + election.jitter_ticks() + 2,
-            check_quorum: true,
-            pre_vote: true,
-            skip_bcast_commit: true,
-            max_inflight_msgs: 256,
-            max_size_per_msg: 1 << 20,
-            ..raft::Config::default()
-        };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let mut node = RawNode::new(&raft_config, entries, &logger).map_err(Broken::Raft)?;
+        let raft = raft_config(config, applied.index, election.jitter_ticks());
+        let mut node = RawNode::new(&raft, entries, &logger).map_err(Broken::Raft)?;
         if alone {
             node.campaign().map_err(Broken::Raft)?;
         }
@@ -296,6 +302,7 @@ impl<W> Replica<W> {
             start: if replica == config.id { start } else { applied.index },
             received: None,
             transfer_tick: 0,
+            put_off_tick: 0,
             restoring: None,
             owes_state,
             left_at: 0,

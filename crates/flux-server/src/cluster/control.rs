@@ -264,7 +264,7 @@ async fn await_registration(
     let mut state = registry.state();
     let begun = Instant::now();
     let mut due = begun + FIRST_WORD;
-    let mut asked = None;
+    let mut asked: Option<(u64, Instant)> = None;
     loop {
         let (connected, what, other) = {
             let state = state.borrow_and_update();
@@ -277,12 +277,22 @@ async fn await_registration(
             }
             (state.connected, awaits_registry(setup, &state), in_the_way(setup, &state))
         };
-        // A process that lives does not lapse: that is soon told, and need not be waited for.
-        if let Some(other) = other.filter(|other| asked != Some(other.instance)) {
-            if probe::lives(&setup.registration, &other).await {
-                return Err(two_processes(setup, &other));
+        // A process that lives does not lapse: that is soon told, and need not be waited for. One that is slow
+        // to answer is asked again.
+        let is_due = |other: &Registration| {
+            asked.is_none_or(|(instance, at)| {
+                instance != other.instance || Instant::now() >= at + FIRST_WORD
+            })
+        };
+        match other {
+            Some(other) if is_due(&other) => {
+                if probe::lives(&setup.registration, &other).await {
+                    return Err(two_processes(setup, &other));
+                }
+                asked = Some((other.instance, Instant::now()));
             }
-            asked = Some(other.instance);
+            Some(_) => {}
+            None => asked = None,
         }
         setup.waiting.tell(&what);
         let now = Instant::now();
@@ -301,8 +311,11 @@ async fn await_registration(
             }
             due = now + WARNING_INTERVAL;
         }
-        let patience = if known { due.min(begun + REGISTRY_PATIENCE) } else { due };
-        let wake = patience.max(now + LEAST_WAIT);
+        let mut wake = if known { due.min(begun + REGISTRY_PATIENCE) } else { due };
+        if let Some((_, at)) = asked {
+            wake = wake.min(at + FIRST_WORD);
+        }
+        let wake = wake.max(now + LEAST_WAIT);
         if let Ok(Err(_)) = tokio::time::timeout_at(wake, state.changed()).await {
             return std::future::pending().await;
         }

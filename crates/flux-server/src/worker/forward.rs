@@ -82,6 +82,9 @@ struct Route {
     refused: usize,
     /// A node has refused: nothing is sent until all that was sent has come back.
     stalled: bool,
+    /// The known leader was the one that refused, as one does that was just elected: nobody knows better, so
+    /// nothing is sent before the next pause, or until another leader is known.
+    waits_for_leader: bool,
     /// Sent and not answered.
     sent: BTreeMap<u64, Forward>,
     /// Came back, to be sent again before what waits.
@@ -208,16 +211,7 @@ impl Forwards {
             return Vec::new();
         };
         route.redirects = false;
-        let (redirects, others) =
-            std::mem::take(&mut route.waiting).into_iter().partition(|one| one.ask.redirect);
-        route.waiting = others;
-        let redirects: VecDeque<Forward> = redirects;
-        for forward in &redirects {
-            self.count -= 1;
-            self.bytes -= forward.command.len();
-        }
-        self.resume(partition);
-        redirects.into_iter().map(|forward| forward.waiter).collect()
+        self.take_waiting(partition, |one| one.ask.redirect)
     }
 
     /// The node that commands of a partition go to: one of these, in the order in which they are likely to
@@ -240,6 +234,10 @@ impl Forwards {
         }
         if leader.is_some() && std::mem::replace(&mut route.leader, leader) != leader {
             route.refused = 0;
+            route.waits_for_leader = false;
+        }
+        if route.waits_for_leader {
+            return None;
         }
         route.node = candidates.get(route.refused).copied();
         route.node
@@ -256,13 +254,21 @@ impl Forwards {
         let attempt = self.attempts.get(&partition).copied().unwrap_or_default();
         let attempt = place << ATTEMPT_BITS | u64::from(attempt);
         loop {
-            let again = route.returned.pop_first().map(|(_, forward)| forward);
-            let Some(forward) = again.or_else(|| route.waiting.pop_front()) else { return };
+            let (former, forward) = match route.returned.pop_first() {
+                Some((former, forward)) => (Some(former), forward),
+                None => match route.waiting.pop_front() {
+                    Some(forward) => (None, forward),
+                    None => return,
+                },
+            };
             self.next = (self.next + 1) & ((1 << COUNTER_BITS) - 1);
             let id = attempt << COUNTER_BITS | self.next;
             if !send(id, &forward) {
                 // The link has gone down or is full. Nothing of this attempt may be sent behind it.
-                route.waiting.push_front(forward);
+                match former {
+                    Some(former) => drop(route.returned.insert(former, forward)),
+                    None => route.waiting.push_front(forward),
+                }
                 route.node = route.node.filter(|_| !route.sent.is_empty());
                 return;
             }
@@ -298,6 +304,37 @@ impl Forwards {
         decided
     }
 
+    /// Takes those that wait and came from a node in an attempt that it has been told to give up: it sends
+    /// them again, behind the one that was refused.
+    pub(super) fn take_refused(
+        &mut self,
+        partition: PartitionId,
+        node: u32,
+        attempt: u64,
+    ) -> Vec<Waiter> {
+        self.take_waiting(partition, |one| {
+            matches!(&one.waiter, Waiter::Peer(peer)
+                if peer.node == node && Forwards::attempt_of(peer.id) == attempt)
+        })
+    }
+
+    fn take_waiting(
+        &mut self,
+        partition: PartitionId,
+        is_taken: impl Fn(&Forward) -> bool,
+    ) -> Vec<Waiter> {
+        let Some(route) = self.routes.get_mut(&partition) else { return Vec::new() };
+        let (taken, others): (VecDeque<_>, _) =
+            std::mem::take(&mut route.waiting).into_iter().partition(is_taken);
+        route.waiting = others;
+        for forward in &taken {
+            self.count -= 1;
+            self.bytes -= forward.command.len();
+        }
+        self.resume(partition);
+        taken.into_iter().map(|forward| forward.waiter).collect()
+    }
+
     /// Goes on where all that was refused has come back.
     fn resume(&mut self, partition: PartitionId) {
         let Some(route) = self.routes.get_mut(&partition) else { return };
@@ -309,6 +346,7 @@ impl Forwards {
             let attempt = self.attempts.entry(partition).or_default();
             *attempt = (*attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
             route.refused += 1;
+            route.waits_for_leader = route.node.is_some() && route.node == route.leader;
             route.node = None;
         }
         if route.returned.is_empty() && route.waiting.is_empty() {
@@ -347,6 +385,7 @@ impl Forwards {
         for partition in partitions {
             let Some(route) = self.routes.get_mut(&partition) else { continue };
             route.refused = 0;
+            route.waits_for_leader = false;
             let mut given_up = Vec::new();
             for (list, sent) in [(&mut route.sent, true), (&mut route.returned, false)] {
                 let late = list.extract_if(.., |_, forward| forward.deadline <= now);

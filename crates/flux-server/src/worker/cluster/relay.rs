@@ -13,7 +13,7 @@ use super::{Cluster, Kept};
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
 use crate::mailbox::{Ask, Message, PeerRequest, Waiter};
 use crate::worker::dispatch::Dispatch;
-use crate::worker::forward::{Forward, deadline};
+use crate::worker::forward::{Forward, Forwards, deadline};
 
 /// Requests that are kept.
 const MAX_KEPT: usize = 16 * 1024;
@@ -108,6 +108,13 @@ impl Dispatch {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
         let Some(cluster) = &mut self.cluster else { return };
         let decided = cluster.forwards.answered(id, reply);
+        if let Some((Waiter::Peer(peer), Reply::Error(Error::NotLeader))) = &decided {
+            // What its sender has sent behind it must not be carried out before it.
+            let (partition, attempt) = (Forwards::partition_of(id), Forwards::attempt_of(peer.id));
+            for waiter in cluster.forwards.take_refused(partition, peer.node, attempt) {
+                self.replies.push((waiter, Reply::Error(Error::NotLeader)));
+            }
+        }
         self.replies.extend(decided);
     }
 
@@ -255,13 +262,17 @@ impl Dispatch {
         self.execute_for(partition, &command, ask, waiter);
     }
 
-    /// The nodes that may lead a partition, most likely first.
+    /// The nodes that may lead a partition, most likely first. One that stops has taken back its registration
+    /// before it hands over what it leads: it is asked last.
     pub(super) fn candidates(&self, partition: PartitionId) -> Vec<u32> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
         let first = self.shared().leader(partition).map(|node| node.0);
+        let members = &cluster.topology.members;
+        let is_alive = |node: &u32| members.get(&NodeId(*node)).is_some_and(|one| one.alive);
         let targets = cluster.targets(partition).iter().map(|replica| replica.node().0);
+        let (alive, away): (Vec<u32>, Vec<u32>) = targets.partition(is_alive);
         let mut nodes = Vec::new();
-        for node in first.into_iter().chain(targets) {
+        for node in first.into_iter().chain(alive).chain(away) {
             if node != cluster.me.0 && self.reaches(node) && !nodes.contains(&node) {
                 nodes.push(node);
             }

@@ -190,7 +190,7 @@ fn a_leader_that_becomes_known_is_asked_before_the_pause_ends() {
     assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(2));
     let ids = sent(&mut forwards, &[2, 1]);
     forwards.answered(ids[0], refusal());
-    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(1), "the same one is no news");
+    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), None, "the same one is no news");
 }
 
 #[test]
@@ -237,4 +237,72 @@ fn what_was_passed_on_and_refused_goes_back_to_the_node_that_asked() {
     assert!(matches!(waiter, Waiter::Peer(PeerRequest { node: 9, instance: 1, id: 1 })));
     assert_eq!(reply, refusal());
     assert!(forwards.is_empty() && !forwards.has(HERE));
+}
+
+#[test]
+fn a_known_leader_that_refuses_is_asked_again_after_a_pause_and_nobody_else() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "a", true, now);
+    let mut ids = Vec::new();
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2]), Some(1));
+    forwards.send(HERE, |id, _| {
+        ids.push(id);
+        true
+    });
+    assert!(forwards.answered(ids[0], refusal()).is_none());
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2]), None, "another knows no better");
+    assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(2), "the next leader is known");
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2]), Some(1));
+    forwards.send(HERE, |id, _| {
+        ids.push(id);
+        true
+    });
+    assert!(forwards.answered(ids[1], refusal()).is_none());
+    forwards.tick(now, &mut Vec::new());
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2]), Some(1), "after a pause");
+}
+
+#[test]
+fn what_came_back_keeps_its_order_when_a_link_takes_none_of_it() {
+    let (mut forwards, now) = forwards();
+    for key in ["a", "b", "c"] {
+        add(&mut forwards, key, true, now);
+    }
+    for id in sent(&mut forwards, &[1, 2]) {
+        forwards.answered(id, refusal());
+    }
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), Some(2));
+    forwards.send(HERE, |_, _| false);
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), Some(2));
+    let mut keys = Vec::new();
+    forwards.send(HERE, |_, forward| {
+        keys.push(*forward.command.iter().rev().nth(1).expect("a key"));
+        true
+    });
+    assert_eq!(keys, *b"abc");
+}
+
+#[test]
+fn what_waits_behind_a_refused_command_of_a_peer_is_refused_with_it() {
+    let (mut forwards, now) = forwards();
+    let attempt = |number: u64, attempt: u64| attempt << COUNTER_BITS | number;
+    let mut asked_by = |node, id, key: &str| {
+        let waiter = Waiter::Peer(PeerRequest { node, instance: 1, id });
+        let command = Command::Get { key: key.as_bytes() };
+        forwards.add(HERE, &command, Ask::default(), waiter, now).expect("there is room");
+    };
+    asked_by(9, attempt(1, 7), "same");
+    asked_by(9, attempt(2, 7), "same");
+    asked_by(9, attempt(3, 8), "another attempt");
+    asked_by(8, attempt(4, 7), "another node");
+    let refused = forwards.take_refused(HERE, 9, 7);
+    let ids: Vec<u64> = refused
+        .iter()
+        .map(|waiter| match waiter {
+            Waiter::Peer(peer) => peer.id,
+            other => panic!("not of a peer: {other:?}"),
+        })
+        .collect();
+    assert_eq!(ids, [attempt(1, 7), attempt(2, 7)]);
+    assert_eq!(sent(&mut forwards, &[1]).len(), 2, "the others wait as before");
 }
