@@ -12,9 +12,9 @@ use flux_proto::grpc::kv_v1::kv_server::KvServer;
 use flux_proto::native::MAX_FRAME_BYTES;
 use tokio::net::TcpListener;
 use tokio::sync::{SetOnce, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
@@ -97,10 +97,11 @@ impl Server {
             let _ = stopping.wait_for(|stop| *stop).await;
             self.reporter.set_not_serving::<KvServer<Service>>().await;
         };
+        // The server's own option for this is of no use to one that is given its connections.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let ended = tonic::transport::Server::builder()
             .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
-            .tcp_nodelay(true)
-            .serve_with_incoming_shutdown(answering, TcpListenerStream::new(listener), stopped)
+            .serve_with_incoming_shutdown(answering, incoming, stopped)
             .await;
         if let Err(error) = ended {
             tracing::error!(%error, "the gRPC server ended");
