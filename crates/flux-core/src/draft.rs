@@ -9,6 +9,7 @@
 
 mod in_flight;
 mod index;
+mod previous;
 #[cfg(test)]
 mod tests;
 
@@ -336,6 +337,9 @@ pub fn apply(
                     sessions.remember(&once, reply, committed_at_ms);
                     continue;
                 }
+                // For readers of changes.
+                Part::Trace(_) | Part::PreviousVersions(_) | Part::PreviousValues(_) => continue,
+                Part::Cursor(_) => continue,
             };
             let hash = table.hash(effect.key());
             positions.push(hash.position());

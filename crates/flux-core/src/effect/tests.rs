@@ -68,6 +68,125 @@ fn an_answer_is_what_the_format_says() {
     assert_eq!(effects, Ok(vec![delete]));
 }
 
+const TRACE_OF_ONES: Trace = [1; 25];
+
+#[test]
+fn what_readers_of_changes_want_is_what_the_format_says() {
+    let mut writer = BatchWriter::default();
+    writer.start(0, 300);
+    writer.trace(&TRACE_OF_ONES);
+    writer.put(b"a", b"", None);
+    writer.trace(&NO_TRACE);
+    let cursor = Cursor { revision: 0x0102, index: 3 };
+    let at = writer.cursor(&Cursor::default());
+    writer.replace_cursor(at, &cursor);
+    writer.delete(b"b", Reason::Explicit);
+    writer.put(b"c", b"", None);
+    writer.begin_previous_versions();
+    writer.previous_version(300, 0);
+    writer.previous_version(301, 300);
+    writer.previous_version(302, 2);
+    writer.begin_previous_values();
+    writer.previous_value(None);
+    writer.previous_value(Some(b""));
+    writer.previous_value(Some(b"old"));
+    let expected = [
+        &[1, 0, 0, 0, 0, 0, 0, 0, 0, 44, 1, 0, 0, 0, 0, 0, 0, 0x84][..],
+        &[1; 25],
+        &[1, 1, 0, b'a', 0x84],
+        &[0; 25],
+        &[0x85, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0],
+        &[3, 1, b'b', 1, 1, 0, b'c'],
+        &[0x82, 0, 1, 0xac, 2],
+        &[0x83, 0, 1, 4, b'o', b'l', b'd'],
+    ]
+    .concat();
+    assert_eq!(writer.payload(), expected);
+
+    let mut changes = Changes::new(writer.payload()).expect("a batch");
+    assert_eq!((changes.committed_at_ms(), changes.next_revision()), (0, 300));
+    let change = |revision, effect, previous, previous_value, trace| Change {
+        revision,
+        effect,
+        previous,
+        previous_value,
+        trace,
+    };
+    let put = |key| Effect::Put { key, value: b"", expires_at_ms: None };
+    let delete = Effect::Delete { key: b"b", reason: Reason::Explicit };
+    let expected = [
+        change(300, put(b"a"), 0, None, Some(&TRACE_OF_ONES)),
+        change(301, delete, 300, Some(b"".as_slice()), None),
+        change(302, put(b"c"), 2, Some(b"old"), None),
+    ];
+    assert!(changes.by_ref().eq(expected));
+    assert_eq!(cursor_of(writer.payload()), Ok(Some(cursor)));
+    let effects = Effects::new(writer.payload()).expect("a batch");
+    let revisions: Result<Vec<_>, _> =
+        effects.map(|one| one.map(|(revision, _)| revision)).collect();
+    assert_eq!(revisions, Ok(vec![300, 301, 302]));
+    // Every prefix is a batch or refused, and never another one.
+    for length in 0..writer.payload().len() {
+        if let Ok(changes) = Changes::new(&writer.payload()[..length]) {
+            assert!(changes.count() <= 3);
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_an_older_version_says_nothing_of_before() {
+    let mut writer = BatchWriter::default();
+    writer.start(0, 7);
+    writer.put(b"a", b"", None);
+    let changes = Changes::new(writer.payload()).expect("a batch");
+    let changes: Vec<_> =
+        changes.map(|one| (one.previous, one.previous_value, one.trace)).collect();
+    assert_eq!(changes, [(0, None, None)]);
+    assert_eq!(cursor_of(writer.payload()), Ok(None));
+}
+
+#[test]
+fn the_newest_cursor_of_a_batch_counts() {
+    let mut writer = BatchWriter::default();
+    writer.start(0, 7);
+    for revision in [2, 5, 4] {
+        writer.cursor(&Cursor { revision, index: revision });
+    }
+    assert_eq!(cursor_of(writer.payload()), Ok(Some(Cursor { revision: 5, index: 5 })));
+}
+
+#[test]
+fn parts_that_end_a_batch_are_in_their_place_or_refused() {
+    let header = [1, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+    let put = [1, 1, 0, b'a'];
+    let read = |parts: &[&[u8]]| {
+        Changes::new(&[&header[..], &parts.concat()].concat()).map(Iterator::count)
+    };
+    let misplaced = |offset| Err(EffectError::Misplaced { offset });
+    assert_eq!(read(&[&put, &[0x82, 0], &[0x83, 0]]), Ok(1));
+    assert_eq!(read(&[&put, &[0x83, 0]]), misplaced(21));
+    assert_eq!(read(&[&put, &[0x82, 0], &put]), misplaced(23));
+    assert_eq!(read(&[&put, &[0x82, 0], &[0x82, 0]]), misplaced(23));
+    assert_eq!(read(&[&put, &[0x82, 0], &[0x83, 0], &[0x83, 0]]), misplaced(25));
+    assert_eq!(read(&[&put, &[0x82, 0], &[0x84; 26]]), misplaced(23));
+    assert_eq!(read(&[&[0x82]]), Ok(0), "of no effects");
+    assert_eq!(read(&[&put, &put, &[0x82, 0]]), Err(EffectError::Truncated { offset: 25 }));
+    let length = Err(EffectError::Length { offset: 21 });
+    assert_eq!(read(&[&put, &[0x82, 3]]), length, "a version before the first");
+    assert_eq!(read(&[&put, &[0x82, 0x80, 0]]), length, "not the shortest form");
+    let (full, over) = ([0xff; 9], [&[0x82], &[0xff; 9][..], &[2]].concat());
+    assert_eq!(read(&[&put, &over]), length, "more than 64 bits");
+    assert_eq!(read(&[&put, &[0x82], &full, &[0xff]]), length);
+    assert_eq!(read(&[&put, &[0x82], &full]), Err(EffectError::Truncated { offset: 21 }));
+    assert_eq!(
+        read(&[&put, &[0x82, 0], &[0x83, 0x82, 0x80, 0x80, 8]]),
+        Err(EffectError::Length { offset: 23 }),
+        "a value over the limit"
+    );
+    assert_eq!(read(&[&[0x84; 25]]), Err(EffectError::Truncated { offset: 17 }));
+    assert_eq!(read(&[&[0x85; 16]]), Err(EffectError::Truncated { offset: 17 }));
+}
+
 #[test]
 fn damage_is_an_error_that_says_where() {
     let header = [1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -89,7 +208,7 @@ fn damage_is_an_error_that_says_where() {
     assert_eq!(decode(&[3, 2, b'k']), truncated);
     assert_eq!(decode(&[1, 1, 1, b'k']), truncated);
     assert_eq!(decode(&[2, 1, 1, 0, 0, b'k', b'v']), truncated);
-    for kind in [0, 5, 0x80, 0x82, 0xff] {
+    for kind in [0, 5, 0x7f, 0x80, 0x86, 0xff] {
         assert_eq!(decode(&[kind, 1, b'k']), Err(EffectError::Kind { kind, offset: 17 }));
     }
     assert_eq!(decode(&[0x81; 20]), truncated);
@@ -137,14 +256,20 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(
         valid_header in any::<bool>(),
-        bytes in proptest::collection::vec(prop_oneof![0u8..6, Just(ANSWER), any::<u8>()], 0..200),
+        bytes in proptest::collection::vec(prop_oneof![0u8..6, ANSWER..=CURSOR + 1, any::<u8>()], 0..200),
     ) {
         let mut payload = bytes;
         if valid_header && !payload.is_empty() {
             payload[0] = FORMAT;
         }
         if let Ok(parts) = Parts::new(&payload) {
+            let has_error = parts.clone().any(|part| part.is_err());
             prop_assert!(parts.count() <= payload.len());
+            prop_assert_eq!(cursor_of(&payload).is_err(), has_error);
+            match Changes::new(&payload) {
+                Ok(changes) => prop_assert!(!has_error && changes.count() <= payload.len()),
+                Err(_) => prop_assert!(has_error),
+            }
         }
     }
 }

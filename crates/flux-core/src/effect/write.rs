@@ -3,8 +3,8 @@
 //! What goes into a batch, and when it is full, is not decided here.
 
 use super::{
-    ANSWER, DELETE_EXPIRED, DELETE_EXPLICIT, EFFECT_OVERHEAD_BYTES, FORMAT, PUT, PUT_EXPIRING,
-    Reason,
+    ANSWER, CURSOR, Cursor, DELETE_EXPIRED, DELETE_EXPLICIT, EFFECT_OVERHEAD_BYTES, FORMAT,
+    PREVIOUS_VALUES, PREVIOUS_VERSIONS, PUT, PUT_EXPIRING, Reason, TRACE, Trace,
 };
 use crate::session::{MAX_ANSWER_BYTES, Once};
 use crate::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Revision, UnixMillis};
@@ -54,8 +54,8 @@ impl BatchWriter {
         let offset = self.payload.len();
         self.payload.reserve(EFFECT_OVERHEAD_BYTES + key.len() + value_bytes);
         self.payload.push(if expires_at_ms.is_some() { PUT_EXPIRING } else { PUT });
-        write_varint(&mut self.payload, key.len());
-        write_varint(&mut self.payload, value_bytes);
+        write_varint(&mut self.payload, key.len() as u64);
+        write_varint(&mut self.payload, value_bytes as u64);
         if let Some(at) = expires_at_ms {
             self.payload.extend_from_slice(&at.to_le_bytes());
         }
@@ -75,7 +75,7 @@ impl BatchWriter {
             Reason::Explicit => DELETE_EXPLICIT,
             Reason::Expired => DELETE_EXPIRED,
         });
-        write_varint(&mut self.payload, key.len());
+        write_varint(&mut self.payload, key.len() as u64);
         self.payload.extend_from_slice(key);
         offset
     }
@@ -89,9 +89,59 @@ impl BatchWriter {
         for word in [once.session, once.sequence, once.acked_below] {
             self.payload.extend_from_slice(&word.to_le_bytes());
         }
-        write_varint(&mut self.payload, reply.len());
+        write_varint(&mut self.payload, reply.len() as u64);
         self.payload.extend_from_slice(reply);
         offset
+    }
+
+    /// Adds where the effects that follow come from, and returns the offset at which it starts.
+    pub fn trace(&mut self, trace: &Trace) -> usize {
+        let offset = self.payload.len();
+        self.payload.push(TRACE);
+        self.payload.extend_from_slice(trace);
+        offset
+    }
+
+    /// Adds how far changes have been passed on, and returns the offset at which it starts.
+    pub fn cursor(&mut self, cursor: &Cursor) -> usize {
+        let offset = self.payload.len();
+        self.payload.push(CURSOR);
+        self.payload.extend_from_slice(&cursor_bytes(cursor));
+        offset
+    }
+
+    /// Puts another cursor in the place of the one that starts at `offset`.
+    pub(crate) fn replace_cursor(&mut self, offset: usize, cursor: &Cursor) {
+        self.payload[offset + 1..][..16].copy_from_slice(&cursor_bytes(cursor));
+    }
+
+    /// Begins the previous versions: after all effects, answers, traces and cursors. Then comes
+    /// `previous_version` for each effect.
+    pub fn begin_previous_versions(&mut self) {
+        self.payload.push(PREVIOUS_VERSIONS);
+    }
+
+    /// Adds the version that the key of the next effect, of this revision, had before; 0 for none.
+    pub fn previous_version(&mut self, revision: Revision, version: Revision) {
+        debug_assert!(version < revision);
+        let distance = if version == 0 { 0 } else { revision - version };
+        write_varint(&mut self.payload, distance);
+    }
+
+    /// Begins the previous values: after the previous versions. Then comes `previous_value` for each effect.
+    pub fn begin_previous_values(&mut self) {
+        self.payload.push(PREVIOUS_VALUES);
+    }
+
+    /// Adds the value that the key of the next effect had before.
+    pub fn previous_value(&mut self, value: Option<&[u8]>) {
+        write_varint(&mut self.payload, value.map_or(0, |value| value.len() as u64 + 1));
+        self.payload.extend_from_slice(value.unwrap_or_default());
+    }
+
+    /// Adds parts that were written elsewhere.
+    pub(crate) fn append(&mut self, parts: &[u8]) {
+        self.payload.extend_from_slice(parts);
     }
 
     /// Takes back what starts at `offset` and all after it.
@@ -115,7 +165,14 @@ impl BatchWriter {
     }
 }
 
-fn write_varint(payload: &mut Vec<u8>, mut number: usize) {
+fn cursor_bytes(cursor: &Cursor) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&cursor.revision.to_le_bytes());
+    bytes[8..].copy_from_slice(&cursor.index.to_le_bytes());
+    bytes
+}
+
+fn write_varint(payload: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         payload.push(number as u8 | 0x80);
         number >>= 7;

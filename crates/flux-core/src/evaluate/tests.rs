@@ -19,6 +19,8 @@ struct Partition {
     table: Table,
     in_flight: InFlight,
     now_ms: UnixMillis,
+    /// Whether batches hold previous values.
+    include_previous: bool,
     applied: u64,
     /// Payloads that are closed, oldest first, and the number of those that are applied.
     payloads: Vec<Vec<u8>>,
@@ -37,6 +39,7 @@ impl Partition {
             table,
             in_flight: InFlight::new(0),
             now_ms: 1_000,
+            include_previous: false,
             applied: 0,
             payloads: Vec::new(),
             applied_payloads: 0,
@@ -54,7 +57,7 @@ impl Partition {
     }
 
     fn close(&mut self) {
-        if let Some(batch) = self.in_flight.close() {
+        if let Some(batch) = self.in_flight.close(&self.table, self.include_previous) {
             self.payloads.push(batch.payload.to_vec());
         }
     }

@@ -72,9 +72,10 @@ impl<W> Replica<W> {
         self.proposed.len()
     }
 
-    /// The size of the batch that `propose` would propose.
+    /// The size of the batch that `propose` would propose, at most.
     pub fn open_bytes(&self) -> usize {
-        self.in_flight.open_bytes()
+        let open = self.in_flight.open_bytes();
+        if self.include_previous { open + self.in_flight.previous_bytes(&self.table) } else { open }
     }
 
     /// The size of all that is evaluated and not yet applied.
@@ -91,7 +92,7 @@ impl<W> Replica<W> {
         }
         let waiting = std::mem::take(&mut self.open);
         let sure = self.has_lease();
-        let payload = match self.in_flight.close() {
+        let payload = match self.in_flight.close(&self.table, self.include_previous) {
             Some(batch) => batch.payload.to_vec(),
             None if waiting.is_empty() => return,
             // What a quorum has said of earlier proposals it may have said before these commands came.

@@ -88,6 +88,8 @@ pub struct ReplicaConfig {
     pub drift_percent: u8,
     /// How many bytes of applied entries stay in memory for followers.
     pub tail_bytes: usize,
+    /// Whether batches hold the values that their keys had before, for readers of changes.
+    pub include_previous: bool,
     /// Makes election timeouts differ, and repeatable.
     pub seed: u64,
 }
@@ -199,6 +201,7 @@ pub struct Replica<W> {
     /// The epoch of the newest placement map that a change of the group has followed.
     epoch: u64,
     tail_bytes: usize,
+    include_previous: bool,
     ticks: u64,
     /// Where the log starts, as the state records have it.
     start: u64,
@@ -297,6 +300,7 @@ impl<W> Replica<W> {
             sessions,
             epoch,
             tail_bytes: config.tail_bytes,
+            include_previous: config.include_previous,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.
             start: if replica == config.id { start } else { applied.index },

@@ -39,6 +39,7 @@ fn config() -> ReplicaConfig {
         election_ticks: 12,
         drift_percent: 10,
         tail_bytes: 0,
+        include_previous: false,
         seed: 1,
     }
 }
