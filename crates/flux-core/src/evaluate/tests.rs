@@ -65,9 +65,9 @@ impl Partition {
     /// Applies the oldest closed batch.
     fn apply_one(&mut self) {
         if let Some(payload) = self.payloads.get(self.applied_payloads) {
-            self.applied =
-                apply(&self.table, &mut Sessions::new(), self.applied, payload, |_, _, _| {})
-                    .expect("batches follow on each other");
+            let applied =
+                apply(&self.table, &mut Sessions::new(), self.applied, payload, |_, _, _| {});
+            self.applied = applied.expect("batches follow on each other").revision;
             self.applied_payloads += 1;
             self.in_flight.applied(self.applied);
         }

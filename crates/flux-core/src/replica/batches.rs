@@ -8,7 +8,7 @@ use super::{Now, Position, Proposed, Replica, Replies};
 use crate::draft::{Draft, Repeat};
 use crate::evaluate::evaluate;
 use crate::session::Once;
-use crate::{Command, Error, MAX_REPLY_BYTES, Reply, UnixMillis};
+use crate::{Command, Cursor, Error, MAX_REPLY_BYTES, Reply, UnixMillis};
 
 /// Ticks after which a proposal's outcome is called unknown; it may still be committed.
 const OUTCOME_TICKS: u64 = 100;
@@ -111,6 +111,20 @@ impl<W> Replica<W> {
         let raft = &self.node.raft;
         let position = Position { index: raft.raft_log.last_index(), term: raft.term };
         self.proposed.push_back(Proposed { position, replies: waiting, tick: self.ticks });
+    }
+
+    /// Adds to the open batch how far changes have been passed on. False if that is not news, here or in
+    /// flight, or if this replica does not lead or is about to hand over. It counts once its batch is applied,
+    /// see [`cursor`](Replica::cursor), and is lost with it if it comes to nothing.
+    pub fn propose_cursor(&mut self, cursor: Cursor) -> bool {
+        let newest = self.cursor.max(self.in_flight.cursor().unwrap_or_default());
+        let is_news = newest.revision < cursor.revision && cursor.revision <= self.revision;
+        if !is_news || !self.leads || self.node.raft.lead_transferee.is_some() {
+            return false;
+        }
+        self.in_flight.set_cursor(self.now.ms, cursor);
+        self.stir();
+        true
     }
 
     /// Gives up the open batch, which was never proposed: its commands get `error`.

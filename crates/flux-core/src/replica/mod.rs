@@ -53,7 +53,7 @@ use crate::effect::EffectError;
 use crate::session::Sessions;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
-use crate::{Error, PartitionId, Reply, Revision, UnixMillis};
+use crate::{Cursor, Error, PartitionId, Reply, Revision, UnixMillis};
 use batches::refused;
 use catch_up::CatchUp;
 use entries::Entries;
@@ -200,6 +200,8 @@ pub struct Replica<W> {
     sessions: Sessions,
     /// The epoch of the newest placement map that a change of the group has followed.
     epoch: u64,
+    /// How far changes have been passed on, as of the entries applied.
+    cursor: Cursor,
     tail_bytes: usize,
     include_previous: bool,
     ticks: u64,
@@ -265,7 +267,7 @@ impl<W> Replica<W> {
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
         let sessions = std::mem::take(&mut recovery.sessions);
-        let (epoch, owes_state) = (recovery.epoch, recovery.owes_state);
+        let (epoch, cursor, owes_state) = (recovery.epoch, recovery.cursor, recovery.owes_state);
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -299,6 +301,7 @@ impl<W> Replica<W> {
             revision,
             sessions,
             epoch,
+            cursor,
             tail_bytes: config.tail_bytes,
             include_previous: config.include_previous,
             ticks: 0,
@@ -464,7 +467,8 @@ impl<W> Replica<W> {
             true => self.rounds.lease_until_us,
             false => 0,
         };
-        // What is said of the revision goes after it.
+        // Whoever sees the revision sees the entry that holds it, and what is said of it goes after it.
+        self.view.set_applied(self.applied.index);
         self.view.set_revision(self.revision);
         self.view.set_lease(lease_until_us);
         self.view.set_leader(self.node.raft.leader_id);
@@ -505,6 +509,11 @@ impl<W> Replica<W> {
         self.applied
     }
 
+    /// How far changes have been passed on, as of the entries in the table.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
     /// Whether it leads and its table holds all that was acknowledged.
     pub fn leads(&self) -> bool {
         self.leads
@@ -517,6 +526,7 @@ impl<W> Replica<W> {
             revision: self.revision,
             members: self.node.store().members().clone(),
             epoch: self.epoch,
+            cursor: self.cursor,
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }

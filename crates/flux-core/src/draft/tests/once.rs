@@ -107,7 +107,8 @@ impl Replica {
 
     fn apply(&mut self, payload: &[u8]) {
         let Replica { table, sessions, revision, .. } = self;
-        *revision = apply(table, sessions, *revision, payload, |_, _, _| {}).expect("it follows");
+        let applied = apply(table, sessions, *revision, payload, |_, _, _| {});
+        *revision = applied.expect("it follows").revision;
         self.in_flight.applied(self.revision);
         self.applied += 1;
     }

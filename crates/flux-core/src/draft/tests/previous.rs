@@ -36,7 +36,8 @@ impl Partition {
 
     fn apply(&mut self, payload: &[u8]) {
         let Partition { table, sessions, applied, .. } = self;
-        *applied = apply(table, sessions, *applied, payload, |_, _, _| {}).expect("it follows");
+        let found = apply(table, sessions, *applied, payload, |_, _, _| {});
+        *applied = found.expect("it follows").revision;
         self.in_flight.applied(self.applied);
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::model::Model;
 use super::{Partition, rows};
 use crate::command::{ExpireCondition, Guard, TransactionMode};
-use crate::draft::apply;
+use crate::draft::{Applied, apply};
 use crate::effect::{Changes, Effect, Effects};
 use crate::session::Sessions;
 use crate::{Command, Condition, Expiry};
@@ -218,7 +218,9 @@ proptest! {
                 prop_assert_eq!(item.expect("an effect").0, last, "revisions are dense");
             }
             let first = Effects::new(payload).expect("a batch").next_revision();
-            prop_assert_eq!(apply(&replayed.table, &mut Sessions::new(), first - 1, payload, |_, _, _| {}), Ok(last));
+            let applied =
+                apply(&replayed.table, &mut Sessions::new(), first - 1, payload, |_, _, _| {});
+            prop_assert_eq!(applied, Ok(Applied { revision: last, cursor: None }));
         }
         prop_assert_eq!(last, model.revision);
         prop_assert_eq!(rows(&replayed.table), model.rows());
