@@ -19,6 +19,7 @@ pub mod store;
 pub mod wheel;
 
 pub use command::{Command, Condition, ExpireCondition, Expiry};
+pub use effect::{Cursor, Trace};
 pub use reply::{Error, Reply, Value};
 pub use session::Once;
 pub use slot::{PartitionId, Partitions, Slot};

@@ -58,12 +58,14 @@ impl<W> Replica<W> {
     fn apply_effects(&mut self, position: Position, payload: &[u8]) -> Result<(), Broken> {
         let wheel = &mut self.wheel;
         let sessions = &mut self.sessions;
-        self.revision = apply(&self.table, sessions, self.revision, payload, |_, hash, effect| {
+        let applied = apply(&self.table, sessions, self.revision, payload, |_, hash, effect| {
             if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
                 wheel.insert(*expires_at_ms, hash.position());
             }
         })
         .map_err(|error| Broken::Effects { position, error })?;
+        self.revision = applied.revision;
+        self.cursor = self.cursor.max(applied.cursor.unwrap_or_default());
         self.in_flight.applied(self.revision);
         Ok(())
     }

@@ -53,7 +53,7 @@ use crate::effect::EffectError;
 use crate::session::Sessions;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
-use crate::{Error, PartitionId, Reply, Revision, UnixMillis};
+use crate::{Cursor, Error, PartitionId, Reply, Revision, UnixMillis};
 use batches::refused;
 use catch_up::CatchUp;
 use entries::Entries;
@@ -88,6 +88,8 @@ pub struct ReplicaConfig {
     pub drift_percent: u8,
     /// How many bytes of applied entries stay in memory for followers.
     pub tail_bytes: usize,
+    /// Whether batches hold the values that their keys had before, for readers of changes.
+    pub include_previous: bool,
     /// Makes election timeouts differ, and repeatable.
     pub seed: u64,
 }
@@ -198,7 +200,10 @@ pub struct Replica<W> {
     sessions: Sessions,
     /// The epoch of the newest placement map that a change of the group has followed.
     epoch: u64,
+    /// How far changes have been passed on, as of the entries applied.
+    cursor: Cursor,
     tail_bytes: usize,
+    include_previous: bool,
     ticks: u64,
     /// Where the log starts, as the state records have it.
     start: u64,
@@ -262,7 +267,7 @@ impl<W> Replica<W> {
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
         let sessions = std::mem::take(&mut recovery.sessions);
-        let (epoch, owes_state) = (recovery.epoch, recovery.owes_state);
+        let (epoch, cursor, owes_state) = (recovery.epoch, recovery.cursor, recovery.owes_state);
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -296,7 +301,9 @@ impl<W> Replica<W> {
             revision,
             sessions,
             epoch,
+            cursor,
             tail_bytes: config.tail_bytes,
+            include_previous: config.include_previous,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.
             start: if replica == config.id { start } else { applied.index },
@@ -460,7 +467,8 @@ impl<W> Replica<W> {
             true => self.rounds.lease_until_us,
             false => 0,
         };
-        // What is said of the revision goes after it.
+        // Whoever sees the revision sees the entry that holds it, and what is said of it goes after it.
+        self.view.set_applied(self.applied.index);
         self.view.set_revision(self.revision);
         self.view.set_lease(lease_until_us);
         self.view.set_leader(self.node.raft.leader_id);
@@ -501,6 +509,11 @@ impl<W> Replica<W> {
         self.applied
     }
 
+    /// How far changes have been passed on, as of the entries in the table.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
     /// Whether it leads and its table holds all that was acknowledged.
     pub fn leads(&self) -> bool {
         self.leads
@@ -513,6 +526,7 @@ impl<W> Replica<W> {
             revision: self.revision,
             members: self.node.store().members().clone(),
             epoch: self.epoch,
+            cursor: self.cursor,
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }
