@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(cluster.ETCD is None, reason="apt-get install et
 
 
 @pytest.fixture(scope="module")
-def three(flux_binary, tmp_path_factory):
+def three(flux_binary, shared_folder):
     """Three nodes for the tests of this file, which all leave them well."""
-    with cluster.Cluster(tmp_path_factory.mktemp("three"), binary=flux_binary) as made:
+    with shared_folder("three") as folder, cluster.Cluster(folder, binary=flux_binary) as made:
         yield made
         for node in made.nodes:
             assert "panicked" not in node.logs(), node.logs()[-6000:]

@@ -17,14 +17,14 @@ REDIRECTING = 2
 
 
 @pytest.fixture(scope="module")
-def shared(flux_binary, tmp_path_factory):
+def shared(flux_binary, shared_folder):
     """Four nodes of two workers, of which one sends RESP clients elsewhere. Each partition has three
     replicas, so that no node has all."""
-    directory = tmp_path_factory.mktemp("cluster")
-    nodes = cluster.Cluster(directory, 4, binary=flux_binary, fsync="no", workers=2)
-    nodes.nodes[REDIRECTING].settings["resp_redirect"] = "true"
-    with nodes:
-        yield nodes
+    with shared_folder("cluster") as folder:
+        nodes = cluster.Cluster(folder, 4, binary=flux_binary, fsync="no", workers=2)
+        nodes.nodes[REDIRECTING].settings["resp_redirect"] = "true"
+        with nodes:
+            yield nodes
 
 
 @pytest.fixture
