@@ -26,7 +26,7 @@ class Etcd(servers.Server):
     def __init__(self, directory, host="127.0.0.1"):
         super().__init__(directory)
         self.host = host
-        self.peer_port = servers.free_port()
+        self.peer_port = servers.free_port(self)
         self.data_dir = self.directory / "data"
 
     @property
