@@ -290,7 +290,7 @@ fn deletes() {
 }
 
 #[test]
-fn parts_of_values() {
+fn parts_of_values_are_read() {
     check(
         "> append k Hello
          5
@@ -329,6 +329,10 @@ fn parts_of_values() {
          > getrange none 0 -1
          \"\"",
     );
+}
+
+#[test]
+fn parts_of_values_are_overwritten() {
     check(
         "> setrange k 3 abc
          6
