@@ -40,24 +40,25 @@ struct Question {
     answer: oneshot::Sender<Result<Read, String>>,
 }
 
-/// The thread's end for those who ask.
+/// The thread, as those who ask have it.
 #[derive(Debug)]
-pub(crate) struct CatchUp {
-    questions: mpsc::Sender<Question>,
+pub(super) struct CatchUp {
+    questions: Option<mpsc::Sender<Question>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl CatchUp {
     /// Starts the thread, which ends when this is dropped.
-    pub(crate) fn start(
+    pub(super) fn start(
         worker: u16,
         reader: LogReader,
         shared: Arc<Shared>,
-    ) -> io::Result<(CatchUp, JoinHandle<()>)> {
+    ) -> io::Result<CatchUp> {
         let (questions, waiting) = mpsc::channel(MAX_WAITING);
         let span = tracing::Span::current();
         let run = move || span.in_scope(|| answer_all(waiting, &reader, &shared));
         let thread = std::thread::Builder::new().name(format!("flux-feed-{worker}")).spawn(run)?;
-        Ok((CatchUp { questions }, thread))
+        Ok(CatchUp { questions: Some(questions), thread: Some(thread) })
     }
 
     /// What the log has after a revision, about so many bytes. `None` if the node is stopping.
@@ -70,8 +71,18 @@ impl CatchUp {
     ) -> Option<Result<Read, String>> {
         let (answer, answered) = oneshot::channel();
         let question = Question { partition, after, from, bytes, answer };
-        self.questions.send(question).await.ok()?;
+        self.questions.as_ref()?.send(question).await.ok()?;
         answered.await.ok()
+    }
+}
+
+impl Drop for CatchUp {
+    fn drop(&mut self) {
+        self.questions = None;
+        if let Some(thread) = self.thread.take() {
+            // Its panic, if any, has been reported on its own.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -196,7 +207,7 @@ impl Search {
             Record::State(state) if state.partition == self.partition => self.history.state(state),
             Record::Entry(entry) if entry.partition == self.partition => {
                 let position = Position { term: entry.term, index: entry.index };
-                self.history.entry(position, entry.commit, entry.kind, entry.payload, lsn);
+                self.history.entry(position, entry.commit, entry.entry_type, entry.payload, lsn);
             }
             _ => return false,
         }
@@ -207,17 +218,24 @@ impl Search {
     /// looked for is not here.
     fn collect(&mut self) -> bool {
         while let Some((position, payload, lsn)) = self.history.pop() {
-            let Some((first, last)) = revisions(&payload) else { continue };
+            let entry = match Committed::read(position, payload) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(partition = self.partition, ?position, %error, "the log has no batch here");
+                    return true;
+                }
+            };
             let expected = self.entries.last().map_or(self.after + 1, |entry| entry.last + 1);
-            if last < expected {
+            if entry.last < expected {
                 continue;
             }
-            if first > expected {
+            if entry.first > expected {
                 return true;
             }
-            self.found_bytes += payload.len();
+            self.found_bytes += entry.payload.len();
             self.last = lsn;
-            self.entries.push(Arc::new(Committed { position, first, last, payload }));
+            self.entries.push(Arc::new(entry));
             if self.found_bytes >= self.bytes {
                 return true;
             }
@@ -240,15 +258,6 @@ impl Search {
         }
         let _ = self.answer.send(Err(error.to_string()));
     }
-}
-
-/// The first and the last revision of a batch; none if it has no changes.
-fn revisions(payload: &[u8]) -> Option<(Revision, Revision)> {
-    let mut effects = Effects::new(payload).ok()?;
-    let first = effects.next_revision();
-    while let Some(Ok(_)) = effects.next() {}
-    let next = effects.next_revision();
-    (next > first).then(|| (first, next - 1))
 }
 
 /// A segment's beginning from which on the log has, for sure, all that it has of a partition after a revision.
@@ -286,11 +295,9 @@ fn first_revision(
     let mut first = None;
     reader.scan(from, &mut |_, record| match record {
         Record::Entry(entry) if entry.partition == partition => {
-            first = revisions(entry.payload).map(|(first, _)| first);
-            match first {
-                Some(_) => ControlFlow::Break(()),
-                None => ControlFlow::Continue(()),
-            }
+            let batch = Effects::new(entry.payload).ok();
+            first = batch.map(|effects| effects.next_revision()).filter(|first| *first > 0);
+            if first.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
         _ => ControlFlow::Continue(()),
     })?;

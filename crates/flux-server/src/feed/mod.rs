@@ -9,16 +9,19 @@ mod decode;
 mod partition;
 mod rows;
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use flux_cdc::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
-use flux_core::PartitionId;
-use flux_core::effect::Cursor;
 use flux_core::feed::{Committed, RingRead};
+use flux_core::{Cursor, PartitionId};
+use flux_log::LogReader;
 use flux_proto::event::{Event, Gap, Place};
 use tokio::sync::watch;
 
-pub(crate) use catch_up::CatchUp;
+use catch_up::CatchUp;
 pub(crate) use partition::PartitionFeed;
 
 use crate::clock::monotonic_us;
@@ -27,21 +30,22 @@ use crate::shared::{PartitionView, Shared};
 /// The least that is read of the log at a time, in bytes: a pass over it is dear.
 const LOG_READ_BYTES: usize = 1 << 20;
 /// Who waits for changes says so again after a third of the time for which that holds.
-const RENEWAL: std::time::Duration =
-    std::time::Duration::from_micros(partition::INTEREST_US / 3);
+const RENEWAL: Duration = Duration::from_micros(partition::INTEREST_US / 3);
 
 /// The feed of this node's replicas.
 #[derive(Debug)]
 pub(crate) struct NodeFeed {
     shared: Arc<Shared>,
-    cluster: String,
     /// By worker.
     logs: Vec<CatchUp>,
 }
 
 impl NodeFeed {
-    pub(crate) fn new(shared: Arc<Shared>, cluster: String, logs: Vec<CatchUp>) -> NodeFeed {
-        NodeFeed { shared, cluster, logs }
+    /// A feed that reads the workers' logs back, each in a thread of its own.
+    pub(crate) fn start(shared: &Arc<Shared>, readers: Vec<LogReader>) -> io::Result<NodeFeed> {
+        let start = |(worker, reader)| CatchUp::start(worker, reader, Arc::clone(shared));
+        let logs = (0..).zip(readers).map(start).collect::<io::Result<_>>()?;
+        Ok(NodeFeed { shared: Arc::clone(shared), logs })
     }
 
     fn view(&self, partition: u16) -> Result<&PartitionView, FeedError> {
@@ -56,7 +60,7 @@ impl NodeFeed {
         limit: Limit,
     ) -> Result<Option<Chunk>, FeedError> {
         let view = self.view(partition)?;
-        let newest = view.standing.revision_here().ok_or(FeedError::NotHere)?;
+        let newest = view.standing.place().map(|at| at.revision).ok_or(FeedError::NotHere)?;
         let up_to = if limit.synced { newest.min(view.feed.synced()) } else { newest };
         match view.feed.recent(after, limit.bytes) {
             Some(RingRead::Entries(entries)) => {
@@ -123,8 +127,7 @@ impl NodeFeed {
     /// Everything after a revision is lost to its reader.
     fn gap(&self, partition: u16, after: u64) -> Result<Gap, FeedError> {
         let standing = &self.view(partition)?.standing;
-        let at = standing.place().ok_or(FeedError::NotHere)?;
-        let at = Place { revision: at.revision, index: at.index };
+        let at = place(standing.place().ok_or(FeedError::NotHere)?);
         let led = self.led();
         let term = led.borrow().iter().find(|one| one.partition == partition).map_or(0, |one| one.term);
         self.shared.stats.feed_gaps.add(1);
@@ -136,9 +139,13 @@ fn cursor(place: Place) -> Cursor {
     Cursor { revision: place.revision, index: place.index }
 }
 
+fn place(cursor: Cursor) -> Place {
+    Place { revision: cursor.revision, index: cursor.index }
+}
+
 impl Feed for NodeFeed {
     fn cluster(&self) -> &str {
-        &self.cluster
+        &self.shared.settings.cluster_name
     }
 
     fn partitions(&self) -> u16 {
@@ -150,7 +157,7 @@ impl Feed for NodeFeed {
     }
 
     fn newest(&self, partition: u16) -> Option<u64> {
-        self.view(partition).ok()?.standing.revision_here()
+        self.view(partition).ok()?.standing.place().map(|at| at.revision)
     }
 
     fn read(
@@ -170,7 +177,7 @@ impl Feed for NodeFeed {
                 if let Some(chunk) = self.next(partition, after, limit).await? {
                     return Ok(chunk);
                 }
-                if self.shared.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+                if self.shared.stopping.load(Ordering::Relaxed) {
                     return Err(FeedError::Stopping);
                 }
                 let _ = tokio::time::timeout(RENEWAL, grown).await;

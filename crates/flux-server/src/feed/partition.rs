@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flux_core::Revision;
-use flux_core::effect::{Cursor, EffectError};
+use flux_core::effect::EffectError;
 use flux_core::feed::{Committed, Ring, RingRead};
+use flux_core::{Cursor, Revision};
 use flux_log::Lsn;
 use flux_proto::event::Event;
 use parking_lot::Mutex;
@@ -80,15 +80,15 @@ impl PartitionFeed {
     pub(crate) fn grew(&self, entries: &mut Vec<Committed>, at: Cursor) {
         let mut ring = self.ring.lock();
         let Some(ring) = &mut *ring else { return entries.clear() };
-        let mut last = None;
-        for entry in entries.drain(..) {
-            last = Some(entry.last);
-            ring.push(Arc::new(entry));
+        let grows = !entries.is_empty();
+        entries.drain(..).for_each(|entry| ring.push(Arc::new(entry)));
+        let is_replaced = ring.last() != Some(at.revision);
+        if is_replaced {
+            ring.begin((at.revision, at.index));
         }
-        if last != Some(at.revision) && !matches!(ring.after(at.revision, 0), RingRead::UpToDate) {
-            ring.restart((at.revision, at.index));
+        if grows || is_replaced {
+            self.grown.notify_waiters();
         }
-        self.grown.notify_waiters();
     }
 
     /// What is in memory after a revision, about so many bytes; none while nothing is kept.

@@ -50,7 +50,7 @@ pub(super) fn page(
     }
     let is_the_same = view.table.replacements() as u32 == replacements;
     // Behind the last look at the table: one that was replaced was so in the standing before.
-    let is_here = view.standing.revision_here().is_some_and(|newest| newest >= gap.at.revision);
+    let is_here = view.standing.place().is_some_and(|at| at.revision >= gap.at.revision);
     if !is_the_same || !is_here {
         return Err(FeedError::Restart);
     }

@@ -3,8 +3,8 @@
 //! Where nobody follows a partition, nothing is done for each write. Who reads is in `feed`.
 
 use flux_cdc::Led;
-use flux_core::PartitionId;
-use flux_core::effect::Cursor;
+use flux_core::replica::Replica;
+use flux_core::{Cursor, PartitionId};
 use flux_proto::event::Place;
 
 use super::dispatch::Dispatch;
@@ -64,7 +64,7 @@ impl Dispatch {
                     feed.end();
                 }
             }
-            if replica.leads() && replica.serves() {
+            if replica.leads() {
                 let cursor = Place { revision: cursor.revision, index: cursor.index };
                 led.push(Led { partition: partition.0, term: replica.term(), cursor });
             }
@@ -109,7 +109,7 @@ impl Dispatch {
             let publishes = self.shared.settings.rabbitmq_url.is_some();
             publishes || replica.captures()
         });
-        let mark = |replica: &flux_core::replica::Replica<_>| Mark {
+        let mark = |replica: &Replica<_>| Mark {
             partition: replica.partition(),
             revision: replica.revision(),
             cursor: replica.cursor(),

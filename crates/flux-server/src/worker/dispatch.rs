@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use flux_cdc::Led;
+use flux_core::feed::Committed;
 use flux_core::replica::{Now, Replica, Replies};
 use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
 
@@ -53,6 +55,11 @@ pub(super) struct Dispatch {
     more_expiries: bool,
     /// Why new writes are refused, if they are.
     pub(super) refusing: Option<Error>,
+    /// What was applied and is to be passed on to those who follow it.
+    pub(super) committed: Vec<Committed>,
+    pub(super) feed_ticks: u64,
+    /// What those who follow changes were told to be led here.
+    pub(super) told_led: Vec<Led>,
     tally: Tally,
 }
 
@@ -104,6 +111,9 @@ impl Dispatch {
             expiry_due_ms: Some(0),
             more_expiries: false,
             refusing: None,
+            committed: Vec::new(),
+            feed_ticks: 0,
+            told_led: Vec::new(),
             tally: Tally::default(),
             shared,
         }
@@ -323,6 +333,7 @@ impl Dispatch {
             }
         }
         self.tick_cluster(now);
+        self.tick_feed();
         self.look_for_expiries();
     }
 

@@ -176,7 +176,7 @@ impl Snapshots {
         };
         let Some(&(partition, _)) = turn.log().oldest_segment()?.iter().find(behind) else {
             // All snapshots that it takes are there: an earlier trim failed, or never began.
-            self.trim(turn);
+            self.trim(dispatch, turn);
             return None;
         };
         Some(PartitionId(partition))
@@ -246,7 +246,7 @@ impl Snapshots {
                 if let Some((replica, _)) = dispatch.replica(walk.partition) {
                     replica.snapshot_taken(walk.meta);
                 }
-                self.trim(turn);
+                self.trim(dispatch, turn);
             }
             Err(error) => {
                 walk.answer(|| Err(format!("the snapshot cannot be written: {error}")));
@@ -263,18 +263,33 @@ impl Snapshots {
         }
     }
 
-    /// Removes the segments that snapshots have made useless.
-    fn trim(&mut self, turn: &mut Turn) {
-        let indexes = &self.indexes;
-        // Nothing reads the log back.
-        let (retention_bytes, from) = (0, u64::MAX);
-        let keep = &mut |partition| {
+    /// Removes the segments that snapshots have made useless, and that nobody who follows changes needs.
+    fn trim(&mut self, dispatch: &Dispatch, turn: &mut Turn) {
+        let (indexes, shared) = (&self.indexes, dispatch.shared());
+        let retention_bytes = shared.settings.cdc_retention_bytes / shared.mailboxes.len() as u64;
+        let publishes = shared.settings.rabbitmq_url.is_some();
+        let keep = &mut |partition: u16| {
             let snapshot = indexes.get(&partition).copied().unwrap_or(0);
-            Keep { snapshot, from }
+            let feed = &shared.views[usize::from(partition)].feed;
+            Keep { snapshot, from: feed.needs(publishes, dispatch.now.us) }
         };
-        if let Err(error) = turn.log().trim(retention_bytes, keep) {
-            self.not_before = Some(Instant::now() + RETRY);
-            tracing::warn!(%error, "old log segments cannot be removed; trying again");
+        match turn.log().trim(retention_bytes, keep) {
+            Ok(trimmed) if trimmed.released => tracing::warn!(
+                "log that was kept for those who follow changes had to go, as they have fallen too far behind: \
+                 they get current values instead. If that must not be, raise cdc_retention_bytes"
+            ),
+            Ok(_) => {}
+            Err(error) => {
+                self.not_before = Some(Instant::now() + RETRY);
+                tracing::warn!(%error, "old log segments cannot be removed; trying again");
+            }
+        }
+    }
+
+    /// Removes segments that were kept for those who follow changes, once they have come further.
+    pub(super) fn trim_for_readers(&mut self, dispatch: &Dispatch, turn: &mut Turn) {
+        if turn.log().pinned_bytes() > 0 {
+            self.trim(dispatch, turn);
         }
     }
 
