@@ -9,6 +9,7 @@ pub mod command;
 pub mod draft;
 pub mod effect;
 pub mod evaluate;
+pub mod feed;
 pub mod glob;
 pub mod placement;
 pub mod replica;

@@ -4,10 +4,9 @@
 //! What a command does is `evaluate`'s to say, and how a committed batch gets into the table that of
 //! `committed`.
 
-use super::{Now, Position, Proposed, Replica, Replies};
+use super::{Meta, Now, Position, Proposed, Replica, Replies};
 use crate::draft::{Draft, Repeat};
 use crate::evaluate::evaluate;
-use crate::session::Once;
 use crate::{Command, Cursor, Error, MAX_REPLY_BYTES, Reply, UnixMillis};
 
 /// Ticks after which a proposal's outcome is called unknown; it may still be committed.
@@ -17,20 +16,21 @@ impl<W> Replica<W> {
     /// Evaluates a command. A reply that depends on nothing in flight comes back at once, if nobody else
     /// can lead now; any other is delivered by `ready`: when the batch that it depends on has been
     /// applied, or when a quorum has confirmed that this replica led. A write that is repeated with the
-    /// same `once` takes effect once, and gets the first answer.
+    /// same `meta.once` takes effect once, and gets the first answer.
     pub fn execute(
         &mut self,
         now: Now,
         command: &Command<&[u8]>,
-        once: Option<&Once>,
+        meta: &Meta<'_>,
         waiter: W,
     ) -> Option<(W, Reply)> {
         self.now = now;
         if !self.leads {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         }
+        self.in_flight.set_trace(meta.trace);
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now.ms);
-        let once = once.filter(|_| command.is_write());
+        let once = meta.once.filter(|_| command.is_write());
         let reply = match once.and_then(|once| draft.repeated(&self.sessions, once)) {
             Some(Repeat::Now(reply)) => return Some((waiter, reply)),
             Some(Repeat::InFlight(reply)) => reply,

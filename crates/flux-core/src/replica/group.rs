@@ -419,6 +419,7 @@ impl<W> Replica<W> {
         self.sessions = meta.sessions();
         self.epoch = meta.epoch;
         self.cursor = meta.cursor;
+        self.captured.clear();
         self.start = meta.position.index;
         self.restoring = Some(number);
         self.in_flight.discard_all();

@@ -50,10 +50,11 @@ pub use view::View;
 
 use crate::draft::InFlight;
 use crate::effect::EffectError;
+use crate::feed::Committed;
 use crate::session::Sessions;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
-use crate::{Cursor, Error, PartitionId, Reply, Revision, UnixMillis};
+use crate::{Cursor, Error, Once, PartitionId, Reply, Revision, Trace, UnixMillis};
 use batches::refused;
 use catch_up::CatchUp;
 use entries::Entries;
@@ -163,6 +164,15 @@ pub struct Ready {
     pub persisted_messages: Vec<Message>,
 }
 
+/// What a command comes with, besides what it asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Meta<'a> {
+    /// Which write of which client it is, if it may be sent again.
+    pub once: Option<&'a Once>,
+    /// Where it comes from, if the client said so: for readers of changes.
+    pub trace: Option<&'a Trace>,
+}
+
 /// The replies of commands whose batch has been decided.
 pub type Replies<W> = Vec<(W, Reply)>;
 
@@ -202,6 +212,10 @@ pub struct Replica<W> {
     epoch: u64,
     /// How far changes have been passed on, as of the entries applied.
     cursor: Cursor,
+    /// Whether `captured` is filled.
+    captures: bool,
+    /// Committed entries with effects that the owner has not taken.
+    captured: Vec<Committed>,
     tail_bytes: usize,
     include_previous: bool,
     ticks: u64,
@@ -302,6 +316,8 @@ impl<W> Replica<W> {
             sessions,
             epoch,
             cursor,
+            captures: false,
+            captured: Vec::new(),
             tail_bytes: config.tail_bytes,
             include_previous: config.include_previous,
             ticks: 0,
@@ -385,7 +401,7 @@ impl<W> Replica<W> {
             self.restore(ready.number());
         }
         for entry in ready.take_committed_entries() {
-            self.apply(&entry, replies)?;
+            self.apply(entry, replies)?;
         }
         for state in ready.take_read_states() {
             self.confirm(&state.request_ctx);

@@ -6,6 +6,7 @@ use super::*;
 use crate::store::TableOptions;
 use crate::{Command, Condition, Expiry};
 
+mod capture;
 mod cursor;
 mod fresh;
 mod group;
@@ -111,7 +112,7 @@ impl Alone {
     fn execute(&mut self, command: &Command<&[u8]>) -> u32 {
         let waiter = self.next_waiter;
         self.next_waiter += 1;
-        self.replies.extend(self.replica.execute(at(NOW), command, None, waiter));
+        self.replies.extend(self.replica.execute(at(NOW), command, &Meta::default(), waiter));
         waiter
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::Revision;
+use crate::{Cursor, Revision};
 
 /// A replica's standing, written by its owner and read by all.
 #[derive(Debug, Default)]
@@ -47,6 +47,13 @@ impl View {
     /// read before, and is never older; 0 if there is no replica here.
     pub fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    /// A revision that is in the table, and the index of its entry or an earlier one; `None` if there is no
+    /// replica here, or it has applied nothing.
+    pub fn place(&self) -> Option<Cursor> {
+        let index = self.applied();
+        (index > 0).then(|| Cursor { revision: self.revision.load(Ordering::Acquire), index })
     }
 
     /// Whether there is a replica here that was up to date at some time. One that is removed says so before

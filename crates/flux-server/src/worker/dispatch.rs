@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use flux_cdc::Led;
 use flux_core::feed::Committed;
-use flux_core::replica::{Now, Replica, Replies};
+use flux_core::replica::{Meta, Now, Replica, Replies};
 use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
 
 use super::cluster::Cluster;
@@ -258,7 +258,8 @@ impl Dispatch {
         let Some(replica) = &mut self.replicas[usize::from(partition.0)] else {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
-        let decided = replica.execute(self.now, command, ask.once.as_ref(), waiter);
+        let meta = Meta { once: ask.once.as_ref(), trace: None };
+        let decided = replica.execute(self.now, command, &meta, waiter);
         let bytes = replica.in_flight_bytes();
         let known = &mut self.in_flight_of[usize::from(partition.0)];
         self.in_flight_bytes += bytes;
