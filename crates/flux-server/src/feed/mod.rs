@@ -119,7 +119,10 @@ impl NodeFeed {
         }
         if events[0].revision != after + 1 {
             let found = events[0].revision;
-            return Err(FeedError::Log(format!("revision {found} came where {} should", after + 1)));
+            return Err(FeedError::Log(format!(
+                "revision {found} came where {} should",
+                after + 1
+            )));
         }
         Ok(Some(Chunk::Changes { events, through }))
     }
@@ -129,7 +132,8 @@ impl NodeFeed {
         let standing = &self.view(partition)?.standing;
         let at = place(standing.place().ok_or(FeedError::NotHere)?);
         let led = self.led();
-        let term = led.borrow().iter().find(|one| one.partition == partition).map_or(0, |one| one.term);
+        let term =
+            led.borrow().iter().find(|one| one.partition == partition).map_or(0, |one| one.term);
         self.shared.stats.feed_gaps.add(1);
         Ok(Gap { partition, lost: after + 1..=at.revision, at, term })
     }

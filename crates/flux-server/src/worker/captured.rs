@@ -58,7 +58,8 @@ impl Dispatch {
             if wanted != replica.captures() {
                 replica.set_capture(wanted);
                 if wanted {
-                    let at = Cursor { revision: replica.revision(), index: replica.applied().index };
+                    let at =
+                        Cursor { revision: replica.revision(), index: replica.applied().index };
                     feed.begin(limit, at);
                 } else {
                     feed.end();

@@ -14,8 +14,8 @@ use flux_core::{Error, PartitionId};
 use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
 
 use super::LOG_INTERVAL;
-use super::dispatch::Dispatch;
 use super::captured::Mark;
+use super::dispatch::Dispatch;
 use super::syncer::Syncer;
 use crate::config::{Fsync, Settings};
 use crate::mailbox::Waiter;
