@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use flux_core::PartitionId;
 use flux_core::replica::SnapshotMeta;
 use flux_core::store::Table;
-use flux_log::{Disk, LogError, SnapshotId, SnapshotWriter};
+use flux_log::{Disk, Keep, LogError, SnapshotId, SnapshotWriter};
 
 use super::dispatch::Dispatch;
 use super::turn::Turn;
@@ -160,7 +160,7 @@ impl Snapshots {
 
     /// The partition whose entries keep the log from being trimmed, once that has grown too long.
     fn due(&mut self, dispatch: &Dispatch, turn: &mut Turn) -> Option<PartitionId> {
-        let log_bytes = turn.log().bytes();
+        let log_bytes = turn.log().bytes_beyond();
         if log_bytes < self.log_bytes {
             return None;
         }
@@ -174,7 +174,7 @@ impl Snapshots {
         let behind = |(partition, index): &&(u16, u64)| {
             self.indexes.get(partition).is_none_or(|snapshot| snapshot < index)
         };
-        let Some(&(partition, _)) = turn.log().oldest_segment().iter().find(behind) else {
+        let Some(&(partition, _)) = turn.log().oldest_segment()?.iter().find(behind) else {
             // All snapshots that it takes are there: an earlier trim failed, or never began.
             self.trim(turn);
             return None;
@@ -266,8 +266,13 @@ impl Snapshots {
     /// Removes the segments that snapshots have made useless.
     fn trim(&mut self, turn: &mut Turn) {
         let indexes = &self.indexes;
-        let index_of = &mut |partition| indexes.get(&partition).copied().unwrap_or(0);
-        if let Err(error) = turn.log().trim(index_of) {
+        // Nothing reads the log back.
+        let (retention_bytes, from) = (0, u64::MAX);
+        let keep = &mut |partition| {
+            let snapshot = indexes.get(&partition).copied().unwrap_or(0);
+            Keep { snapshot, from }
+        };
+        if let Err(error) = turn.log().trim(retention_bytes, keep) {
             self.not_before = Some(Instant::now() + RETRY);
             tracing::warn!(%error, "old log segments cannot be removed; trying again");
         }
