@@ -176,16 +176,16 @@ impl Snapshots {
         };
         let Some(&(partition, _)) = turn.log().oldest_segment()?.iter().find(behind) else {
             // All snapshots that it takes are there: an earlier trim failed, or never began.
-            self.trim(dispatch, turn);
+            self.trim(dispatch, turn, retention_bytes(dispatch));
             return None;
         };
         Some(PartitionId(partition))
     }
 
-    /// The replica of a partition has left: nothing of it keeps the log from being trimmed.
+    /// The replica of a partition has left. Once that is on the disk its entries are void, and nothing of it keeps
+    /// the log from being trimmed.
     pub(super) fn forget(&mut self, partition: PartitionId) {
         self.stop_walk(partition);
-        self.indexes.insert(partition.0, u64::MAX);
     }
 
     /// A replica begins with nothing, or after a snapshot that was received and is durable.
@@ -246,9 +246,13 @@ impl Snapshots {
                 if let Some((replica, _)) = dispatch.replica(walk.partition) {
                     replica.snapshot_taken(walk.meta);
                 }
-                self.trim(dispatch, turn);
+                self.trim(dispatch, turn, retention_bytes(dispatch));
             }
             Err(error) => {
+                if matches!(error, LogError::Full { .. }) {
+                    // A reader never costs a snapshot.
+                    self.trim(dispatch, turn, 0);
+                }
                 walk.answer(|| Err(format!("the snapshot cannot be written: {error}")));
                 if !walk.complete {
                     walk.table.end_snapshot();
@@ -264,9 +268,8 @@ impl Snapshots {
     }
 
     /// Removes the segments that snapshots have made useless, and that nobody who follows changes needs.
-    fn trim(&mut self, dispatch: &Dispatch, turn: &mut Turn) {
+    fn trim(&mut self, dispatch: &Dispatch, turn: &mut Turn, retention_bytes: u64) {
         let (indexes, shared) = (&self.indexes, dispatch.shared());
-        let retention_bytes = shared.settings.cdc_retention_bytes / shared.mailboxes.len() as u64;
         let publishes = shared.settings.rabbitmq_url.is_some();
         let keep = &mut |partition: u16| {
             let snapshot = indexes.get(&partition).copied().unwrap_or(0);
@@ -289,7 +292,7 @@ impl Snapshots {
     /// Removes segments that were kept for those who follow changes, once they have come further.
     pub(super) fn trim_for_readers(&mut self, dispatch: &Dispatch, turn: &mut Turn) {
         if turn.log().pinned_bytes() > 0 {
-            self.trim(dispatch, turn);
+            self.trim(dispatch, turn, retention_bytes(dispatch));
         }
     }
 
@@ -300,6 +303,12 @@ impl Snapshots {
             None => !self.wanted.is_empty(),
         }
     }
+}
+
+/// Log of a worker that is kept for those who follow changes.
+fn retention_bytes(dispatch: &Dispatch) -> u64 {
+    let shared = dispatch.shared();
+    shared.settings.cdc_retention_bytes / shared.mailboxes.len() as u64
 }
 
 impl Drop for Snapshots {
