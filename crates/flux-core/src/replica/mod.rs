@@ -22,6 +22,7 @@ mod entries;
 mod expiry;
 mod fresh;
 mod group;
+mod history;
 mod lease;
 mod members;
 mod messages;
@@ -35,13 +36,14 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, HardState};
-pub use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::HardState;
+pub use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{RawNode, StateRole};
 
 pub use entries::Position;
 pub use fresh::Stamps;
 pub use group::{Change, Progress, Role, Status};
+pub use history::History;
 pub use members::Members;
 pub use messages::{decode_message, encode_message};
 pub use recovery::{Recovery, SnapshotMeta, StateRecord};

@@ -10,6 +10,7 @@ mod capture;
 mod cursor;
 mod fresh;
 mod group;
+mod history;
 
 const NOW: UnixMillis = 1_700_000_000_000;
 

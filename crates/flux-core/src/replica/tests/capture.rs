@@ -26,16 +26,14 @@ fn entries_with_effects_are_captured_when_they_are_applied() {
     alone.write();
     let committed = taken(&mut alone);
     let position = alone.replica.applied();
-    let payload = alone.records.iter().rev().find_map(|record| match record {
-        Record::Entry { entry, .. } => Some(entry.data.clone()),
+    let entry = alone.records.iter().rev().find_map(|record| match record {
+        Record::Entry { entry, .. } => Some(entry.clone()),
         Record::State(_) => None,
     });
-    let payload = payload.expect("it was written");
+    let entry = entry.expect("it was written");
+    let payload = entry.data.clone();
     assert_eq!(committed, [Committed { position, first: 2, last: 3, payload }]);
-    assert_eq!(
-        Committed::read(position, committed[0].payload.clone()),
-        Ok(committed.first().cloned())
-    );
+    assert_eq!(Committed::read(entry), Ok(committed.first().cloned()), "as the log has it");
 
     // Without effects there is nothing to tell.
     assert!(alone.replica.propose_cursor(Cursor { revision: 3, index: position.index }));
