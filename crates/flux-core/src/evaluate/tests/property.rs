@@ -242,6 +242,11 @@ fn check_changes(
                 Effect::Put { key, value, .. } => present.insert(key, (change.revision, value)),
                 Effect::Delete { key, .. } => present.remove(key),
             };
+            let deletes = matches!(change.effect, Effect::Delete { .. });
+            prop_assert!(
+                !deletes || before.is_some(),
+                "a delete of an absent key takes no revision"
+            );
             prop_assert_eq!(change.previous, before.map_or(0, |(version, _)| version));
             let value = before.map(|(_, value)| value).filter(|_| has_values);
             prop_assert_eq!(change.previous_value, value);
