@@ -91,7 +91,10 @@ pub struct ReplicaConfig {
     pub drift_percent: u8,
     /// How many bytes of applied entries stay in memory for followers.
     pub tail_bytes: usize,
-    /// Whether batches hold the values that their keys had before, for readers of changes.
+    /// Whether batches always hold the versions that their keys had before, for readers of changes. Otherwise
+    /// they do while this replica captures what it commits.
+    pub previous_versions: bool,
+    /// Whether batches also hold the values that their keys had before.
     pub include_previous: bool,
     /// Makes election timeouts differ, and repeatable.
     pub seed: u64,
@@ -219,6 +222,7 @@ pub struct Replica<W> {
     /// Committed entries with effects that the owner has not taken.
     captured: Vec<Committed>,
     tail_bytes: usize,
+    previous_versions: bool,
     include_previous: bool,
     ticks: u64,
     /// Where the log starts, as the state records have it.
@@ -321,6 +325,7 @@ impl<W> Replica<W> {
             captures: false,
             captured: Vec::new(),
             tail_bytes: config.tail_bytes,
+            previous_versions: config.previous_versions,
             include_previous: config.include_previous,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.

@@ -42,6 +42,7 @@ fn config() -> ReplicaConfig {
         election_ticks: 12,
         drift_percent: 10,
         tail_bytes: 0,
+        previous_versions: false,
         include_previous: false,
         seed: 1,
     }
