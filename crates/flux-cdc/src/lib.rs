@@ -10,6 +10,8 @@ pub mod feed;
 pub mod lane;
 #[cfg(feature = "memory")]
 pub mod memory;
+pub mod message;
 
 pub use feed::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
 pub use lane::{Lane, Message, Want};
+pub use message::Publication;
