@@ -6,10 +6,28 @@
 //! Features: `amqp` (on by default) is for RabbitMQ, `memory` adds a feed in memory for tests and
 //! examples. Without both nothing here needs a runtime or touches the network.
 
+#[cfg(feature = "amqp")]
+mod amqp;
 pub mod feed;
+pub mod lane;
 #[cfg(feature = "memory")]
 pub mod memory;
+pub mod message;
+#[cfg(feature = "amqp")]
+mod metrics;
+#[cfg(feature = "amqp")]
+mod publisher;
+#[cfg(feature = "amqp")]
+mod trouble;
 mod url;
 
 pub use feed::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
+pub use lane::{Lane, Message, Want};
+pub use message::Publication;
+#[cfg(feature = "amqp")]
+pub use metrics::{Lag, LaneStatus, Metrics};
+#[cfg(feature = "amqp")]
+pub use publisher::{Publisher, PublisherConfig};
+#[cfg(feature = "amqp")]
+pub use trouble::Trouble;
 pub use url::{Url, UrlError};

@@ -7,6 +7,7 @@
 mod catch_up;
 mod decode;
 mod partition;
+pub(crate) mod publish;
 mod rows;
 
 use std::io;
