@@ -7,7 +7,9 @@
 //! examples. Without both nothing here needs a runtime or touches the network.
 
 pub mod feed;
+pub mod ledger;
 #[cfg(feature = "memory")]
 pub mod memory;
 
 pub use feed::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
+pub use ledger::{Hole, Ledger, Position, Progress, Verdict};
