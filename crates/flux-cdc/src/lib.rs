@@ -6,6 +6,7 @@
 //! Features: `amqp` (on by default) is for RabbitMQ, `memory` adds a feed in memory for tests and
 //! examples. Without both nothing here needs a runtime or touches the network.
 
+pub mod consumer;
 pub mod feed;
 pub mod ledger;
 #[cfg(feature = "memory")]
