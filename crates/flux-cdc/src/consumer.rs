@@ -35,10 +35,19 @@ pub struct ConsumerConfig {
     pub exchange: String,
     /// The consumer's queue. It is made if it is not there.
     pub queue: String,
-    /// Which events: routing keys with `*` for a word and `#` for any number of them.
+    /// Which events: routing keys with `*` for a word and `#` for any number of them. Without `#` alone
+    /// among them not every event comes, and holes are not told.
     pub bind: Vec<String>,
     /// Deliveries that may be under way. So much is in memory, whatever its size.
     pub prefetch: u16,
+}
+
+#[cfg(feature = "amqp")]
+impl ConsumerConfig {
+    /// Whether it asks for less than every event.
+    pub fn is_filtered(&self) -> bool {
+        self.bind.iter().all(|key| key != "#")
+    }
 }
 
 /// What a consumer has done.

@@ -49,6 +49,7 @@ pub struct Intake {
     ahead: BTreeMap<u16, Shelf>,
     patience: Duration,
     most_ahead: usize,
+    is_filtered: bool,
 }
 
 /// What a partition has kept back.
@@ -74,7 +75,14 @@ impl Intake {
             ahead: BTreeMap::new(),
             patience,
             most_ahead,
+            is_filtered: false,
         }
+    }
+
+    /// For a consumer that does not get every record: what is ahead is taken at once, and a hole is
+    /// none.
+    pub fn filtered(self) -> Intake {
+        Intake { is_filtered: true, ..self }
     }
 
     /// What the consumer has, the lines that are not written yet included.
@@ -185,6 +193,10 @@ impl Intake {
     fn take_fresh(&mut self, records: &mut VecDeque<Record>, moved: &mut Vec<u16>) {
         while let Some(record) = records.front() {
             match self.ledger.judge(record) {
+                Verdict::Ahead { .. } if self.is_filtered => {
+                    let _ = self.ledger.skip_to(record);
+                    continue;
+                }
                 Verdict::Ahead { .. } => return,
                 Verdict::Repeat => self.counts.repeats += 1,
                 Verdict::Fresh => {

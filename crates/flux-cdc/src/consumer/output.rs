@@ -113,9 +113,10 @@ pub struct Found {
     pub records: u64,
     /// Bytes of a line without its end, which were cut off.
     pub torn_bytes: u64,
-    /// Records that the file has twice, or that are missing in it before others. A consumer writes
-    /// the former never, and the latter only after a warning.
-    pub irregular: u64,
+    /// Records that the file has twice. No consumer writes them.
+    pub repeats: u64,
+    /// How often something is missing in it. A consumer says so when it writes what follows.
+    pub holes: u64,
 }
 
 /// Where lines go.
@@ -293,7 +294,7 @@ fn read_rotated(path: &Path, found: &mut Found) -> Result<Ledger, OutputError> {
     for file in files {
         let mut lines = Lines::open(&file, 0)?;
         read(&mut lines, &mut ledger, found)?;
-        found.irregular += u64::from(lines.torn_bytes() > 0);
+        found.holes += u64::from(lines.torn_bytes() > 0);
     }
     Ok(ledger)
 }
@@ -302,12 +303,10 @@ fn read_rotated(path: &Path, found: &mut Found) -> Result<Ledger, OutputError> {
 fn read(lines: &mut Lines, ledger: &mut Ledger, found: &mut Found) -> Result<(), OutputError> {
     while let Some(record) = lines.next_record()? {
         found.records += 1;
-        if ledger.skip_to(&record).is_some() {
-            found.irregular += 1;
-        }
+        found.holes += u64::from(ledger.skip_to(&record).is_some());
         match ledger.judge(&record) {
             Verdict::Fresh => ledger.note(&record),
-            Verdict::Repeat | Verdict::Ahead { .. } => found.irregular += 1,
+            Verdict::Repeat | Verdict::Ahead { .. } => found.repeats += 1,
         }
     }
     Ok(())

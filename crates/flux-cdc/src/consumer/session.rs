@@ -47,7 +47,10 @@ pub async fn consume(
     ledger: Ledger,
     mut stop: watch::Receiver<bool>,
 ) -> (Report, Result<(), OutputError>) {
-    let intake = Intake::new(ledger, PATIENCE, usize::from(config.prefetch));
+    let mut intake = Intake::new(ledger, PATIENCE, usize::from(config.prefetch));
+    if config.is_filtered() {
+        intake = intake.filtered();
+    }
     let mut session =
         Session { config, output, intake, report: Report::default(), due: None, trouble: None };
     let ended = session.run(&mut stop).await;

@@ -174,6 +174,16 @@ fn after_a_lost_connection_all_that_was_not_acknowledged_may_come_again() {
 }
 
 #[test]
+fn a_consumer_of_some_records_waits_for_no_other() {
+    let (intake, now) = (intake(), Instant::now());
+    let mut intake = intake.filtered();
+    take_all(&mut intake, &[4, 9, 9, 12], now);
+    assert_eq!(revisions(&intake), [4, 9, 12]);
+    assert_eq!((intake.deadline(), intake.give_up(now)), (None, vec![]));
+    assert_eq!(intake.written(), [multiple(4)]);
+}
+
+#[test]
 fn gaps_are_counted() {
     let (mut intake, now) = (intake(), Instant::now());
     intake.take(1, &body(&gap(0, 0, 9, 2)), now).expect("records");

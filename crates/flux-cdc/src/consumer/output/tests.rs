@@ -122,7 +122,7 @@ fn a_crash_at_every_byte_loses_and_repeats_nothing() {
                 before + text(acknowledged + 1..=acknowledged + whole).len() as u64
             );
             assert!((found.torn_bytes > 0) == (file.length < before + length as u64));
-            assert_eq!(found.irregular, 0);
+            assert_eq!((found.holes, found.repeats), (0, 0));
             // What was not acknowledged comes again.
             deliver(&mut file, &mut ledger, acknowledged + 1..=9);
             assert_eq!(
@@ -199,7 +199,7 @@ fn a_crash_at_every_step_of_a_rotation_loses_and_repeats_nothing() {
     fs::write(place.path(), &last).expect("written");
     let check = |copy: Place, what: &str| {
         let found = copy.consume(rotation, 5..=7);
-        assert_eq!(found.irregular, 0, "{what}");
+        assert_eq!((found.holes, found.repeats), (0, 0), "{what}");
         assert!(copy.all() == text(1..=7), "{what}");
         copy.consume(rotation, 5..=12);
         // The oldest goes when its time comes.
@@ -272,7 +272,7 @@ fn damage_is_named_and_not_cut_off() {
 fn what_a_file_has_twice_or_not_at_all_is_told() {
     let place = Place::new();
     fs::write(place.path(), [text(1..=3), text(3..=3), text(6..=7)].concat()).expect("written");
-    assert_eq!(place.open(NEVER).2, Found { records: 6, torn_bytes: 0, irregular: 2 });
+    assert_eq!(place.open(NEVER).2, Found { records: 6, torn_bytes: 0, holes: 1, repeats: 1 });
 }
 
 #[test]
