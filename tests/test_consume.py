@@ -470,6 +470,45 @@ def test_a_damaged_file_is_refused(consumer):
     assert len(one.records()) == 3
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    # Lazily: the consumer may still hold it when its test failed.
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(broker, publisher, consumer, small_disk):
+    one = consumer("--output", small_disk / "changes.jsonl", output=False)
+    one.file = small_disk / "changes.jsonl"
+    one.start()
+    events = [put(0, revision, value="x" * 100_000) for revision in range(1, 101)]
+    publisher.publish(*events)
+    assert one.wait() == 1
+    assert f"there is no room for {one.file}" in one.log()
+    text = one.file.read_bytes()
+    assert text.endswith(b"}\n") and 20 < text.count(b"\n") < 45
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    one.start()
+    assert one.wait_for(100) == events
+    assert one.stop() == 0
+    wait_until_empty(broker, one.queue)
+
+
+@pytest.mark.parametrize("url", ["amqps://flux:s3cret@h", "flux:s3cret@h"], ids=["tls", "form"])
+def test_what_is_no_address_is_refused_without_showing_it(consumer, url):
+    one = consumer(url=url)
+    one.spawn()
+    assert one.wait() == 1
+    assert "FLUX_RABBITMQ_URL" in one.log() and "s3cret" not in one.log()
+
+
 def verify(*files, address=None):
     """The exit code and the lines of a comparison."""
     command = [servers.flux_binary(), "consume", "--verify", *files]
