@@ -186,15 +186,6 @@ def wait_until_empty(broker, queue):
     servers.wait_until(lambda: queues(broker)[queue]["messages"] == 0, "all is acknowledged", 30, 0.3)
 
 
-def settle(broker):
-    """Makes the queues outlive SIGKILL of the broker.
-
-    RabbitMQ registers a quorum queue in a table that it writes to disk within three minutes (dets,
-    auto_save); killed before that, the broker does not find the queue's log again.
-    """
-    broker.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
-
-
 def test_each_event_is_a_line_once(broker, publisher, consumer):
     events = [
         put(0, 1, "user:7", "Ann", expires_at_ms=4_000_000_000_000, committed_at_ms=1_700_000_000_123),
@@ -335,7 +326,7 @@ def test_a_broker_that_dies_is_waited_for(broker, exchange, consumer):
     one = consumer().start()
     first.publish(put(0, 1), put(0, 2))
     one.wait_for(2)
-    settle(broker)
+    broker.sync_queues()
     broker.kill_broker()
     servers.wait_until(lambda: "no events come" in one.log(), "it is told", 30)
     broker.start()
