@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use flux_proto::event::Place;
 use parking_lot::Mutex;
 
-use crate::feed::Feed;
 use crate::trouble::Trouble;
 
 /// Counters and gauges of a publisher. All are of this process.
@@ -141,11 +140,12 @@ impl Metrics {
         lanes.iter().map(status).collect()
     }
 
-    /// `cdc_lag_events` and `cdc_lag_seconds`, at a time in milliseconds since the Unix epoch.
-    pub fn lag(&self, feed: &dyn Feed, now_ms: u64) -> Lag {
+    /// `cdc_lag_events` and `cdc_lag_seconds`, at a time in milliseconds since the Unix epoch. `newest` is the
+    /// newest revision of a partition that can be read.
+    pub fn lag(&self, newest: impl Fn(u16) -> Option<u64>, now_ms: u64) -> Lag {
         let mut lag = Lag::default();
         for lane in self.lanes() {
-            let newest = feed.newest(lane.partition).unwrap_or(0);
+            let newest = newest(lane.partition).unwrap_or(0);
             lag.events += newest.saturating_sub(lane.cursor);
             let age_ms = lane.oldest_ms.map_or(0, |at| now_ms.saturating_sub(at));
             lag.age_ms = lag.age_ms.max(age_ms);

@@ -177,7 +177,7 @@ impl Troubles {
             told
         };
         if let Some(lasted) = told {
-            let events = self.metrics.lag(&*self.feed, 0).events;
+            let events = self.metrics.lag(|partition| self.feed.newest(partition), 0).events;
             tracing::info!(%trouble, after = ?lasted, lag_events = events, "changes are published again");
         }
     }

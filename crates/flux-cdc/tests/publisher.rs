@@ -66,7 +66,7 @@ impl World {
     }
 
     fn lag(&self) -> u64 {
-        self.metrics.lag(&*self.feed, 5000).events
+        self.metrics.lag(|partition| self.feed.newest(partition), 5000).events
     }
 
     async fn begins(&self, trouble: Trouble) {

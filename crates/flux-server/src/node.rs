@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use crate::cluster::{ClusterError, Control, Listening, Registry, Waiting};
 use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError, Purpose};
-use crate::feed::publish;
+use crate::feed::{publish, report};
 use crate::recovery::RecoveryError;
 use crate::replicas::Replicas;
 use crate::shared::Shared;
@@ -164,6 +164,7 @@ impl Node {
             let _ = shared.published.set(metrics);
         }
         let mut served = crate::backup::routes(Arc::clone(&shared));
+        served = served.merge(report::routes(Arc::clone(&shared)));
         if let Some(control) = &control {
             served = served.merge(crate::cluster::routes(control.handle()));
             control.attach(Arc::new(Replicas::new(Arc::clone(&shared))));

@@ -8,6 +8,7 @@ mod catch_up;
 mod decode;
 mod partition;
 pub(crate) mod publish;
+pub(crate) mod report;
 mod rows;
 
 use std::io;
