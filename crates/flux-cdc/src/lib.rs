@@ -9,5 +9,7 @@
 pub mod feed;
 #[cfg(feature = "memory")]
 pub mod memory;
+mod url;
 
 pub use feed::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
+pub use url::{Url, UrlError};
