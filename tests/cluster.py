@@ -26,7 +26,7 @@ class Etcd(servers.Server):
     def __init__(self, directory, host="127.0.0.1"):
         super().__init__(directory)
         self.host = host
-        self.peer_port = servers.free_port()
+        self.peer_port = servers.free_port(self)
         self.data_dir = self.directory / "data"
 
     @property
@@ -102,6 +102,11 @@ class Node(servers.Flux):
     def logs(self):
         """All that it has printed, over restarts."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def copy_data(self, to):
+        """Copies its data directory, which it may be at work in: what is only there until it has its name is
+        left out."""
+        shutil.copytree(self.data_dir, to, ignore=shutil.ignore_patterns("LOCK", "*.new", "*.tmp", "*.in"))
 
     def led(self):
         """The partitions that it says it leads."""

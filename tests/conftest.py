@@ -1,5 +1,8 @@
 """Fixtures: a shared Flux node, a shared Redis, and a way to start nodes with settings of their own."""
 
+import contextlib
+import shutil
+
 import pytest
 
 import servers
@@ -31,6 +34,22 @@ def start_flux(flux_binary, tmp_path):
     yield start
     for node in start.nodes:
         node.kill()
+
+
+@pytest.fixture(scope="module")
+def shared_folder(request, tmp_path_factory):
+    """A context that gives a directory for what all tests of a module use. As with `tmp_path` it stays
+    where something failed, and is gone otherwise: a cluster's files are hundreds of megabytes."""
+
+    @contextlib.contextmanager
+    def folder(name):
+        failed = request.session.testsfailed
+        made = tmp_path_factory.mktemp(name)
+        yield made
+        if request.session.testsfailed == failed:
+            shutil.rmtree(made)
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections import Counter
 
 import linearizability
 import resp
+import servers
 from linearizability import Operation
 
 # Longer than a node takes to find out that it cannot answer.
@@ -168,6 +169,11 @@ class Load:
     @property
     def errors(self):
         return sum((client.errors for client in self.clients), Counter())
+
+    def wait_for_more(self, count=100):
+        """Until so many more operations were answered."""
+        enough = self.acknowledged + count
+        servers.wait_until(lambda: self.acknowledged >= enough, f"{count} more answers", 60)
 
     def check(self, readers):
         """Reads everything through each of these nodes and checks all that was seen. Returns counts."""

@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import weakref
 
 import resp
 
@@ -41,18 +42,22 @@ def wait_until(condition, what, deadline_s=30.0, interval_s=0.01):
         time.sleep(interval_s)
 
 
-_LENT = set()
+_HELD = []
 
 
-def free_port():
-    """A loopback port that nobody listens on, never the same one twice in this process."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port not in _LENT:
-            _LENT.add(port)
-            return port
+def free_port(owner=None):
+    """A loopback port that nobody listens on. It is nobody else's while its owner lives, or this process: a
+    bound socket keeps the system from giving it away again, also as the near end of a connection, which a
+    server that is started anew needs as much as one that is started first. The server itself can listen
+    there since it sets SO_REUSEADDR, as servers do."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if owner is None:
+        _HELD.append(held)
+    else:
+        weakref.finalize(owner, held.close)
+    return held.getsockname()[1]
 
 
 class StartFailed(Exception):
@@ -76,7 +81,7 @@ class Server:
         self.pin_to_core = pin_to_core
         self.process = None
         self.log_start = 0
-        self.port = free_port()
+        self.port = free_port(self)
 
     def command(self):
         raise NotImplementedError
@@ -172,10 +177,10 @@ class Flux(Server):
         super().__init__(directory, pin_to_core)
         self.mode = mode
         self.binary = binary or flux_binary()
-        self.admin_port = free_port()
-        self.grpc_port = free_port()
-        self.http_port = free_port()
-        self.peer_port = free_port()
+        self.admin_port = free_port(self)
+        self.grpc_port = free_port(self)
+        self.http_port = free_port(self)
+        self.peer_port = free_port(self)
         self.settings = settings
         self.data_dir = self.directory / "data"
 

@@ -1,6 +1,5 @@
 """A cluster and its etcd: away for long, back without its data; and nodes that are not who they say."""
 
-import shutil
 import signal
 import time
 
@@ -48,10 +47,11 @@ def test_etcd_away_for_longer_than_leases_last(start_cluster):
         assert status["registry_away_s"] is not None
         made.etcd.start()
         made.wait_until_well()
-        time.sleep(1)
+        load.wait_for_more()
     result = load.check(made.nodes)
     assert not result["errors"] and result["unknown"] == 0, result
-    assert result["slowest_s"] < 1.0, result
+    # Less than etcd was away for.
+    assert result["slowest_s"] < 5.0, result
     servers.wait_until(
         lambda: made.status()["registry_away_s"] is None, "etcd is heard of again", 30, 0.1
     )
@@ -138,7 +138,7 @@ def test_etcd_without_its_data(start_cluster):
     with history.Load(made.nodes) as load:
         admin(made.nodes[1], "republish")
         made.wait_until_well()
-        time.sleep(0.5)
+        load.wait_for_more()
     result = load.check(made.nodes)
     assert not result["errors"], result
     assert made.status()["trouble"] is None
@@ -150,13 +150,11 @@ def test_two_nodes_of_one_id(start_cluster):
     made = start_cluster()
     original = made.nodes[0]
     copy = made.add()
-    copy.directory.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(original.data_dir, copy.data_dir)
-    (copy.data_dir / "LOCK").unlink(missing_ok=True)
+    original.copy_data(copy.data_dir)
     with history.Load([original, made.nodes[1]]) as load:
         copy.spawn()
         code = copy.wait(30)
-        time.sleep(0.5)
+        load.wait_for_more()
     made.nodes.remove(copy)
     assert code != 0
     log = copy.log()
@@ -175,7 +173,7 @@ def test_a_copy_started_while_the_node_is_down(start_cluster):
     original = made.nodes[0]
     assert original.stop() == 0
     copy = made.add()
-    shutil.copytree(original.data_dir, copy.data_dir)
+    original.copy_data(copy.data_dir)
     copy.start()
     original.spawn()
     assert original.wait(30) != 0

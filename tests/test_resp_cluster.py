@@ -22,19 +22,24 @@ SCRIPTS = script.cluster_scripts()
 
 
 @pytest.fixture(scope="module")
-def all_nodes(flux_binary, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("redirecting")
-    with cluster.Cluster(directory, binary=flux_binary, fsync="no", resp_redirect="true") as made:
+def all_nodes(flux_binary, shared_folder):
+    settings = {"fsync": "no", "resp_redirect": "true"}
+    with (
+        shared_folder("redirecting") as folder,
+        cluster.Cluster(folder, binary=flux_binary, **settings) as made,
+    ):
         settle(made)
         yield made.nodes
 
 
 @pytest.fixture(scope="module")
-def lone_node(flux_binary, tmp_path_factory):
+def lone_node(flux_binary, shared_folder):
     """A cluster of one node, which leads everything."""
-    directory = tmp_path_factory.mktemp("lone")
     settings = {"fsync": "no", "resp_redirect": "true", "replication_factor": 1}
-    with cluster.Cluster(directory, count=1, binary=flux_binary, **settings) as made:
+    with (
+        shared_folder("lone") as folder,
+        cluster.Cluster(folder, count=1, binary=flux_binary, **settings) as made,
+    ):
         yield made.nodes[0]
 
 

@@ -13,23 +13,25 @@ pytestmark = pytest.mark.skipif(cluster.ETCD is None, reason="apt-get install et
 
 
 @pytest.fixture(scope="module")
-def weather(flux_binary, tmp_path_factory):
-    with cluster.Cluster(tmp_path_factory.mktemp("weather"), binary=flux_binary) as made:
+def weather(flux_binary, shared_folder):
+    with shared_folder("weather") as folder, cluster.Cluster(folder, binary=flux_binary) as made:
         weather = faults.Weather(made)
         yield weather
         weather.check_all_again()
 
 
 @pytest.fixture(scope="module")
-def wires(flux_binary, tmp_path_factory):
+def wires(flux_binary, shared_folder):
     if reason := network.available():
         pytest.skip(reason)
-    with network.Network(3) as made_network:
-        directory = tmp_path_factory.mktemp("wires")
-        with cluster.Cluster(directory, network=made_network, binary=flux_binary) as made:
-            weather = faults.Weather(made)
-            yield weather
-            weather.check_all_again()
+    with (
+        network.Network(3) as made_network,
+        shared_folder("wires") as folder,
+        cluster.Cluster(folder, network=made_network, binary=flux_binary) as made,
+    ):
+        weather = faults.Weather(made)
+        yield weather
+        weather.check_all_again()
 
 
 def strike(weather, fault):

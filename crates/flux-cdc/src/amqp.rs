@@ -12,7 +12,6 @@ mod handshake;
 mod incoming;
 mod pending;
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,6 @@ use std::time::Duration;
 use amq_protocol::frame::AMQPFrame;
 use amq_protocol::protocol::{AMQPClass, connection};
 use amq_protocol::types::ShortString;
-use amq_protocol::uri::{AMQPScheme, AMQPUri};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -47,60 +45,6 @@ const CLOSING: Duration = Duration::from_millis(500);
 const QUEUE: usize = 256;
 /// No more messages are taken from the queue while so much waits for the socket.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-
-/// The address of a broker: `amqp://user:password@host:port/virtual-host`. It never shows its
-/// password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct BrokerUrl(AMQPUri);
-
-/// Why a text is no address of a broker. It does not repeat the text, which has a password.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BrokerUrlError {
-    /// It has another form.
-    #[error("not of the form amqp://user:password@host:port/virtual-host")]
-    Malformed,
-    /// It asks for TLS.
-    #[error("amqps is not supported: use amqp")]
-    Tls,
-}
-
-impl BrokerUrl {
-    /// Reads an address. Without them, user and password are `guest`, the port is 5672, and the
-    /// virtual host is `/`.
-    ///
-    /// # Errors
-    /// [`BrokerUrlError`].
-    pub fn parse(text: &str) -> Result<BrokerUrl, BrokerUrlError> {
-        let uri: AMQPUri = text.parse().map_err(|_| BrokerUrlError::Malformed)?;
-        // An IPv6 address in brackets is no domain to the parser, which takes localhost instead.
-        let authority = text.split_once("://").map_or("", |(_, rest)| rest);
-        let authority = authority.split(['/', '?']).next().unwrap_or("");
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        if host.is_empty() || host.starts_with('[') || host.starts_with(':') {
-            return Err(BrokerUrlError::Malformed);
-        }
-        match uri.scheme {
-            AMQPScheme::AMQP => Ok(BrokerUrl(uri)),
-            AMQPScheme::AMQPS => Err(BrokerUrlError::Tls),
-        }
-    }
-}
-
-/// Without the password.
-impl fmt::Display for BrokerUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AMQPUri { authority, vhost, .. } = &self.0;
-        let user = &authority.userinfo.username;
-        write!(f, "amqp://{user}:***@{}:{}", authority.host, authority.port)?;
-        if vhost == "/" { Ok(()) } else { write!(f, "/{vhost}") }
-    }
-}
-
-impl fmt::Debug for BrokerUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
@@ -370,31 +314,5 @@ fn closed(code: u16, text: String) -> AmqpError {
         NOT_FOUND => AmqpError::NoExchange(text),
         CONNECTION_FORCED | INTERNAL_ERROR => AmqpError::Socket(io::Error::other(text)),
         _ => AmqpError::Refused(text),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_never_shows_its_password() {
-        let url = BrokerUrl::parse("amqp://u:s%2Fecret@broker:5673/shop").expect("an address");
-        assert_eq!(url.to_string(), "amqp://u:***@broker:5673/shop");
-        assert_eq!(format!("{url:?}"), "amqp://u:***@broker:5673/shop");
-        assert_eq!(url.0.authority.userinfo.password, "s/ecret");
-        let short = BrokerUrl::parse("amqp://broker").expect("an address");
-        assert_eq!(short.to_string(), "amqp://guest:***@broker:5672");
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused() {
-        for text in
-            ["", "broker:5672", "http://broker", "amqp://", "amqp://[::1]:5672", "amqp://u:p@:1/"]
-        {
-            let error = BrokerUrl::parse(text).expect_err(text);
-            assert_eq!(error, BrokerUrlError::Malformed, "{text}");
-        }
-        assert_eq!(BrokerUrl::parse("amqps://broker"), Err(BrokerUrlError::Tls));
     }
 }

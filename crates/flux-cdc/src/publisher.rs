@@ -18,12 +18,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::amqp::{BrokerUrl, Connection, Link};
+use crate::amqp::{Connection, Link};
 use crate::feed::{Chunk, Feed, FeedError, Limit};
 use crate::lane::{Lane, Want};
 use crate::message::Publication;
 use crate::metrics::{LaneMetrics, Metrics};
 use crate::trouble::{Trouble, Troubles};
+use crate::url::Url;
 
 /// The most bytes of changes in a message, unless one is larger.
 const MAX_MESSAGE_BYTES: usize = 256 << 10;
@@ -43,7 +44,7 @@ const READ_AGAIN: Backoff =
 #[derive(Clone, Debug)]
 pub struct PublisherConfig {
     /// The broker.
-    pub url: BrokerUrl,
+    pub url: Url,
     /// The topic exchange.
     pub exchange: String,
     /// How many changes a message has at most; with more than one, every message is an array.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use flux_cdc::memory::MemoryFeed;
-use flux_cdc::{BrokerUrl, Feed, Led, Metrics, Publisher, PublisherConfig, Trouble};
+use flux_cdc::{Feed, Led, Metrics, Publisher, PublisherConfig, Trouble};
 use flux_proto::event::{Op, Place, Record, TraceContext};
 use queue::{Delivery, Queue, revisions};
 use server::{Broker, until};
@@ -38,7 +38,7 @@ impl World {
 
     fn with_feed(feed: Arc<MemoryFeed>, url: &str, batch_max_events: usize) -> World {
         let config = PublisherConfig {
-            url: BrokerUrl::parse(url).expect("an address"),
+            url: url.parse().expect("an address"),
             exchange: EXCHANGE.to_owned(),
             batch_max_events,
             in_flight_bytes: 1 << 20,

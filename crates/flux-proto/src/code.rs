@@ -107,6 +107,8 @@ codes! {
     Stopping         = 305, "STOPPING",          "STOPPING",    Unavailable,        503;
     /// The connection limit is reached.
     TooManyClients   = 306, "TOO_MANY_CLIENTS",  "ERR",         ResourceExhausted,  503;
+    /// A watcher did not take its events as fast as they came; it can resume.
+    WatchTooSlow     = 307, "WATCH_TOO_SLOW",    "ERR",         ResourceExhausted,  503;
 
     /// The write may or may not take place: ask before trying again.
     OutcomeUnknown   = 400, "OUTCOME_UNKNOWN",   "UNKNOWN",     Unknown,            504;

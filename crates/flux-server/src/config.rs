@@ -14,9 +14,10 @@ mod tests;
 use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread};
 
 pub use error::ConfigError;
+use flux_cdc::Url;
 use kind::{
-    Address, Choice, Count, Endpoints, Folder, Kind, Label, OneOf, PowerOfTwo, Registries, Size,
-    Switch,
+    Address, Broker, Choice, Count, Endpoints, Folder, Kind, Label, OneOf, PowerOfTwo, Registries,
+    Size, Switch,
 };
 pub use kind::{Form, Fsync, LogFormat, LogLevel};
 pub use load::{Configuration, Inputs, Origin};
@@ -104,7 +105,8 @@ macro_rules! settings {
                 }
             }
 
-            /// A setting's value as text that `assign` takes; `None` for an unknown name.
+            /// A setting's value as text that `assign` takes; `None` for an unknown name. Of a secret,
+            /// the text that may be shown.
             pub fn text(&self, name: &str) -> Option<String> {
                 match name {
                     $(stringify!($name) => Some($kind.render(&self.$name)),)+
@@ -132,6 +134,9 @@ settings! {
         "Where the gateway serves HTTP.";
     gateway_kv_endpoints: Vec<String> = "127.0.0.1:7379", Endpoints, "host:port list",
         "The nodes that `flux gateway` talks to. `flux up` uses its own node instead.";
+    gateway_grpc_endpoints: Vec<String> = "127.0.0.1:50052", Endpoints, "host:port list",
+        "The nodes from which `flux gateway` has what its watchers are shown. `flux up` uses its own nodes \
+         instead.";
     data_dir: PathBuf = "./flux-data", Folder, "folder",
         "Where the log and the snapshots are kept; made if it is not there.";
     fsync: Fsync = "always", Choice(Fsync::NAMES), "policy",
@@ -174,6 +179,28 @@ settings! {
     replication_memory: u64 = "64mb", Size { least: MIB }, "bytes",
         "Recent log of one worker that is kept in memory for its followers; one that is further behind \
          gets a snapshot.";
+    rabbitmq_url: Option<Url> = "", Broker, "address",
+        "The RabbitMQ broker that every change is published to; none publishes nothing. The password is \
+         never shown. The same on every node.";
+    cdc_exchange: String = "flux_kv_events", Label { empty: false }, "name",
+        "The durable topic exchange that changes are published to; made if it is not there.";
+    cdc_retention_bytes: u64 = "4gb", Size { least: MIB }, "bytes",
+        "Log of a node that is kept for the broker and for slow readers, divided among its workers, and \
+         one segment of each at least. What a reader has not seen by then it gets as a gap and the current \
+         values.";
+    cdc_memory_bytes: u64 = "64mb", Size { least: MIB }, "bytes",
+        "Recent changes of a node that are kept in memory for readers, divided among its partitions; 64 KiB \
+         of each at least.";
+    cdc_include_previous: bool = "false", Switch, "switch",
+        "Changes also carry the value before; the log then holds that too.";
+    cdc_batch_max_events: usize = "1", Count { least: 1, most: 1000 }, "events",
+        "The most changes in one message. With 1 a message is one change, else a JSON array of a \
+         partition's changes in order.";
+    max_watches: usize = "4096", Count { least: 1, most: 1_000_000 }, "watches",
+        "Watches of a node at one time, and of a gateway; one more is refused.";
+    watch_buffer: u64 = "1mb", Size { least: 64 * KIB }, "bytes",
+        "Changes that may wait for one slow watcher; one that would pass it is told so and ended, and can \
+         resume.";
     max_memory: u64 = "0", Size { least: 0 }, "bytes",
         "Memory for keys and values; a write past it is refused, reads and deletes go on. 0 is no \
          limit.";

@@ -18,8 +18,9 @@ use tokio::time::{Instant, timeout};
 use super::frames::{CHANNEL, MAX_FRAME_BYTES, MIN_FRAME_BYTES, write_frame, write_method};
 use super::incoming::{Incoming, read_frame};
 use super::pending::Pending;
-use super::{AmqpError, BrokerUrl, Connection, Link, QUEUE, closed};
+use super::{AmqpError, Connection, Link, QUEUE, closed};
 use crate::trouble::Troubles;
+use crate::url::Url;
 
 /// How long a broker may take until everything is ready.
 const OPENING: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ impl Connection {
     /// # Errors
     /// [`AmqpError`].
     pub(crate) async fn open(
-        url: &BrokerUrl,
+        url: &Url,
         exchange: &str,
         troubles: &Arc<Troubles>,
     ) -> Result<(Connection, Link), AmqpError> {
@@ -76,9 +77,8 @@ struct Opening {
 }
 
 impl Opening {
-    async fn open(url: &BrokerUrl, exchange: &str) -> Result<Opening, AmqpError> {
-        let authority = &url.0.authority;
-        let socket = TcpStream::connect((authority.host.as_str(), authority.port)).await?;
+    async fn open(url: &Url, exchange: &str) -> Result<Opening, AmqpError> {
+        let socket = TcpStream::connect((url.host(), url.port())).await?;
         socket.set_nodelay(true)?;
         let (input, output) = (BytesMut::with_capacity(16 << 10), Vec::new());
         let frame_max = MAX_FRAME_BYTES;
@@ -99,12 +99,12 @@ impl Opening {
         Ok(opening)
     }
 
-    async fn log_in(&mut self, url: &BrokerUrl) -> Result<(), AmqpError> {
+    async fn log_in(&mut self, url: &Url) -> Result<(), AmqpError> {
         let header = AMQPFrame::ProtocolHeader(ProtocolVersion::amqp_0_9_1());
         write_frame(&header, &mut self.output);
         expect(&self.answer().await?, &Incoming::Start)?;
         let plain = SASLMechanism::Plain;
-        let credentials = Credentials::from(url.0.authority.userinfo.clone());
+        let credentials = Credentials::new(url.user().into(), url.password().into());
         let start_ok = connection::StartOk {
             client_properties: client_properties(),
             mechanism: ShortString::from(plain.name()),
@@ -126,7 +126,7 @@ impl Opening {
             heartbeat: self.heartbeat_s,
         });
         write_method(0, AMQPClass::Connection(tune_ok), &mut self.output);
-        let virtual_host = short(&url.0.vhost, "virtual host")?;
+        let virtual_host = short(url.vhost(), "virtual host")?;
         let open = connection::AMQPMethod::Open(connection::Open { virtual_host });
         expect(&self.ask(0, AMQPClass::Connection(open)).await?, &Incoming::Done)
     }

@@ -242,12 +242,6 @@ impl State {
 
     pub fn carry_out(&mut self, id: u64, request: &Request<'_>, output: &mut Vec<u8>) {
         let opcode = request.opcode();
-        let holds = |entry: Option<&Entry>, condition: Condition| match condition {
-            Condition::Always => true,
-            Condition::IfAbsent => entry.is_none(),
-            Condition::IfPresent => entry.is_some(),
-            Condition::IfVersion(version) => entry.map_or(0, |entry| entry.version) == version,
-        };
         let previous;
         let response = match request {
             Request::Ping { payload } => Response::Pong { payload },
@@ -264,25 +258,14 @@ impl State {
             Request::Set { key, value, expiry, condition, return_previous } => {
                 previous = self.entries.get(*key).cloned();
                 let written = holds(previous.as_ref(), *condition);
-                let version = if written {
-                    self.set(key, value, *expiry)
-                } else {
-                    previous.as_ref().map_or(0, |entry| entry.version)
+                let version = match written {
+                    true => self.set(key, value, *expiry),
+                    false => version_of(previous.as_ref()),
                 };
                 let previous = previous.as_ref().filter(|_| *return_previous).map(value_of);
                 Response::Set(SetReply { written, version: Some(version), previous })
             }
-            Request::Delete { key, condition } => {
-                let entry = self.entries.get(*key);
-                let version = entry.map_or(0, |entry| entry.version);
-                Response::Deleted(if !holds(entry, *condition) {
-                    DeleteReply::Conflict(version)
-                } else if self.entries.remove(*key).is_some() {
-                    DeleteReply::Deleted
-                } else {
-                    DeleteReply::Absent
-                })
-            }
+            Request::Delete { key, condition } => Response::Deleted(self.delete(key, *condition)),
             Request::Increment { key, delta } => {
                 let (value, version) = self.increment(key, *delta);
                 Response::Counter { value, version }
@@ -302,29 +285,44 @@ impl State {
                 let holds = guards.iter().all(|guard| {
                     holds(self.entries.get(guard.key), Condition::IfVersion(guard.version))
                 });
-                if holds {
-                    Response::Batch(BatchReply::Written(self.write_all(writes)))
-                } else {
-                    Response::Batch(BatchReply::NotWritten { position: None })
-                }
+                Response::Batch(match holds {
+                    true => BatchReply::Written(self.write_all(writes)),
+                    false => BatchReply::NotWritten { position: None },
+                })
             }
             Request::Scan { prefix, cursor, limit, keys_only, .. } => {
-                let mut entries: Vec<_> = self.entries.iter().collect();
-                entries.sort_by_key(|(key, _)| *key);
-                let mut items = entries
-                    .into_iter()
-                    .filter(|(key, _)| key.starts_with(prefix) && key.as_slice() > *cursor)
-                    .map(|(key, entry)| Item { key, value: value_of(entry) });
-                let mut page: Vec<_> = items.by_ref().take(*limit as usize).collect();
-                let more = items.next().is_some();
-                let cursor = page.last().filter(|_| more).map_or(&b""[..], |item| item.key);
-                for item in &mut page {
-                    item.value.bytes = if *keys_only { b"" } else { item.value.bytes };
-                }
-                Response::Page(Page { cursor, items: page })
+                Response::Page(self.page(prefix, cursor, *limit as usize, *keys_only))
             }
         };
         encode_response(output, id, opcode, &response).unwrap();
+    }
+
+    fn delete(&mut self, key: &[u8], condition: Condition) -> DeleteReply {
+        let entry = self.entries.get(key);
+        if !holds(entry, condition) {
+            DeleteReply::Conflict(version_of(entry))
+        } else if self.entries.remove(key).is_some() {
+            DeleteReply::Deleted
+        } else {
+            DeleteReply::Absent
+        }
+    }
+
+    /// The keys behind the cursor, in order.
+    fn page(&self, prefix: &[u8], cursor: &[u8], limit: usize, keys_only: bool) -> Page<'_> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(key, _)| *key);
+        let mut items = entries
+            .into_iter()
+            .filter(|(key, _)| key.starts_with(prefix) && key.as_slice() > cursor)
+            .map(|(key, entry)| Item { key, value: value_of(entry) });
+        let mut page: Vec<_> = items.by_ref().take(limit).collect();
+        let more = items.next().is_some();
+        let cursor = page.last().filter(|_| more).map_or(&b""[..], |item| item.key);
+        for item in page.iter_mut().filter(|_| keys_only) {
+            item.value.bytes = b"";
+        }
+        Page { cursor, items: page }
     }
 
     fn write_all(&mut self, writes: &[Write<'_>]) -> Vec<WriteResult> {
@@ -353,4 +351,17 @@ fn value_of(entry: &Entry) -> Value<'_> {
         Expiry::In(ms) | Expiry::At(ms) => Some(ms),
     };
     Value { bytes: &entry.value, version: entry.version, expires_at_ms }
+}
+
+fn version_of(entry: Option<&Entry>) -> u64 {
+    entry.map_or(0, |entry| entry.version)
+}
+
+fn holds(entry: Option<&Entry>, condition: Condition) -> bool {
+    match condition {
+        Condition::Always => true,
+        Condition::IfAbsent => entry.is_none(),
+        Condition::IfPresent => entry.is_some(),
+        Condition::IfVersion(version) => version_of(entry) == version,
+    }
 }

@@ -10,14 +10,18 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::Broken;
 use super::entries::{Entries, Position};
+use super::history::History;
 use super::members::{self, Members};
-use crate::Revision;
 use crate::draft::apply;
 use crate::session::Sessions;
 use crate::store::Table;
+use crate::{Cursor, Revision};
 
 /// In the bytes of a snapshot's description: an epoch follows.
 const EPOCH_FOLLOWS: u8 = 0xe0;
+
+/// In the same place or after it: a cursor follows.
+const CURSOR_FOLLOWS: u8 = 0xe1;
 
 /// What a snapshot stands for; stored with it, and sent before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct SnapshotMeta {
     pub members: Members,
     /// The epoch of the newest placement map that the group has followed; 0 if it has followed none yet.
     pub epoch: u64,
+    /// How far the changes up to that entry have been passed on; zeros if nothing has.
+    pub cursor: Cursor,
     /// The answers that are remembered, as `Sessions::encode` has them.
     pub sessions: Vec<u8>,
 }
@@ -50,7 +56,8 @@ impl SnapshotMeta {
 
     /// The bytes: index, term and revision, then voters, outgoing voters and learners, each list with its
     /// length in front; every number a little-endian u64. Where there is an epoch, a byte that no sessions
-    /// begin with, and the epoch. Then the sessions. Older snapshots end after the voters.
+    /// begin with, and the epoch; where there is a cursor, another such byte, its revision and its index.
+    /// Then the sessions. Older snapshots end after the voters.
     pub fn encode(&self) -> Vec<u8> {
         let mut words = vec![self.position.index, self.position.term, self.revision];
         for list in [&self.members.voters, &self.members.outgoing, &self.members.learners] {
@@ -61,6 +68,11 @@ impl SnapshotMeta {
         if self.epoch != 0 {
             bytes.push(EPOCH_FOLLOWS);
             bytes.extend_from_slice(&self.epoch.to_le_bytes());
+        }
+        if self.cursor != Cursor::default() {
+            bytes.push(CURSOR_FOLLOWS);
+            bytes.extend_from_slice(&self.cursor.revision.to_le_bytes());
+            bytes.extend_from_slice(&self.cursor.index.to_le_bytes());
         }
         bytes.extend_from_slice(&self.sessions);
         bytes
@@ -83,6 +95,11 @@ impl SnapshotMeta {
             rest = after;
             epoch = take_word(&mut rest)?;
         }
+        let mut cursor = Cursor::default();
+        if let Some((&CURSOR_FOLLOWS, after)) = rest.split_first() {
+            rest = after;
+            cursor = Cursor { revision: take_word(&mut rest)?, index: take_word(&mut rest)? };
+        }
         let sessions = rest.to_vec();
         let is_of_a_group = members == Members::default() || members.is_sound();
         if !is_of_a_group || index == u64::MAX {
@@ -93,6 +110,7 @@ impl SnapshotMeta {
             revision,
             members,
             epoch,
+            cursor,
             sessions,
         })
     }
@@ -141,6 +159,7 @@ pub struct Recovery {
     pub(super) has_history: bool,
     pub(super) sessions: Sessions,
     pub(super) epoch: u64,
+    pub(super) cursor: Cursor,
     replica: u64,
     start: u64,
     members: Members,
@@ -156,8 +175,8 @@ pub struct Recovery {
     kept_bytes: usize,
     kept_after: Position,
     tail_bytes: usize,
-    /// Entries after `applied` that are not known to be committed.
-    tail: Vec<Entry>,
+    /// The entries after `applied`.
+    history: History,
     /// What makes the records those of no replica, unless a later one makes them void.
     broken: Option<Broken>,
 }
@@ -172,8 +191,7 @@ impl Recovery {
         tail_bytes: usize,
     ) -> Self {
         let meta = snapshot.clone().unwrap_or(beginning);
-        let commit = meta.position.index;
-        let hard_state = HardState { term: meta.position.term, commit, ..HardState::default() };
+        let hard_state = HardState { term: meta.position.term, ..HardState::default() };
         Recovery {
             table,
             applied: meta.position,
@@ -181,6 +199,7 @@ impl Recovery {
             has_history: snapshot.is_some(),
             sessions: meta.sessions(),
             epoch: meta.epoch,
+            cursor: meta.cursor,
             replica: 0,
             start: 0,
             members: meta.members,
@@ -193,7 +212,7 @@ impl Recovery {
             kept_bytes: 0,
             kept_after: meta.position,
             tail_bytes,
-            tail: Vec::new(),
+            history: History::new(meta.position.index),
             broken: None,
         }
     }
@@ -211,13 +230,13 @@ impl Recovery {
     /// A state that was written.
     pub fn state(&mut self, state: &StateRecord) {
         self.has_history = true;
+        self.history.state(state);
         if (self.replica, self.start) != (state.replica, state.start) {
             // Another replica took the place of the one before, or a snapshot that of its log.
             if self.replica != state.replica {
                 self.hard_state.term = state.term;
             }
             (self.replica, self.start) = (state.replica, state.start);
-            self.tail.clear();
             self.term_at_base = None;
             self.forget_kept();
             self.broken = (state.start > self.applied.index)
@@ -241,61 +260,48 @@ impl Recovery {
     ) -> Result<(), Broken> {
         self.has_history = true;
         self.hard_state.term = self.hard_state.term.max(position.term);
-        // First of all: what this entry replaces was not committed, whatever `commit` says.
-        let before = position.index.saturating_sub(self.applied.index + 1);
-        self.tail.truncate(before as usize);
         if position.index <= self.base.index {
             self.term_at_base = (position.index == self.base.index).then_some(position.term);
         }
-        self.commit_to(commit)?;
-        if position.index <= self.applied.index || self.broken.is_some() {
-            return Ok(());
-        }
-        let expected = self.applied.index + self.tail.len() as u64 + 1;
-        if position.index != expected {
-            self.tail.clear();
+        let expected = self.history.expected();
+        if self.broken.is_some() {
+            self.history.release(commit);
+        } else if position.index <= expected {
+            self.history.entry(position, commit, entry_type, payload, 0)?;
+        } else {
+            self.history.release(commit);
             self.broken = Some(Broken::Hole { expected, found: position.index });
-            return Ok(());
         }
-        self.tail.push(Entry {
-            entry_type: entry_type_from(entry_type)? as i32,
-            term: position.term,
-            index: position.index,
-            data: payload.to_vec(),
-            ..Entry::default()
-        });
+        while let Some((entry, _)) = self.history.pop() {
+            self.apply(entry)?;
+        }
+        if self.broken.is_some() {
+            self.history.forget();
+        }
         Ok(())
     }
 
-    /// Applies entries of the tail up to `commit`.
-    fn commit_to(&mut self, commit: u64) -> Result<(), Broken> {
-        if commit <= self.hard_state.commit {
-            return Ok(());
-        }
-        self.hard_state.commit = commit;
-        let count = (commit.saturating_sub(self.applied.index) as usize).min(self.tail.len());
-        let committed: Vec<Entry> = self.tail.drain(..count).collect();
-        for entry in committed {
-            let position = Position { index: entry.index, term: entry.term };
-            match entry.entry_type() {
-                EntryType::EntryNormal if entry.data.is_empty() => {}
-                EntryType::EntryNormal => {
-                    let (table, sessions) = (&self.table, &mut self.sessions);
-                    self.revision =
-                        apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
-                            .map_err(|error| Broken::Effects { position, error })?;
-                }
-                _ => {
-                    let change = members::decode(&entry.data);
-                    let change = change.ok_or(Broken::Change { index: position.index })?;
-                    self.members = self.members.after(&change);
-                    self.epoch = self.epoch.max(members::epoch_of(&change));
-                }
+    fn apply(&mut self, entry: Entry) -> Result<(), Broken> {
+        let position = Position { index: entry.index, term: entry.term };
+        match entry.entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => {}
+            EntryType::EntryNormal => {
+                let (table, sessions) = (&self.table, &mut self.sessions);
+                let applied = apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
+                    .map_err(|error| Broken::Effects { position, error })?;
+                self.revision = applied.revision;
+                self.cursor = self.cursor.max(applied.cursor.unwrap_or_default());
             }
-            self.applied = position;
-            self.kept_bytes += entry.data.len();
-            self.kept.push_back(entry);
+            _ => {
+                let change = members::decode(&entry.data);
+                let change = change.ok_or(Broken::Change { index: position.index })?;
+                self.members = self.members.after(&change);
+                self.epoch = self.epoch.max(members::epoch_of(&change));
+            }
         }
+        self.applied = position;
+        self.kept_bytes += entry.data.len();
+        self.kept.push_back(entry);
         while self.kept_bytes > self.tail_bytes || self.tail_bytes == 0 {
             let Some(entry) = self.kept.pop_front() else { break };
             self.kept_bytes -= entry.data.len();
@@ -334,16 +340,16 @@ impl Recovery {
         self.sessions = Sessions::default();
         self.members = Members::default();
         self.epoch = 0;
+        self.cursor = Cursor::default();
         self.snapshot = None;
-        self.hard_state.commit = 0;
-        self.tail.clear();
+        self.history = History::new(0);
         self.forget_kept();
     }
 
     /// The snapshot is of another log: it came from a leader, and the crash came before the record that would
     /// have made what follows in this one void.
     fn go_on_from_snapshot(&mut self) {
-        self.tail.clear();
+        self.history.forget();
         self.start = self.base.index;
         self.owes_state = true;
     }
@@ -357,23 +363,14 @@ impl Recovery {
     pub(super) fn into_entries(mut self) -> (Entries, u64) {
         // The commit may be of entries that a crash took from the log before they were synced; a
         // group of several voters sends them again.
-        let last = self.applied.index + self.tail.len() as u64;
-        self.hard_state.commit = self.hard_state.commit.clamp(self.applied.index, last);
+        let last = self.history.expected() - 1;
+        self.hard_state.commit = self.history.commit().clamp(self.applied.index, last);
         let mut entries = Entries::new(self.kept_after, self.hard_state, self.members);
         entries.append(self.kept.into());
-        entries.append(self.tail);
+        entries.append(self.history.into_waiting());
         if let Some(snapshot) = self.snapshot {
             entries.set_snapshot(snapshot);
         }
         (entries, self.start)
-    }
-}
-
-fn entry_type_from(byte: u8) -> Result<EntryType, Broken> {
-    match byte {
-        0 => Ok(EntryType::EntryNormal),
-        1 => Ok(EntryType::EntryConfChange),
-        2 => Ok(EntryType::EntryConfChangeV2),
-        _ => Err(Broken::EntryType(byte)),
     }
 }

@@ -39,12 +39,20 @@ pub enum ConfigError {
     Refused {
         /// The setting.
         name: &'static str,
-        /// As it was written.
+        /// As it was written; of a secret nothing but `***`.
         value: String,
         /// Where.
         origin: Origin,
         /// What would be allowed.
         allowed: String,
+    },
+    /// The file sets it at its top and in a table.
+    #[error("{origin}: `{name}` is set twice in the file; keep one of the two")]
+    Twice {
+        /// The setting.
+        name: String,
+        /// Where for the second time.
+        origin: Origin,
     },
     /// A listener could be reached from other machines.
     #[error(

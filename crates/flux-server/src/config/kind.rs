@@ -8,6 +8,8 @@ use std::{
     str::FromStr,
 };
 
+use flux_cdc::Url;
+
 /// How a setting is written in TOML and on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -19,6 +21,8 @@ pub enum Form {
     Switch,
     /// An array of strings; elsewhere, parts between commas.
     List,
+    /// A string with a password in it, which is never shown.
+    Secret,
 }
 
 /// A kind of value.
@@ -192,6 +196,32 @@ impl Kind for OneOf {
 
     fn allowed(&self) -> String {
         format!("one of {}", self.0.iter().map(u8::to_string).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The address of a RabbitMQ broker, or none. What is shown of it lacks the password, and so does not
+/// read back as the same value.
+pub(super) struct Broker;
+
+impl Broker {
+    pub(super) const fn form(&self) -> Form {
+        Form::Secret
+    }
+}
+
+impl Kind for Broker {
+    type Value = Option<Url>;
+
+    fn parse(&self, text: &str) -> Option<Option<Url>> {
+        if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
+    }
+
+    fn render(&self, value: &Option<Url>) -> String {
+        value.as_ref().map(Url::to_string).unwrap_or_default()
+    }
+
+    fn allowed(&self) -> String {
+        format!("empty, or {}", Url::ALLOWED)
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Deserialize;
 use toml::{Spanned, Value};
 
 use super::{ConfigError, Form, Role, SETTINGS, Setting, Settings};
@@ -53,7 +54,7 @@ impl fmt::Display for Origin {
 }
 
 /// What the caller found outside.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Inputs {
     /// The file that `--config` names; it must exist.
     pub file: Option<PathBuf>,
@@ -63,6 +64,21 @@ pub struct Inputs {
     pub environment: Vec<(String, String)>,
     /// Flags by the setting's name.
     pub flags: Vec<(String, String)>,
+}
+
+/// Names only: a value may hold a password.
+impl fmt::Debug for Inputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |pairs: &[(String, String)]| {
+            pairs.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>()
+        };
+        f.debug_struct("Inputs")
+            .field("file", &self.file)
+            .field("default_file", &self.default_file)
+            .field("environment", &names(&self.environment))
+            .field("flags", &names(&self.flags))
+            .finish()
+    }
 }
 
 /// The effective settings, and where each was set.
@@ -141,17 +157,17 @@ impl Configuration {
         };
         let line_at =
             |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
-        let table: BTreeMap<Spanned<String>, Value> =
-            toml::from_str(&text).map_err(|error| ConfigError::Syntax {
-                path: path.into(),
-                line: error.span().map_or(1, |span| line_at(span.start)),
-                message: error.message().to_owned(),
-            })?;
-        let mut entries: Vec<_> = table.into_iter().collect();
-        entries.sort_by_key(|(name, _)| name.span().start);
-        for (name, value) in entries {
-            let origin = Origin::File { path: path.into(), line: line_at(name.span().start) };
-            self.assign(name.as_ref(), &plain_text(&value), origin)?;
+        let entries = entries(&text).map_err(|error| ConfigError::Syntax {
+            path: path.into(),
+            line: error.span().map_or(1, |span| line_at(span.start)),
+            message: error.message().to_owned(),
+        })?;
+        for (start, name, value) in entries {
+            let origin = Origin::File { path: path.into(), line: line_at(start) };
+            if matches!(self.origin(&name), Origin::File { .. }) {
+                return Err(ConfigError::Twice { name, origin });
+            }
+            self.assign(&name, &plain_text(&value), origin)?;
         }
         Ok(())
     }
@@ -163,7 +179,7 @@ impl Configuration {
         if !self.settings.assign(name, text) {
             return Err(ConfigError::Refused {
                 name: setting.name,
-                value: text.to_owned(),
+                value: if setting.form == Form::Secret { "***" } else { text }.to_owned(),
                 origin,
                 allowed: setting.allowed(),
             });
@@ -171,6 +187,34 @@ impl Configuration {
         self.origins.insert(setting.name, origin);
         Ok(())
     }
+}
+
+/// The settings of a file, in its order: where each name begins, the name, and the value. The rows of
+/// the table `[cdc]` are settings whose names begin with `cdc_`.
+fn entries(text: &str) -> Result<Vec<(usize, String, Value)>, toml::de::Error> {
+    type Table = BTreeMap<Spanned<String>, Value>;
+
+    #[derive(Deserialize)]
+    struct Tables {
+        cdc: Table,
+    }
+
+    let mut entries = Vec::new();
+    for (name, value) in toml::from_str::<Table>(text)? {
+        let start = name.span().start;
+        let name = name.into_inner();
+        if name == "cdc" && value.is_table() {
+            // Read once more, since a value does not know where its parts stand.
+            for (row, value) in toml::from_str::<Tables>(text)?.cdc {
+                let start = row.span().start;
+                entries.push((start, format!("cdc_{}", row.into_inner()), value));
+            }
+        } else {
+            entries.push((start, name, value));
+        }
+    }
+    entries.sort_by_key(|(start, ..)| *start);
+    Ok(entries)
 }
 
 /// A TOML value as it would be written in the environment. What no setting can be (a table, say)
@@ -191,6 +235,6 @@ fn toml_value(form: Form, text: &str) -> String {
             let parts = text.split(',').filter(|part| !part.is_empty());
             Value::Array(parts.map(|part| Value::String(part.to_owned())).collect()).to_string()
         }
-        Form::Text | Form::Number => Value::String(text.to_owned()).to_string(),
+        Form::Text | Form::Number | Form::Secret => Value::String(text.to_owned()).to_string(),
     }
 }

@@ -128,6 +128,13 @@ fn a_bad_value_says_what_is_allowed() {
         "election_timeout_ms = 100",
         "registry_ttl_s = 1",
         "insecure = \"maybe\"",
+        "rabbitmq_url = \"http://localhost\"",
+        "cdc_exchange = \"\"",
+        "cdc_retention_bytes = \"1kb\"",
+        "cdc_batch_max_events = 1001",
+        "gateway_grpc_endpoints = []",
+        "max_watches = 0",
+        "watch_buffer = 1",
     ] {
         let error = refused(text);
         let name = text.split(' ').next().unwrap();
@@ -270,6 +277,65 @@ fn a_cluster_cannot_have_more_partitions_than_etcd_keeps() {
     asked("8192", "3", "127.0.0.1:2379").expect("it fits");
     asked("16384", "1", "127.0.0.1:2379").expect("it fits");
     assert!(asked("8192", "5", "127.0.0.1:2379").is_err());
+}
+
+#[test]
+fn a_table_of_the_file_holds_the_settings_of_change_capture() {
+    let text = "workers = 1\n[cdc]\nretention_bytes = \"2gb\"\ninclude_previous = true\n";
+    let configuration = from_file(text, Inputs::default()).unwrap();
+    assert_eq!(configuration.settings.cdc_retention_bytes, 2 << 30);
+    assert!(configuration.settings.cdc_include_previous);
+    let origin = configuration.origin("cdc_include_previous").to_string();
+    assert!(origin.ends_with("flux.toml:4"), "{origin}");
+    let dotted = from_file("cdc.batch_max_events = 7\n", Inputs::default()).unwrap();
+    assert_eq!(dotted.settings.cdc_batch_max_events, 7);
+    let flat = from_file("cdc_batch_max_events = 8\n", Inputs::default()).unwrap();
+    assert_eq!(flat.settings.cdc_batch_max_events, 8);
+
+    let refused = |text: &str| from_file(text, Inputs::default()).unwrap_err();
+    let error = refused("[cdc]\nretention = 1\n");
+    assert!(error.starts_with("flux.toml:2: there is no setting `cdc_retention`"), "{error}");
+    assert_eq!(
+        refused("\n[cdc]\nbatch_max_events = 0\n"),
+        "flux.toml:3: `cdc_batch_max_events` is \"0\", but must be a whole number from 1 to 1000"
+    );
+    assert_eq!(
+        refused("cdc_exchange = \"a\"\n[cdc]\nexchange = \"a\"\n"),
+        "flux.toml:3: `cdc_exchange` is set twice in the file; keep one of the two"
+    );
+    assert!(refused("cdc = 1\n").starts_with("flux.toml:1: there is no setting `cdc`"));
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let url = "amqp://user:hunter2@127.0.0.1:5672/prod";
+    let inputs =
+        Inputs { flags: owned(&[("rabbitmq_url", url)]), ..environment(&[("FLUX_X", url)]) };
+    let known_inputs = format!("{inputs:?}");
+    assert!(known_inputs.contains("rabbitmq_url") && !known_inputs.contains("hunter2"));
+
+    let configuration = Configuration::load(&environment(&[("FLUX_RABBITMQ_URL", url)])).unwrap();
+    let broker = configuration.settings.rabbitmq_url.as_ref().expect("it is set");
+    assert_eq!(broker.password(), "hunter2");
+    let printed = configuration.to_toml();
+    let hidden = "rabbitmq_url = \"amqp://user:***@127.0.0.1:5672/prod\" ";
+    assert!(printed.contains(hidden), "{printed}");
+    for shown in [&printed, &format!("{configuration:?}")] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let read_back = from_file(&printed, Inputs::default()).unwrap_err();
+    assert!(read_back.contains("`rabbitmq_url` is \"***\", but must be empty, or"), "{read_back}");
+
+    for wrong in ["rabbitmq_url = \"amqp://u:hunter2@h:x\"", "rabbitmq_url = { a = \"hunter2\" }"] {
+        let refused = from_file(wrong, Inputs::default()).unwrap_err();
+        assert!(
+            refused.starts_with("flux.toml:1: `rabbitmq_url` is \"***\", but must be"),
+            "{refused}"
+        );
+        assert!(!refused.contains("hunter2"), "{refused}");
+    }
+    let wrong = from_environment("FLUX_RABBITMQ_URL", "hunter2").unwrap_err();
+    assert!(!wrong.contains("hunter2"), "{wrong}");
 }
 
 /// The documents hold the generated table between two markers. When this fails, put the output of

@@ -16,6 +16,7 @@ use flux_proto::Code;
 use flux_proto::grpc::CODE_TRAILER;
 use flux_proto::grpc::kv_v1 as wire;
 use flux_proto::grpc::kv_v1::kv_server::Kv;
+use tonic::codegen::BoxStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
@@ -284,6 +285,15 @@ impl Kv for Service {
         let items = walk.items.into_iter();
         let items = items.map(|one| convert::item(one.key.into(), one.value)).collect();
         Ok(Response::new(wire::ScanResponse { items, next_page_token: token.into(), position }))
+    }
+
+    type WatchStream = BoxStream<wire::WatchResponse>;
+
+    async fn watch(
+        &self,
+        _: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(status(Code::Unsupported, "this node does not serve Watch"))
     }
 }
 

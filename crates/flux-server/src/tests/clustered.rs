@@ -2,9 +2,9 @@
 //! several nodes do together is tested with real processes.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flux_core::placement::{NodeId, PlacementMap};
 use flux_core::{PartitionId, Slot};
@@ -14,7 +14,7 @@ use flux_proto::grpc::kv_v1::kv_client::KvClient;
 
 use super::machine::Machine;
 use super::node::small;
-use crate::cluster::{InProcess, Topology};
+use crate::cluster::{InProcess, Registration, RegistryState, Topology};
 use crate::config::{Fsync, Settings};
 use crate::data_dir::{DataDir, Purpose};
 use crate::node::Node;
@@ -24,23 +24,21 @@ use crate::workers::{Membership, Workers};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An address that nobody listens at.
-fn free_address() -> SocketAddr {
-    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    TcpListener::bind(local).and_then(|listener| listener.local_addr()).expect("a free port")
-}
+/// Of all ports the system chooses one.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_refused_until_the_node_serves() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = InProcess::open(None).expect("nothing to read");
-    let [data_addr, admin_addr, grpc_addr, peer_addr] = std::array::from_fn(|_| free_address());
+    let observer = registry.attach();
+    let mut registered = observer.state();
     let data_dir = directory.path().to_owned();
     let settings = Settings {
-        data_addr,
-        admin_addr,
-        grpc_addr,
-        peer_addr,
+        data_addr: ANY_PORT,
+        admin_addr: ANY_PORT,
+        grpc_addr: ANY_PORT,
+        peer_addr: ANY_PORT,
         data_dir,
         replication_factor: 3,
         ..small(1, Fsync::Always)
@@ -48,11 +46,14 @@ async fn clients_are_refused_until_the_node_serves() {
     // Alone it waits for two more.
     let starting =
         tokio::spawn(async move { Node::start_in(&settings, || Some(registry.attach())).await });
-    let begun = Instant::now();
-    while TcpStream::connect(admin_addr).is_err() {
-        assert!(begun.elapsed() < PATIENCE, "the admin port answers while a node starts");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let is_there = |state: &RegistryState| {
+        state.snapshot.as_ref().and_then(|all| all.nodes.values().next().cloned())
+    };
+    let waited = registered.wait_for(|state| is_there(state).is_some());
+    let waited = tokio::time::timeout(PATIENCE, waited).await.expect("it registers");
+    let found = is_there(&waited.expect("the registry is there")).expect("just seen");
+    let Registration { data_addr, admin_addr, grpc_addr, .. } = found;
+    TcpStream::connect(admin_addr).expect("the admin port listens while a node starts");
     let mut kv = KvClient::connect(format!("http://{grpc_addr}")).await.expect("it listens");
     let refused = kv.get(GetRequest::default()).await.expect_err("it does not serve");
     let name = refused.metadata().get(CODE_TRAILER).expect("the name of the code");
@@ -80,7 +81,7 @@ async fn a_node_that_has_no_replica_any_more_is_not_named_as_leader() {
     let settings = small(1, Fsync::Always);
     let directory =
         DataDir::open_in(Machine::new(1).folders(), Purpose::Alone(4), 1).expect("a directory");
-    let workers = Workers::start(&settings, directory, free_address(), Some(&membership));
+    let workers = Workers::start(&settings, directory, ANY_PORT, Some(&membership));
     let workers = workers.expect("started");
     let shared = workers.shared();
     let claimed_by = |node: NodeId, term| {

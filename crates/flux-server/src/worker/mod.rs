@@ -9,6 +9,7 @@
 //!      -> deliver replies -> flush
 //! ```
 
+mod captured;
 mod cluster;
 mod connections;
 mod dispatch;
@@ -326,6 +327,7 @@ impl Worker {
         if now >= self.next_sweep {
             self.next_sweep = now + IDLE_SWEEP;
             self.close_idle(now);
+            self.snapshots.trim_for_readers(&self.dispatch, &mut self.turn);
             self.report_log_bytes();
         }
     }
@@ -464,6 +466,7 @@ impl Worker {
         let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
         self.stop_by = Some(now + timeout);
         self.linger_by = Some(now + LINGER_LIMIT);
+        self.dispatch.wake_followers();
         // Dropping the listener refuses new connections.
         self.listener = None;
         // What clients have sent by now is still served, once; then nothing more is read.

@@ -14,6 +14,7 @@ use flux_core::{Error, PartitionId};
 use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
 
 use super::LOG_INTERVAL;
+use super::captured::Mark;
 use super::dispatch::Dispatch;
 use super::syncer::Syncer;
 use crate::config::{Fsync, Settings};
@@ -66,6 +67,8 @@ pub(super) struct Turn {
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
+    /// What those who follow changes may rely on when the sync under way has ended.
+    marks: Vec<Mark>,
     /// Of `touch`; kept for their capacity.
     positions: Vec<Position>,
     places: Vec<PartitionId>,
@@ -91,6 +94,7 @@ impl Turn {
             held: BTreeMap::new(),
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
+            marks: Vec::new(),
             positions: Vec::new(),
             places: Vec::new(),
             full: false,
@@ -116,6 +120,7 @@ impl Turn {
         let may_propose =
             (!syncs || dispatch.cluster.is_some()) && self.make_room(&active, dispatch, now);
         if may_propose {
+            self.touch(&active, dispatch, Replica::open_positions);
             for &partition in &active {
                 // In a group the followers are to have the first batches meanwhile; what comes behind them
                 // gathers, and costs them one entry.
@@ -222,12 +227,17 @@ impl Turn {
         self.policy == Fsync::Always && self.syncing_since.is_some()
     }
 
-    /// Loads what the small entries that are applied next will need of their tables: alone each of them
-    /// waits for a few cache misses, together they wait once.
-    fn touch(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) {
+    /// Loads what small batches will need of their tables, those that are proposed next or applied next: alone
+    /// each of them waits for a few cache misses, together they wait once.
+    fn touch(
+        &mut self,
+        active: &[PartitionId],
+        dispatch: &mut Dispatch,
+        positions: fn(&Replica<Waiter>, &mut Vec<Position>),
+    ) {
         for &partition in active {
             let Some((replica, _)) = dispatch.replica(partition) else { continue };
-            replica.next_positions(&mut self.positions);
+            positions(replica, &mut self.positions);
             self.places.resize(self.positions.len(), partition);
         }
         let views = &dispatch.shared().views;
@@ -271,7 +281,7 @@ impl Turn {
     /// Writes what the replicas ask for until they ask for nothing more, and sends what may be sent.
     fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
-            self.touch(active, dispatch);
+            self.touch(active, dispatch, Replica::next_positions);
             let first = self.written.len();
             let must_sync = self.take_all_ready(active, dispatch)? || self.policy == Fsync::Always;
             if self.written.len() == first {
@@ -326,6 +336,7 @@ impl Turn {
                 must_sync |= ready.state.is_some();
                 self.take_ready(dispatch, partition, replica, ready)?;
             }
+            dispatch.pass_on_changes(partition);
         }
         Ok(must_sync)
     }
@@ -400,6 +411,9 @@ impl Turn {
         self.syncing_since = Some(now);
         self.next_sync = now + SYNC_INTERVAL;
         self.unsynced = false;
+        if self.policy == Fsync::EverySec {
+            self.marks = dispatch.marks();
+        }
         self.syncer.sync(self.log.sync_target());
         Ok(())
     }
@@ -427,6 +441,7 @@ impl Turn {
             self.fail(&error, dispatch);
             return;
         }
+        dispatch.note_synced(std::mem::take(&mut self.marks));
         for partition in self.gathering.drain(..) {
             dispatch.activate(partition);
         }

@@ -9,19 +9,24 @@ use crate::{Command, Condition, Expiry, Reply, Value};
 pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
     let mut parts = line.split(" | ");
     let words: Vec<&str> = parts.next().into_iter().flat_map(|part| part.split(' ')).collect();
-    if let [name @ ("multi" | "all"), guards @ ..] = &words[..] {
-        return Command::Transaction {
+    match &words[..] {
+        [name @ ("multi" | "all"), guards @ ..] => Command::Transaction {
             guards: guards.iter().map(|word| guard(word)).collect(),
             commands: parts.map(parse).collect(),
-            mode: if *name == "all" {
-                TransactionMode::AllOrNothing
-            } else {
-                TransactionMode::KeepGoing
+            mode: match *name {
+                "all" => TransactionMode::AllOrNothing,
+                _ => TransactionMode::KeepGoing,
             },
-        };
+        },
+        words => read(words)
+            .or_else(|| write(words))
+            .or_else(|| write_to_what_is_there(words))
+            .unwrap_or_else(|| panic!("no command: {line}")),
     }
-    let has = |option: &str| words.contains(&option);
-    match words[..] {
+}
+
+fn read(words: &[&str]) -> Option<Command<Vec<u8>>> {
+    Some(match *words {
         ["get", key] => Command::Get { key: bytes(key) },
         ["getmany", ref keys @ ..] => Command::GetMany { keys: many(keys) },
         ["getrange", key, start, end] => {
@@ -31,25 +36,23 @@ pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
         ["exists", ref keys @ ..] => Command::Exists { keys: many(keys) },
         ["lcs", left, right] => Command::Lcs { left: bytes(left), right: bytes(right) },
         ["describe", key] => Command::Describe { key: bytes(key) },
+        _ => return None,
+    })
+}
+
+fn write(words: &[&str]) -> Option<Command<Vec<u8>>> {
+    Some(match *words {
         ["set", key, value, ref options @ ..] => Command::Set {
             key: bytes(key),
             value: bytes(value),
             expiry: expiry(options),
             condition: condition(options),
-            return_previous: has("get"),
+            return_previous: options.contains(&"get"),
         },
         [name @ ("setmany" | "setmanynx"), ref words @ ..] => Command::SetMany {
             pairs: words.chunks(2).map(|pair| (bytes(pair[0]), bytes(pair[1]))).collect(),
             if_none_exists: name == "setmanynx",
         },
-        ["delete", ref keys @ ..] => Command::Delete { keys: many(keys) },
-        ["deleteif", key, option] => {
-            Command::DeleteIf { key: bytes(key), condition: condition(&[option]) }
-        }
-        ["getdelete", key] => Command::GetDelete { key: bytes(key) },
-        ["getexpire", key, option] => {
-            Command::GetExpire { key: bytes(key), expiry: expiry(&[option]) }
-        }
         ["append", key, suffix] => Command::Append { key: bytes(key), suffix: bytes(suffix) },
         ["setrange", key, offset, value] => {
             Command::SetRange { key: bytes(key), offset: int(offset), value: bytes(value) }
@@ -58,26 +61,42 @@ pub(super) fn parse(line: &str) -> Command<Vec<u8>> {
         ["incrementfloat", key, delta] => {
             Command::IncrementFloat { key: bytes(key), delta: bytes(delta) }
         }
+        _ => return None,
+    })
+}
+
+fn write_to_what_is_there(words: &[&str]) -> Option<Command<Vec<u8>>> {
+    Some(match *words {
+        ["delete", ref keys @ ..] => Command::Delete { keys: many(keys) },
+        ["deleteif", key, option] => {
+            Command::DeleteIf { key: bytes(key), condition: condition(&[option]) }
+        }
+        ["getdelete", key] => Command::GetDelete { key: bytes(key) },
+        ["getexpire", key, option] => {
+            Command::GetExpire { key: bytes(key), expiry: expiry(&[option]) }
+        }
         ["expire", key, ref options @ ..] => Command::Expire {
             key: bytes(key),
             at: expiry(options),
             condition: ExpireCondition {
-                if_none: has("nx"),
-                if_some: has("xx"),
-                if_later: has("gt"),
-                if_earlier: has("lt"),
+                if_none: options.contains(&"nx"),
+                if_some: options.contains(&"xx"),
+                if_later: options.contains(&"gt"),
+                if_earlier: options.contains(&"lt"),
             },
         },
         ["persist", key] => Command::Persist { key: bytes(key) },
-        ["rename", from, to, ..] => {
-            Command::Rename { from: bytes(from), to: bytes(to), if_absent: has("nx") }
+        ["rename", from, to, ref options @ ..] => {
+            Command::Rename { from: bytes(from), to: bytes(to), if_absent: options.contains(&"nx") }
         }
-        ["copy", from, to, ..] => {
-            Command::Copy { from: bytes(from), to: bytes(to), replace: has("replace") }
-        }
-        ["clear", limit] => Command::Clear { limit: limit.parse().expect(line) },
-        _ => panic!("no command: {line}"),
-    }
+        ["copy", from, to, ref options @ ..] => Command::Copy {
+            from: bytes(from),
+            to: bytes(to),
+            replace: options.contains(&"replace"),
+        },
+        ["clear", limit] => Command::Clear { limit: limit.parse().expect(limit) },
+        _ => return None,
+    })
 }
 
 fn bytes(word: &str) -> Vec<u8> {
