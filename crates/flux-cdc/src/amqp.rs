@@ -9,6 +9,7 @@
 
 mod frames;
 mod handshake;
+mod incoming;
 mod pending;
 
 use std::io;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amq_protocol::frame::AMQPFrame;
-use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
+use amq_protocol::protocol::{AMQPClass, connection};
 use amq_protocol::types::ShortString;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +28,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use crate::message::Publication;
 use crate::publisher::stopped;
 use crate::trouble::{Trouble, Troubles};
-use frames::{FrameError, read_frame, write_frame, write_method, write_publish};
+use frames::{write_frame, write_method, write_publish};
+use incoming::{FrameError, Incoming, read_frame};
 pub(crate) use pending::Outcome;
 use pending::{Pending, Waiting};
 
@@ -202,66 +204,37 @@ impl Connection {
         self.pending.push(Waiting { id, since: Instant::now(), reply });
     }
 
-    fn take(&mut self, frame: AMQPFrame) -> Result<(), AmqpError> {
+    fn take(&mut self, frame: Incoming) -> Result<(), AmqpError> {
         match frame {
-            AMQPFrame::Heartbeat | AMQPFrame::Body(..) => {}
-            AMQPFrame::Header(_, header) => {
-                let reason = self.returning.take();
-                let id = header.properties.message_id().as_ref();
-                if let (Some(reason), Some(id)) = (reason, id) {
-                    self.pending.give_back(id.as_str(), reason);
+            Incoming::Confirm { tag, multiple, is_stored } => {
+                let unknown = || AmqpError::protocol("a confirm of a message that was never sent");
+                self.pending.settle(tag, multiple, is_stored).ok_or_else(unknown)?;
+                self.is_good();
+            }
+            Incoming::Return { text, routing_key } => {
+                self.returning = Some(format!("{text}, routing key {routing_key}"));
+            }
+            Incoming::Header { id } => {
+                if let (Some(reason), Some(id)) = (self.returning.take(), id) {
+                    self.pending.give_back(&id, reason);
                 }
             }
-            AMQPFrame::Method(_, AMQPClass::Basic(method)) => return self.take_basic(method),
-            AMQPFrame::Method(_, AMQPClass::Connection(method)) => match method {
-                connection::AMQPMethod::Blocked(blocked) => {
-                    self.is_blocked = true;
-                    let reason = blocked.reason.as_str();
-                    self.troubles.begin(
-                        Trouble::Blocked,
-                        None,
-                        &format!("the broker is blocked, {reason}"),
-                    );
-                }
-                connection::AMQPMethod::Unblocked(_) => {
-                    self.is_blocked = false;
-                    self.unblocked = Instant::now();
-                    self.troubles.end(Trouble::Blocked, None);
-                }
-                connection::AMQPMethod::Close(close) => {
-                    return Err(closed(close.reply_code, &close.reply_text));
-                }
-                _ => {}
-            },
-            AMQPFrame::Method(_, AMQPClass::Channel(channel::AMQPMethod::Close(close))) => {
-                return Err(closed(close.reply_code, &close.reply_text));
+            Incoming::Blocked { reason } => {
+                self.is_blocked = true;
+                let what = format!("the broker is blocked, {reason}");
+                self.troubles.begin(Trouble::Blocked, None, &what);
             }
-            AMQPFrame::Method(..) => {}
-            AMQPFrame::ProtocolHeader(_) | AMQPFrame::InvalidHeartbeat(_) => {
+            Incoming::Unblocked => {
+                self.is_blocked = false;
+                self.unblocked = Instant::now();
+                self.troubles.end(Trouble::Blocked, None);
+            }
+            Incoming::Close { code, text } => return Err(closed(code, text)),
+            Incoming::Heartbeat | Incoming::Body | Incoming::Other => {}
+            Incoming::Start | Incoming::Tune { .. } | Incoming::Done | Incoming::CloseOk => {
                 return Err(AmqpError::protocol("a frame that has no place here"));
             }
         }
-        Ok(())
-    }
-
-    fn take_basic(&mut self, method: basic::AMQPMethod) -> Result<(), AmqpError> {
-        let settled = match method {
-            basic::AMQPMethod::Ack(ack) => {
-                self.pending.settle(ack.delivery_tag, ack.multiple, true)
-            }
-            basic::AMQPMethod::Nack(nack) => {
-                self.pending.settle(nack.delivery_tag, nack.multiple, false)
-            }
-            basic::AMQPMethod::Return(returned) => {
-                let key = returned.routing_key.as_str();
-                self.returning =
-                    Some(format!("{}, routing key {key}", returned.reply_text.as_str()));
-                return Ok(());
-            }
-            _ => return Ok(()),
-        };
-        settled.ok_or_else(|| AmqpError::protocol("a confirm of a message that was never sent"))?;
-        self.is_good();
         Ok(())
     }
 
@@ -318,10 +291,7 @@ impl Connection {
             self.socket.write_all(&self.output[self.written..]).await?;
             loop {
                 while let Some(frame) = read_frame(&mut self.input, self.frame_max)? {
-                    let AMQPFrame::Method(0, AMQPClass::Connection(method)) = frame else {
-                        continue;
-                    };
-                    if matches!(method, connection::AMQPMethod::CloseOk(_)) {
+                    if frame == Incoming::CloseOk {
                         return Ok::<(), AmqpError>(());
                     }
                 }
@@ -336,11 +306,10 @@ impl Connection {
 }
 
 /// Why the broker closed the connection or the channel, from its reply code.
-fn closed(code: u16, text: &ShortString) -> AmqpError {
+fn closed(code: u16, text: String) -> AmqpError {
     const NOT_FOUND: u16 = 404;
     const CONNECTION_FORCED: u16 = 320;
     const INTERNAL_ERROR: u16 = 541;
-    let text = text.as_str().to_owned();
     match code {
         NOT_FOUND => AmqpError::NoExchange(text),
         CONNECTION_FORCED | INTERNAL_ERROR => AmqpError::Socket(io::Error::other(text)),

@@ -163,10 +163,9 @@ async fn stay_connected(
             Err(error) => error,
         };
         troubles.begin(error.trouble(), None, &format!("{error} ({})", config.url));
-        for of_the_connection in [Trouble::Blocked, Trouble::Slow] {
-            if of_the_connection != error.trouble() {
-                troubles.end(of_the_connection, None);
-            }
+        // What is wrong with a connection is one thing at a time.
+        for other in Trouble::ALL.into_iter().filter(|&other| other != error.trouble()) {
+            troubles.end(other, None);
         }
         failures = if opened.elapsed() > GOOD_CONNECTION { 1 } else { failures + 1 };
         if !pause(RECONNECT.pause(failures), &mut closing).await {

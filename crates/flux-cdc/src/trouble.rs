@@ -178,7 +178,7 @@ impl Troubles {
         };
         if let Some(lasted) = told {
             let events = self.metrics.lag(|partition| self.feed.newest(partition), 0).events;
-            tracing::info!(%trouble, after = ?lasted, lag_events = events, "changes are published again");
+            tracing::info!(%trouble, after = ?lasted, lag_events = events, "this trouble is over");
         }
     }
 

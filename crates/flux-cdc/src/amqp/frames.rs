@@ -1,13 +1,12 @@
-//! AMQP 0-9-1 frames: a publish written by hand, everything else by `amq-protocol`.
+//! Writing AMQP 0-9-1 frames: a publish by hand, everything else with `amq-protocol`.
 //!
 //! Every published change pays for what is here, so a message becomes its frames in one pass into
 //! one buffer, without a tree of values in between.
 //!
-//! What this module does not do: send or receive bytes.
+//! What this module does not do: read frames, or send bytes.
 
-use amq_protocol::frame::{AMQPFrame, WriteContext, gen_frame, parse_frame};
+use amq_protocol::frame::{AMQPFrame, WriteContext, gen_frame};
 use amq_protocol::protocol::AMQPClass;
-use bytes::{Buf, BytesMut};
 
 use crate::message::Publication;
 
@@ -18,12 +17,12 @@ pub const MAX_FRAME_BYTES: u32 = 128 << 10;
 /// What AMQP guarantees for every frame. The headers of a publication fit into it.
 pub const MIN_FRAME_BYTES: u32 = 4096;
 
-const FRAME_METHOD: u8 = 1;
-const FRAME_HEADER: u8 = 2;
-const FRAME_BODY: u8 = 3;
-const FRAME_END: u8 = 0xce;
+pub(super) const FRAME_METHOD: u8 = 1;
+pub(super) const FRAME_HEADER: u8 = 2;
+pub(super) const FRAME_BODY: u8 = 3;
+pub(super) const FRAME_END: u8 = 0xce;
 /// Type, channel and size before the payload, and the end after it.
-const FRAME_OVERHEAD_BYTES: usize = 8;
+pub(super) const FRAME_OVERHEAD_BYTES: usize = 8;
 
 const CLASS_BASIC: u16 = 60;
 const METHOD_PUBLISH: u16 = 40;
@@ -35,17 +34,6 @@ const HAS_HEADERS: u16 = 1 << 13;
 const HAS_DELIVERY_MODE: u16 = 1 << 12;
 const HAS_MESSAGE_ID: u16 = 1 << 7;
 const HAS_TIMESTAMP: u16 = 1 << 6;
-
-/// Why bytes are no frame.
-#[derive(Debug, thiserror::Error)]
-pub enum FrameError {
-    /// It is larger than what was agreed on.
-    #[error("a frame of {0} bytes, over the limit")]
-    TooLarge(usize),
-    /// It does not follow the protocol.
-    #[error("not a frame of AMQP 0-9-1")]
-    Malformed,
-}
 
 /// Appends the frames of a persistent message that must reach a queue.
 pub fn write_publish(exchange: &str, publication: &Publication, frame_max: u32, out: &mut Vec<u8>) {
@@ -122,34 +110,10 @@ pub fn write_method(channel: u16, method: AMQPClass, out: &mut Vec<u8>) {
     write_frame(&AMQPFrame::Method(channel, method), out);
 }
 
-/// Takes the next frame, if all of it is here.
-///
-/// # Errors
-/// [`FrameError`]; the input is of no use after that.
-pub fn read_frame(input: &mut BytesMut, frame_max: u32) -> Result<Option<AMQPFrame>, FrameError> {
-    let Some(head) = input.first_chunk::<7>() else {
-        // The answer to a version that the broker does not speak begins otherwise, and is short.
-        return if input.starts_with(b"A") { Err(FrameError::Malformed) } else { Ok(None) };
-    };
-    let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
-    let length = size as usize + FRAME_OVERHEAD_BYTES;
-    if length > frame_max as usize {
-        return Err(FrameError::TooLarge(length));
-    }
-    if input.len() < length {
-        return Ok(None);
-    }
-    let Ok(([], frame)) = parse_frame(&input[..length]) else {
-        return Err(FrameError::Malformed);
-    };
-    input.advance(length);
-    Ok(Some(frame))
-}
-
 #[cfg(test)]
 mod tests {
+    use amq_protocol::frame::parse_frame;
     use amq_protocol::protocol::basic;
-    use proptest::prelude::*;
 
     use super::*;
 
@@ -169,12 +133,13 @@ mod tests {
     fn frames(publication: &Publication, frame_max: u32) -> Vec<AMQPFrame> {
         let mut bytes = Vec::new();
         write_publish("changes", publication, frame_max, &mut bytes);
-        let mut input = BytesMut::from(bytes.as_slice());
-        let mut frames = Vec::new();
-        while let Some(frame) = read_frame(&mut input, frame_max).expect("they were written here") {
+        let (mut rest, mut frames) = (bytes.as_slice(), Vec::new());
+        while !rest.is_empty() {
+            let (after, frame) = parse_frame(rest).expect("a frame");
+            assert!(rest.len() - after.len() <= frame_max as usize);
             frames.push(frame);
+            rest = after;
         }
-        assert!(input.is_empty());
         frames
     }
 
@@ -239,23 +204,5 @@ mod tests {
         // 255 bytes would end within a character.
         let id = header.properties.message_id().as_ref().expect("there is an id");
         assert_eq!(id.as_str(), "ü".repeat(127));
-    }
-
-    #[test]
-    fn a_frame_over_the_limit_is_refused_before_it_is_here() {
-        let mut input = BytesMut::from(&[FRAME_BODY, 0, 1, 0, 0, 16, 0][..]);
-        assert!(matches!(read_frame(&mut input, 4096), Err(FrameError::TooLarge(4104))));
-        let mut input = BytesMut::from(&b"AMQP\0\0\x08\x00"[..]);
-        assert!(read_frame(&mut input, 4096).is_err());
-        let mut input = BytesMut::from(&b"AMQP"[..]);
-        assert!(read_frame(&mut input, 4096).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn bytes_from_the_broker_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut input = BytesMut::from(bytes.as_slice());
-            while let Ok(Some(_)) = read_frame(&mut input, MIN_FRAME_BYTES) {}
-        }
     }
 }

@@ -15,9 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::frames::{
-    CHANNEL, MAX_FRAME_BYTES, MIN_FRAME_BYTES, read_frame, write_frame, write_method,
-};
+use super::frames::{CHANNEL, MAX_FRAME_BYTES, MIN_FRAME_BYTES, write_frame, write_method};
+use super::incoming::{Incoming, read_frame};
 use super::pending::Pending;
 use super::{AmqpError, Connection, Link, QUEUE, closed};
 use crate::trouble::Troubles;
@@ -96,17 +95,14 @@ impl Opening {
             declared => declared?,
         }
         let select = confirm::AMQPMethod::Select(confirm::Select { nowait: false });
-        opening.ask(CHANNEL, AMQPClass::Confirm(select)).await?;
+        expect(&opening.ask(CHANNEL, AMQPClass::Confirm(select)).await?, &Incoming::Done)?;
         Ok(opening)
     }
 
     async fn log_in(&mut self, url: &Url) -> Result<(), AmqpError> {
         let header = AMQPFrame::ProtocolHeader(ProtocolVersion::amqp_0_9_1());
         write_frame(&header, &mut self.output);
-        let start = self.answer().await?;
-        let AMQPClass::Connection(connection::AMQPMethod::Start(_)) = start else {
-            return Err(unexpected(&start));
-        };
+        expect(&self.answer().await?, &Incoming::Start)?;
         let plain = SASLMechanism::Plain;
         let credentials = Credentials::new(url.user().into(), url.password().into());
         let start_ok = connection::StartOk {
@@ -117,13 +113,13 @@ impl Opening {
         };
         let start_ok = connection::AMQPMethod::StartOk(start_ok);
         let tune = self.ask(0, AMQPClass::Connection(start_ok)).await?;
-        let AMQPClass::Connection(connection::AMQPMethod::Tune(tune)) = tune else {
+        let Incoming::Tune { frame_max, heartbeat_s } = tune else {
             return Err(unexpected(&tune));
         };
         // 0 of the broker means no limit.
         let limit = |limit: u32| if limit == 0 { u32::MAX } else { limit };
-        self.frame_max = limit(tune.frame_max).clamp(MIN_FRAME_BYTES, MAX_FRAME_BYTES);
-        self.heartbeat_s = tune.heartbeat.min(HEARTBEAT_S);
+        self.frame_max = limit(frame_max).clamp(MIN_FRAME_BYTES, MAX_FRAME_BYTES);
+        self.heartbeat_s = heartbeat_s.min(HEARTBEAT_S);
         let tune_ok = connection::AMQPMethod::TuneOk(connection::TuneOk {
             channel_max: CHANNEL,
             frame_max: self.frame_max,
@@ -132,14 +128,12 @@ impl Opening {
         write_method(0, AMQPClass::Connection(tune_ok), &mut self.output);
         let virtual_host = short(url.vhost(), "virtual host")?;
         let open = connection::AMQPMethod::Open(connection::Open { virtual_host });
-        self.ask(0, AMQPClass::Connection(open)).await?;
-        Ok(())
+        expect(&self.ask(0, AMQPClass::Connection(open)).await?, &Incoming::Done)
     }
 
     async fn open_channel(&mut self) -> Result<(), AmqpError> {
         let open = channel::AMQPMethod::Open(channel::Open {});
-        self.ask(CHANNEL, AMQPClass::Channel(open)).await?;
-        Ok(())
+        expect(&self.ask(CHANNEL, AMQPClass::Channel(open)).await?, &Incoming::Done)
     }
 
     /// Answers that the broker closed the channel.
@@ -160,33 +154,23 @@ impl Opening {
             arguments: FieldTable::default(),
         };
         let declare = exchange::AMQPMethod::Declare(declare);
-        self.ask(CHANNEL, AMQPClass::Exchange(declare)).await?;
-        Ok(())
+        expect(&self.ask(CHANNEL, AMQPClass::Exchange(declare)).await?, &Incoming::Done)
     }
 
-    async fn ask(&mut self, channel: u16, method: AMQPClass) -> Result<AMQPClass, AmqpError> {
+    async fn ask(&mut self, channel: u16, method: AMQPClass) -> Result<Incoming, AmqpError> {
         write_method(channel, method, &mut self.output);
         self.answer().await
     }
 
     /// Writes what is to be written and waits for the next method.
-    async fn answer(&mut self) -> Result<AMQPClass, AmqpError> {
+    async fn answer(&mut self) -> Result<Incoming, AmqpError> {
         self.socket.write_all(&self.output).await?;
         self.output.clear();
         loop {
             match read_frame(&mut self.input, self.frame_max)? {
-                Some(AMQPFrame::Method(_, method)) => match method {
-                    AMQPClass::Connection(connection::AMQPMethod::Close(close)) => {
-                        return Err(closed(close.reply_code, &close.reply_text));
-                    }
-                    AMQPClass::Channel(channel::AMQPMethod::Close(close)) => {
-                        return Err(closed(close.reply_code, &close.reply_text));
-                    }
-                    AMQPClass::Connection(connection::AMQPMethod::Blocked(_)) => {}
-                    method => return Ok(method),
-                },
-                Some(AMQPFrame::Heartbeat) => {}
-                Some(_) => return Err(AmqpError::protocol("content before there was a channel")),
+                Some(Incoming::Close { code, text }) => return Err(closed(code, text)),
+                Some(Incoming::Heartbeat) => {}
+                Some(frame) => return Ok(frame),
                 None => {
                     if self.socket.read_buf(&mut self.input).await? == 0 {
                         return Err(AmqpError::Ended);
@@ -215,7 +199,10 @@ fn short(text: &str, what: &str) -> Result<ShortString, AmqpError> {
     ShortString::try_new(text).map_err(too_long)
 }
 
-fn unexpected(method: &AMQPClass) -> AmqpError {
-    let (class, method) = (method.get_amqp_class_id(), method.get_amqp_method_id());
-    AmqpError::protocol(format!("method {class}.{method} has no place here"))
+fn expect(frame: &Incoming, expected: &Incoming) -> Result<(), AmqpError> {
+    if frame == expected { Ok(()) } else { Err(unexpected(frame)) }
+}
+
+fn unexpected(frame: &Incoming) -> AmqpError {
+    AmqpError::protocol(format!("{frame:?} has no place here"))
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use flux_cdc::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
 use flux_core::feed::{Committed, RingRead};
 use flux_core::{Cursor, PartitionId};
@@ -143,7 +144,7 @@ impl NodeFeed {
                 if event.revision > up_to || (is_full && !events.is_empty()) {
                     break 'entries;
                 }
-                bytes += event.key.len() + event.value.as_ref().map_or(0, |value| value.len());
+                bytes += event.key.len() + event.value.as_ref().map_or(0, Bytes::len);
                 through = Place { revision: event.revision, index: entry.position.index };
                 events.push(event.clone());
             }
