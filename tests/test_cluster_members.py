@@ -103,6 +103,38 @@ def test_a_node_joins_and_is_drained(start_cluster):
     made.wait_until_equal()
 
 
+def test_a_replica_is_moved_by_hand(start_cluster):
+    """To the node that was named, with all its data; a rebalance has nothing to mend then."""
+    made = start_cluster(4)
+    servers.wait_until(
+        lambda: settled(made, {node: (44, 52) for node in made.nodes}), "each has its share", 120, 0.3
+    )
+    fill(made)
+
+    def nodes_of(partition):
+        report = json.loads(admin(made.nodes[0], "partitions", "--json"))[partition]
+        return {replica["node"] for replica in report["replicas"]}
+
+    everyone = {node.node_id for node in made.nodes}
+    partition = 7
+    before = nodes_of(partition)
+    (target,) = everyone - before
+    source = sorted(before)[0]
+    admin(made.nodes[1], "move", str(partition), source, target)
+    servers.wait_until(
+        lambda: nodes_of(partition) == before - {source} | {target}
+        and not made.status()["partitions_moving"],
+        "the replica is where it should be", 60, 0.2,
+    )
+    admin(made.nodes[2], "rebalance")
+    servers.wait_until(
+        lambda: settled(made, {node: (44, 52) for node in made.nodes}), "nothing moves", 60, 0.3
+    )
+    for node in made.nodes:
+        check_filled(node)
+    made.wait_until_equal()
+
+
 def test_a_lost_node_is_replaced(start_cluster):
     """Killed for good, its replicas are placed on the others once it has been away long enough."""
     made = start_cluster(4, replace_after_s=3, registry_ttl_s=2)
