@@ -13,6 +13,9 @@ use super::*;
 use crate::amqp::Outcome;
 use crate::feed::Led;
 
+/// With batches, the time from one read to the next where the first did not fill a message: a small message
+/// costs as much as a large one. The first change after a while is not held up.
+const GATHERING: Duration = Duration::from_millis(20);
 /// A task that failed is begun again after this.
 const FAILED: Duration = Duration::from_secs(5);
 
@@ -163,6 +166,7 @@ impl LaneTask {
             return;
         }
         let mut failures = 0;
+        let mut gathers_until = Instant::now();
         loop {
             let Some(want) = self.lane.want() else {
                 if !self.send().await {
@@ -171,6 +175,10 @@ impl LaneTask {
                 continue;
             };
             self.held = None;
+            let gathers_for = gathers_until.saturating_duration_since(Instant::now());
+            if !gathers_for.is_zero() && !pause(gathers_for, &mut stopping).await {
+                return;
+            }
             let read = tokio::select! {
                 read = self.read(&want) => read,
                 () = stopped(&mut stopping) => return,
@@ -180,6 +188,11 @@ impl LaneTask {
                 Ok(read) => {
                     failures = 0;
                     self.shared.troubles.end(Trouble::Unreadable, partition);
+                    let (count, bytes) = read.size();
+                    let max_events = self.shared.config.batch_max_events;
+                    if count < max_events && bytes < MAX_MESSAGE_BYTES / 2 {
+                        gathers_until = Instant::now() + GATHERING;
+                    }
                     self.take(read);
                 }
                 Err(FeedError::Restart) => self.lane.restart(),
