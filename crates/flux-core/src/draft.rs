@@ -9,10 +9,11 @@
 
 mod in_flight;
 mod index;
+mod previous;
 #[cfg(test)]
 mod tests;
 
-use crate::effect::{EFFECT_OVERHEAD_BYTES, Effect, EffectError, Part, Parts, Reason};
+use crate::effect::{Cursor, EFFECT_OVERHEAD_BYTES, Effect, EffectError, Part, Parts, Reason};
 use crate::session::{Sessions, decode_answer};
 use crate::store::{Entry, KeyHash, Memory, Position, Table};
 use crate::{Error, Once, Reply, Revision, UnixMillis};
@@ -301,8 +302,16 @@ fn entry_of<'a>(found: &Found<'a>) -> Option<Entry<'a>> {
     }
 }
 
-/// Applies a committed batch to the table and the sessions and returns the revision of its last effect.
-/// `last` is the revision that was applied last, and comes back if the batch has answers only.
+/// What is reached with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision of its last effect; the one before it if it has none.
+    pub revision: Revision,
+    /// How far changes have been passed on, if the batch says so.
+    pub cursor: Option<Cursor>,
+}
+
+/// Applies a committed batch to the table and the sessions. `last` is the revision that was applied last.
 /// `on_effect` sees each effect after it took place.
 ///
 /// # Errors
@@ -315,7 +324,7 @@ pub fn apply(
     last: Revision,
     payload: &[u8],
     mut on_effect: impl FnMut(Revision, KeyHash, &Effect<'_>),
-) -> Result<Revision, EffectError> {
+) -> Result<Applied, EffectError> {
     let parts = Parts::new(payload)?;
     let (expected, found) = (last + 1, parts.next_revision());
     if expected != found {
@@ -325,7 +334,7 @@ pub fn apply(
     let written_at_s = unix_seconds(committed_at_ms);
     sessions.advance(committed_at_ms);
     let ahead = if table.memory().used() > CACHED_BYTES { TOUCHED_AHEAD } else { 1 };
-    let mut applied = last;
+    let mut applied = Applied { revision: last, cursor: None };
     let mut parts = parts.peekable();
     let (mut group, mut positions) = (Vec::with_capacity(ahead), Vec::with_capacity(ahead));
     while parts.peek().is_some() {
@@ -336,6 +345,12 @@ pub fn apply(
                     sessions.remember(&once, reply, committed_at_ms);
                     continue;
                 }
+                Part::Cursor(cursor) => {
+                    applied.cursor = applied.cursor.max(Some(cursor));
+                    continue;
+                }
+                // For readers of changes.
+                Part::Trace(_) | Part::PreviousVersions(_) | Part::PreviousValues(_) => continue,
             };
             let hash = table.hash(effect.key());
             positions.push(hash.position());
@@ -356,7 +371,7 @@ pub fn apply(
                 }
             }
             on_effect(revision, hash, &effect);
-            applied = revision;
+            applied.revision = revision;
         }
     }
     Ok(applied)

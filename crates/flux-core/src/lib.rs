@@ -9,6 +9,7 @@ pub mod command;
 pub mod draft;
 pub mod effect;
 pub mod evaluate;
+pub mod feed;
 pub mod glob;
 pub mod placement;
 pub mod replica;
@@ -19,6 +20,7 @@ pub mod store;
 pub mod wheel;
 
 pub use command::{Command, Condition, ExpireCondition, Expiry};
+pub use effect::{Cursor, Trace};
 pub use reply::{Error, Reply, Value};
 pub use session::Once;
 pub use slot::{PartitionId, Partitions, Slot};

@@ -5,9 +5,12 @@
 //! has a checksum of its own, so that its length can be trusted before the body is read, and holds
 //! its own LSN: bytes that are valid in one place are not valid in any other.
 
+use std::ops::ControlFlow;
+
 use crate::{
+    error::LogError,
     fields::Fields,
-    record::{MAX_BATCH_BYTES, Record},
+    record::{self, MAX_BATCH_BYTES, Record},
 };
 
 /// Bytes of a batch before its records: what [`Log::reserve`](crate::Log::reserve) needs on top of
@@ -123,7 +126,7 @@ pub(crate) struct BatchHeader {
     pub kind: BatchKind,
     pub synced: u64,
     pub body_bytes: usize,
-    pub records: u32,
+    records: u32,
     body_crc: u32,
 }
 
@@ -148,5 +151,36 @@ impl BatchHeader {
 
     pub fn matches(&self, body: &[u8], seed: u32) -> bool {
         body.len() == self.body_bytes && crc32c::crc32c_append(seed, body) == self.body_crc
+    }
+
+    /// Length on disk, header included.
+    pub fn len(&self) -> u64 {
+        BATCH_HEADER_BYTES as u64 + self.body_bytes as u64
+    }
+
+    /// Gives the records of `body`, which matches, to `visit` until that breaks. `name` and `offset`
+    /// say where the batch is.
+    pub fn records<'a>(
+        &self,
+        body: &'a [u8],
+        name: &str,
+        offset: u64,
+        visit: &mut dyn FnMut(Record<'a>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, LogError> {
+        let mut fields = Fields(body);
+        for _ in 0..self.records {
+            let at = offset + (BATCH_HEADER_BYTES + body.len() - fields.0.len()) as u64;
+            let Some(record) = record::decode(&mut fields) else {
+                return Err(LogError::damaged(name, at, "a record of a valid batch is not valid"));
+            };
+            if visit(record).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        if !fields.0.is_empty() {
+            let reason = "a valid batch is longer than its records";
+            return Err(LogError::damaged(name, offset, reason));
+        }
+        Ok(ControlFlow::Continue(()))
     }
 }

@@ -1,8 +1,8 @@
 //! Entry points for fuzz targets: whatever the disk holds, reading it must not panic.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
-use crate::{Log, LogOptions, Snapshot, segment, sim::SimDisk};
+use crate::{Log, LogOptions, Scanned, Snapshot, segment, sim::SimDisk};
 
 const SEGMENT_BYTES: u64 = 4096;
 
@@ -21,7 +21,16 @@ fn open(file: Vec<u8>) {
     let mut first = 0_u64;
     let opened =
         Log::open(Arc::new(disk.clone()), options.clone(), &mut |_| first += 1, &mut |_| {});
-    if opened.is_ok() {
+    if let Ok((log, _)) = opened {
+        let reader = log.reader();
+        let mut read = 0_u64;
+        let scanned = reader.scan(reader.segments()[0].base, &mut |_, _| {
+            read += 1;
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(scanned, Ok(Scanned::End(end)) if end == log.written()));
+        assert_eq!(first, read, "a reader finds the same records");
+        drop(log);
         let mut second = 0_u64;
         Log::open(Arc::new(disk), options, &mut |_| second += 1, &mut |_| {})
             .expect("a log that was opened once can be opened again");

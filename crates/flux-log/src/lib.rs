@@ -19,14 +19,16 @@ mod segment;
 mod sim;
 mod snapshot;
 mod sync;
+mod tail;
 
 pub use batch::BATCH_HEADER_BYTES;
 pub use disk::{Disk, File};
 pub use error::LogError;
 pub use file_disk::FileDisk;
-pub use log::{Log, LogOptions, Lsn};
+pub use log::{Keep, Log, LogOptions, Lsn, Trimmed};
 pub use record::{Entry, MAX_BATCH_BYTES, Record, State};
 pub use recovery::{Cut, Progress, RecoveryReport};
 pub use sim::SimDisk;
 pub use snapshot::{MAX_CHUNK_BYTES, Snapshot, SnapshotId, SnapshotWriter};
 pub use sync::{PrepareTarget, PreparedSegment, SyncTarget};
+pub use tail::{LogReader, Scanned, SegmentInfo};

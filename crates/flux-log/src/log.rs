@@ -3,6 +3,8 @@
 //! It never syncs of its own accord except where a segment ends; when to sync, and what may be
 //! acknowledged, is the caller's policy. It starts no thread.
 
+mod trim;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
@@ -17,7 +19,10 @@ use crate::{
     recovery::{self, Progress, Recovered, RecoveryReport},
     segment::{self, ActiveSegment, SealedSegment, SegmentHeader},
     sync::{PrepareTarget, PreparedSegment, SyncGate, SyncTarget},
+    tail::{Catalog, LogReader},
 };
+
+pub use trim::{Keep, Trimmed};
 
 /// A place in the log: bytes since its beginning, headers included. "Durable up to an LSN" means all
 /// bytes before it.
@@ -53,6 +58,9 @@ pub struct Log {
     disk: Arc<dyn Disk>,
     options: LogOptions,
     sealed: VecDeque<SealedSegment>,
+    /// Of these the oldest that the last trim found covered by snapshots and left for readers. They stay
+    /// covered: snapshots only go on, and what a new history voids counts no more.
+    covered: usize,
     active: ActiveSegment,
     prepared: Option<PreparedSegment>,
     /// A `PrepareTarget` is out.
@@ -71,6 +79,7 @@ pub struct Log {
     zeroed: Lsn,
     synced: Lsn,
     gate: Arc<SyncGate>,
+    catalog: Arc<Catalog>,
     poison: Option<Arc<str>>,
 }
 
@@ -107,10 +116,13 @@ impl Log {
             None => segment::create_first(&*disk, &options, &gate)?,
         };
         let written = active.header.base + end;
+        let sealed = sealed.into();
+        let catalog = Arc::new(Catalog::new(&sealed, active.header.base, written));
         let mut log = Log {
             disk,
             options,
-            sealed: sealed.into(),
+            sealed,
+            covered: 0,
             active,
             prepared: None,
             preparing: false,
@@ -123,6 +135,7 @@ impl Log {
             zeroed: written,
             synced: written,
             gate,
+            catalog,
             poison: None,
         };
         // With the mark, damage to what was just recovered can never pass for a torn write.
@@ -163,14 +176,22 @@ impl Log {
     /// one here and now: with many bytes between [`durable`](Log::durable) and
     /// [`written`](Log::written) that takes long, so keep that distance small by syncing elsewhere.
     ///
+    /// On a full disk, segments that [`trim`](Log::trim) has left for readers alone make room, the
+    /// oldest first and no more than it takes: a reader never costs a write.
+    ///
     /// # Errors
-    /// [`LogError::Full`] changes nothing: try again when space has returned. Others poison the log.
+    /// [`LogError::Full`] loses nothing else: try again when space has returned. Others poison the log.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), LogError> {
         self.check()?;
         if self.room() >= bytes as u64 {
             return Ok(());
         }
-        self.rotate(bytes as u64)
+        loop {
+            match self.rotate(bytes as u64) {
+                Err(LogError::Full { .. }) if self.release_oldest()? => {}
+                result => return result,
+            }
+        }
     }
 
     /// Writes the batch with one write and returns the LSN after it. Without a batch nothing happens.
@@ -199,6 +220,7 @@ impl Log {
             return Err(self.poisoned_by(error));
         }
         self.written = end;
+        self.catalog.wrote(end);
         for change in self.changes.drain(..) {
             match change {
                 Change::Entries(partition, index) => {
@@ -309,46 +331,14 @@ impl Log {
         }
     }
 
-    /// Removes the oldest segments, as long as `snapshot_index` gives for each of their partitions an
-    /// index that is not below any of its entries there. Returns how many. Call it only with indexes
-    /// of snapshots that are durable and of the history that the partition's last state began.
-    ///
-    /// Entries that a durable reset voids, see [`State`], keep no segment: before a reset is appended,
-    /// the snapshot that its history goes on from must be durable.
-    ///
-    /// # Errors
-    /// [`LogError::Io`] if a file cannot be removed, which harms nothing; a directory that cannot be
-    /// synced poisons the log.
-    pub fn trim(&mut self, snapshot_index: &mut dyn FnMut(u16) -> u64) -> Result<usize, LogError> {
-        self.check()?;
-        let mut dropped = 0;
-        while let Some(oldest) = self.sealed.front()
-            && oldest.highest.iter().all(|(partition, index)| *index <= snapshot_index(*partition))
-        {
-            let name = segment::file_name(oldest.base);
-            self.disk.remove(&name).map_err(|error| LogError::disk("remove", &name, error))?;
-            // One at a time: were a later removal to survive a power cut without an earlier one,
-            // the log would have a hole.
-            if let Err(error) = self.disk.sync_dir() {
-                let error = LogError::io("sync the directory after removing", &name, error);
-                return Err(self.poisoned_by(error));
-            }
-            self.sealed.pop_front();
-            dropped += 1;
-        }
-        Ok(dropped)
-    }
-
-    /// The partitions with entries in the oldest segment that could be trimmed, and the highest index
-    /// of each there: those to take snapshots of first. Empty while there is only one segment.
-    pub fn oldest_segment(&self) -> &[(u16, u64)] {
-        self.sealed.front().map(|oldest| &*oldest.highest).unwrap_or_default()
+    /// A reader of this log, for any thread.
+    pub fn reader(&self) -> LogReader {
+        LogReader::new(self.disk.clone(), self.catalog.clone())
     }
 
     /// Bytes of disk that the log's segments take.
     pub fn bytes(&self) -> u64 {
-        let sealed: u64 = self.sealed.iter().map(|segment| segment.size).sum();
-        sealed + self.active.capacity
+        self.pinned_bytes() + self.bytes_beyond()
     }
 
     /// Number of segments.
@@ -402,6 +392,7 @@ impl Log {
             return Err(self.poisoned_by(error));
         }
         self.written += MARK_BYTES as u64;
+        self.catalog.wrote(self.written);
         self.sync_now()?;
         Ok(())
     }
@@ -428,9 +419,11 @@ impl Log {
         match segment::install(&*self.disk, &self.gate, next, header, &head) {
             Ok(active) => {
                 tracing::debug!(segment = active.name, capacity, "segment begun");
-                let full = std::mem::replace(&mut self.active, active);
-                self.sealed.push_back(full.seal());
+                let full = std::mem::replace(&mut self.active, active).seal();
+                self.catalog.begin(&full, header.base);
+                self.sealed.push_back(full);
                 self.written += head.len() as u64;
+                self.catalog.wrote(self.written);
                 self.zeroed = self.written;
                 self.synced = self.written;
                 Ok(())
@@ -443,12 +436,13 @@ impl Log {
     /// Entries before a reset that is durable count no more. A segment is sealed when it is durable, so
     /// those of the active one were dropped at once, and those in all others are before the reset.
     fn void_what_was_reset(&mut self) {
-        let Log { resets, sealed, synced, .. } = self;
+        let Log { resets, sealed, synced, catalog, .. } = self;
         resets.retain(|(partition, lsn)| {
             if *lsn > *synced {
                 return true;
             }
             sealed.iter_mut().for_each(|segment| segment.void(*partition));
+            catalog.void(*partition);
             false
         });
     }

@@ -44,7 +44,17 @@ pub(crate) struct Tail {
 impl Reader {
     /// Reads `file` using `buffer`, whose contents do not matter.
     pub fn new(file: Arc<dyn File>, name: &str, buffer: Vec<u8>) -> Result<Reader, LogError> {
-        let size = file.size().map_err(|error| LogError::disk("read", name, error))?;
+        Reader::up_to(u64::MAX, file, name, buffer)
+    }
+
+    /// As `new`, but as if the file ended at `end` at the latest: what lies behind is never read.
+    pub fn up_to(
+        end: u64,
+        file: Arc<dyn File>,
+        name: &str,
+        buffer: Vec<u8>,
+    ) -> Result<Reader, LogError> {
+        let size = file.size().map_err(|error| LogError::disk("read", name, error))?.min(end);
         Ok(Reader { file, name: name.to_owned(), size, buffer, start: 0, filled: 0 })
     }
 

@@ -4,19 +4,15 @@
 //! where it stops. Where it stops short of the end, either nothing shows that the rest had ever been
 //! durable, and the rest is cut, or something does, and it refuses.
 
-use std::{collections::BTreeMap, io::ErrorKind, sync::Arc};
+use std::{collections::BTreeMap, io::ErrorKind, ops::ControlFlow, sync::Arc};
 
 use crate::{
-    batch::{BATCH_HEADER_BYTES, BatchHeader, BatchKind},
+    batch::{BatchHeader, BatchKind},
     disk::{Disk, File},
     error::LogError,
-    fields::Fields,
     reader::{Found, Reader},
-    record::{self, Record, State},
-    segment::{
-        self, ActiveSegment, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SealedSegment,
-        SegmentHeader,
-    },
+    record::{Record, State},
+    segment::{self, ActiveSegment, SEGMENT_HEADER_BYTES, SealedSegment, SegmentHeader},
 };
 
 const PROGRESS_BYTES: u64 = 16 << 20;
@@ -219,18 +215,7 @@ impl Recovery<'_> {
         file: Arc<dyn File>,
     ) -> Result<(Reader, SegmentHeader), LogError> {
         let mut reader = Reader::new(file, name, std::mem::take(&mut self.buffer))?;
-        let header = match SegmentHeader::decode(reader.at(0, SEGMENT_HEADER_BYTES)?) {
-            Ok(header) => header,
-            Err(HeaderError::Invalid(reason)) => return Err(LogError::damaged(name, 0, reason)),
-            Err(HeaderError::Version(found)) => {
-                let (file, supported) = (name.to_owned(), FORMAT_VERSION);
-                return Err(LogError::UnknownVersion { file, found, supported });
-            }
-        };
-        if header.base != base {
-            let reason = "the header is that of another segment; the file was renamed or copied";
-            return Err(LogError::damaged(name, 0, reason));
-        }
+        let header = SegmentHeader::check(reader.at(0, SEGMENT_HEADER_BYTES)?, name, base)?;
         // The head was synced before the file got its name, so it cannot be torn.
         let head = SEGMENT_HEADER_BYTES as u64;
         match reader.batch(base, header.seed(), head)? {
@@ -260,22 +245,12 @@ impl Recovery<'_> {
         self.synced = self.synced.max(header.synced);
         // A head repeats what was visited before, unless the segments before it are gone.
         let visible = header.kind == BatchKind::Records || self.report.bytes == 0;
-        let mut fields = Fields(body);
-        for _ in 0..header.records {
-            let at = offset + (BATCH_HEADER_BYTES + body.len() - fields.0.len()) as u64;
-            let Some(record) = record::decode(&mut fields) else {
-                return Err(LogError::damaged(name, at, "a record of a valid batch is not valid"));
-            };
+        // It never breaks.
+        let _ = header.records(body, name, offset, &mut |record| {
             self.record(record, visible);
-        }
-        if !fields.0.is_empty() {
-            return Err(LogError::damaged(
-                name,
-                offset,
-                "a valid batch is longer than its records",
-            ));
-        }
-        let length = BATCH_HEADER_BYTES as u64 + body.len() as u64;
+            ControlFlow::Continue(())
+        })?;
+        let length = header.len();
         let end = offset + length;
         if offset / PROGRESS_BYTES != end / PROGRESS_BYTES {
             self.show(self.shown.done + end);

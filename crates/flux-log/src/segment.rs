@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
-pub(crate) const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"FLUXLOG\n";
 const TEMPORARY_PREFIX: &str = "segment-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -54,7 +54,7 @@ pub(crate) struct SegmentHeader {
 
 /// Why a segment header does not read.
 #[derive(Debug)]
-pub(crate) enum HeaderError {
+enum HeaderError {
     Invalid(&'static str),
     Version(u32),
 }
@@ -71,7 +71,7 @@ impl SegmentHeader {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<SegmentHeader, HeaderError> {
+    fn decode(bytes: &[u8]) -> Result<SegmentHeader, HeaderError> {
         let short = HeaderError::Invalid("the file is too short for a segment header");
         let Some(bytes) = bytes.first_chunk::<SEGMENT_HEADER_BYTES>() else {
             return Err(short);
@@ -94,6 +94,23 @@ impl SegmentHeader {
             return Err(HeaderError::Version(version));
         }
         Ok(SegmentHeader { base, salt })
+    }
+
+    /// The header that the file of this name and base begins with.
+    pub fn check(bytes: &[u8], name: &str, base: u64) -> Result<SegmentHeader, LogError> {
+        let header = match SegmentHeader::decode(bytes) {
+            Ok(header) => header,
+            Err(HeaderError::Invalid(reason)) => return Err(LogError::damaged(name, 0, reason)),
+            Err(HeaderError::Version(found)) => {
+                let (file, supported) = (name.to_owned(), FORMAT_VERSION);
+                return Err(LogError::UnknownVersion { file, found, supported });
+            }
+        };
+        if header.base != base {
+            let reason = "the header is that of another segment; the file was renamed or copied";
+            return Err(LogError::damaged(name, 0, reason));
+        }
+        Ok(header)
     }
 
     /// Where all checksums of this segment start from.
@@ -140,9 +157,14 @@ pub(crate) struct SealedSegment {
 impl SealedSegment {
     /// The partition's entries here count no more.
     pub fn void(&mut self, partition: u16) {
-        if let Ok(place) = self.highest.binary_search_by_key(&partition, |(of, _)| *of) {
-            self.highest.remove(place);
-        }
+        void(&mut self.highest, partition);
+    }
+}
+
+/// Takes the partition out of indexes by partition.
+pub(crate) fn void(highest: &mut Vec<(u16, u64)>, partition: u16) {
+    if let Ok(place) = highest.binary_search_by_key(&partition, |(of, _)| *of) {
+        highest.remove(place);
     }
 }
 

@@ -12,6 +12,7 @@ mod codes;
 pub mod config;
 mod connection;
 mod data_dir;
+mod feed;
 mod folders;
 pub mod forward_codec;
 mod grpc;

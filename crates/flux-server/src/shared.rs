@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use flux_cdc::Led;
 use flux_core::placement::NodeId;
 use flux_core::replica::{Now, View};
 use flux_core::store::{Memory, Table, TableOptions};
 use flux_core::{Command, Error, PartitionId, Partitions, Reply, Revision};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock;
 use crate::cluster::Topology;
 use crate::config::Settings;
+use crate::feed::PartitionFeed;
 use crate::mailbox::{Ask, Mailbox, Message, Waiter};
 use crate::resp::Session;
 use crate::stats::Stats;
@@ -29,6 +31,8 @@ pub(crate) struct PartitionView {
     pub(crate) standing: Arc<View>,
     /// The other node that says to lead it, for where this node has no replica that would know.
     pub(crate) claim: Mutex<Option<Claim>>,
+    /// Its changes, for those who follow them.
+    pub(crate) feed: PartitionFeed,
 }
 
 /// A node says that it leads a partition.
@@ -91,6 +95,8 @@ pub(crate) struct Shared {
     /// In a cluster: who this node is, and what is known of the others.
     pub(crate) cluster: Option<ClusterSeat>,
     pub(crate) views: Vec<PartitionView>,
+    /// The partitions that are led here, for those who pass on their changes.
+    pub(crate) led: watch::Sender<Arc<[Led]>>,
     pub(crate) table_options: TableOptions,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) memory: Arc<Memory>,
@@ -216,7 +222,7 @@ mod tests {
     fn view() -> PartitionView {
         let table = Table::new(TableOptions { hash_seed: 1, shards: 2 }, Memory::new(0));
         let (standing, claim) = (Arc::default(), Mutex::default());
-        PartitionView { table: Arc::new(table), standing, claim }
+        PartitionView { table: Arc::new(table), standing, claim, feed: PartitionFeed::default() }
     }
 
     #[test]

@@ -63,5 +63,8 @@ stats! {
     log_syncs: "Syncs of the log.",
     log_sync_microseconds: "Time spent in syncs of the log, in microseconds.",
     snapshots: "Snapshots written.",
+    feed_gaps: "Times that changes were gone before a follower had read them.",
+    feed_log_reads: "Times that changes were read back from the log.",
+    feed_log_read_bytes: "Bytes of changes read back from the log.",
     snapshots_received: "Snapshots of partitions that other nodes sent and replicas took.",
 }

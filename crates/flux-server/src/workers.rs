@@ -21,11 +21,13 @@ use mio::Poll;
 use mio::net::TcpListener;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::clock;
 use crate::cluster::Topology;
 use crate::config::{Fsync, Settings};
 use crate::data_dir::DataDir;
+use crate::feed::{NodeFeed, PartitionFeed};
 use crate::mailbox::{Mailbox, Message};
 use crate::node::StartError;
 use crate::peer::LocalIdentity;
@@ -47,6 +49,7 @@ const FAILURE_CHECK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Workers {
     shared: Arc<Shared>,
+    feed: Arc<NodeFeed>,
     threads: Vec<JoinHandle<Result<(), LogError>>>,
     /// Locked until the workers have ended.
     _directory: DataDir,
@@ -130,6 +133,7 @@ fn shared(
         table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
         standing: Arc::default(),
         claim: Mutex::default(),
+        feed: PartitionFeed::default(),
     };
     Shared {
         node_id: directory.description.node_id.clone(),
@@ -142,6 +146,7 @@ fn shared(
             answered: Mutex::default(),
         }),
         views: partitions.iter().map(view).collect(),
+        led: watch::Sender::default(),
         table_options,
         mailboxes,
         memory,
@@ -204,6 +209,8 @@ impl Workers {
         if let Some(membership) = membership {
             start_transfers(&shared, membership, Arc::clone(&snapshots.place.disk));
         }
+        let readers = recovered.iter().map(|one| one.log.reader()).collect();
+        let feed = NodeFeed::start(&shared, readers).map_err(StartError::Worker)?;
         let (started, all_started) = channel();
         let workers: Vec<Worker> = (0..)
             .zip(recovered.into_iter().zip(inboxes))
@@ -222,7 +229,7 @@ impl Workers {
             threads.push(thread.map_err(StartError::Worker)?);
         }
         drop(started);
-        Workers { shared, threads, _directory: directory }.wait(&all_started)
+        Workers { shared, feed: Arc::new(feed), threads, _directory: directory }.wait(&all_started)
     }
 
     /// Waits until every worker has said that its partitions serve.
@@ -257,6 +264,11 @@ impl Workers {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The changes of this node's replicas.
+    pub(crate) fn feed(&self) -> &Arc<NodeFeed> {
+        &self.feed
     }
 
     /// Lets the workers finish what is under way within the setting `shutdown_timeout_ms`, and waits

@@ -13,14 +13,20 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::index::Index;
-use crate::effect::{BatchWriter, Effect, Reason, decode_answer_at, decode_at};
+use crate::effect::{
+    BatchWriter, Cursor, Effect, NO_TRACE, PREVIOUS_VERSION_BYTES, Reason, Trace, decode_answer_at,
+    decode_at,
+};
 use crate::session::{Once, encode_answer};
 use crate::store::{KeyHash, Table};
 use crate::{Reply, Revision, UnixMillis};
 
 /// Buffers of applied batches that are kept for the next ones: so many, of at most this size.
 const SPARE_BATCHES: usize = 4;
-const SPARE_BYTES: usize = 1024 * 1024;
+pub(super) const SPARE_BYTES: usize = 1024 * 1024;
+
+/// A trace in a batch, with its kind.
+const TRACE_BYTES: usize = 1 + size_of::<Trace>();
 
 /// The batches that were evaluated and not applied yet, and the counter of revisions.
 ///
@@ -28,44 +34,50 @@ const SPARE_BYTES: usize = 1024 * 1024;
 /// in flight, plus one. A batch may hold nothing but answers, and no revision then.
 #[derive(Debug)]
 pub struct InFlight {
-    closed: VecDeque<Batch>,
-    open: Batch,
+    pub(super) closed: VecDeque<Batch>,
+    pub(super) open: Batch,
     spare: Vec<Batch>,
     index: Index,
     closed_bytes: usize,
     /// How many puts in flight have an expiry.
     volatile: usize,
-    applied: Revision,
+    pub(super) applied: Revision,
     next: Revision,
+    /// Of the effects to come; zeros for none.
+    trace: Trace,
     /// By session and sequence, of answers that are numbered like revisions, from 1 at the start.
     answers: Index,
     /// The number of the oldest answer in flight, and of the next one.
     first_answer: u64,
     next_answer: u64,
-    /// An answer being encoded; kept for its capacity.
-    encoded: Vec<u8>,
+    /// An answer or previous values being encoded; kept for its capacity.
+    pub(super) encoded: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
-struct Batch {
+pub(super) struct Batch {
     committed_at_ms: UnixMillis,
-    first_revision: Revision,
+    pub(super) first_revision: Revision,
     /// The number of its first answer.
     first_answer: u64,
     /// Without a header while the batch is empty.
-    writer: BatchWriter,
-    effects: Vec<Placed>,
+    pub(super) writer: BatchWriter,
+    pub(super) effects: Vec<Placed>,
     /// Where its answers are in the payload.
     answers: Vec<u32>,
+    /// Where traces are in the payload; each is right before an effect.
+    traces: Vec<u32>,
+    /// The cursor, and where it is in the payload.
+    cursor: Option<(Cursor, u32)>,
     volatile: usize,
 }
 
 /// An effect in a batch's payload.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+pub(super) struct Placed {
     offset: u32,
     /// How many revisions before this one the key's previous in-flight effect is; 0 if there was none.
-    back: u32,
+    pub(super) back: u32,
 }
 
 /// A batch as it goes into the log.
@@ -129,6 +141,7 @@ impl InFlight {
             volatile: 0,
             applied,
             next: applied + 1,
+            trace: NO_TRACE,
             answers: Index::new(1),
             first_answer: 1,
             next_answer: 1,
@@ -151,9 +164,13 @@ impl InFlight {
         self.next != self.applied + 1
     }
 
-    /// The size of the open batch's payload; 0 when nothing is in it.
+    /// The size of the open batch's payload once it is closed, at most and without previous values; 0 when
+    /// nothing is in it.
     pub fn open_bytes(&self) -> usize {
-        self.open.bytes()
+        match self.open.effects.len() {
+            0 => self.open.bytes(),
+            count => self.open.bytes() + 1 + count * PREVIOUS_VERSION_BYTES,
+        }
     }
 
     /// The open batch's payload; empty when nothing is in it.
@@ -166,10 +183,17 @@ impl InFlight {
         self.closed_bytes + self.open.bytes()
     }
 
-    /// Closes the open batch and opens another; `None` when nothing is in it.
-    pub fn close(&mut self) -> Option<ClosedBatch<'_>> {
+    /// Closes the open batch, which the previous versions end and on demand the previous values, and opens
+    /// another; `None` when nothing is in it.
+    pub fn close(&mut self, table: &Table, include_previous: bool) -> Option<ClosedBatch<'_>> {
         if self.open.is_empty() {
             return None;
+        }
+        if !self.open.effects.is_empty() {
+            self.add_previous_versions(table);
+            if include_previous {
+                self.add_previous_values(table);
+            }
         }
         let batch = std::mem::replace(&mut self.open, self.spare.pop().unwrap_or_default());
         self.closed_bytes += batch.bytes();
@@ -180,6 +204,30 @@ impl InFlight {
             last_revision: batch.last_revision(),
             payload: batch.writer.payload(),
         })
+    }
+
+    /// Says where the effects to come are from.
+    pub fn set_trace(&mut self, trace: Option<&Trace>) {
+        self.trace = trace.copied().unwrap_or(NO_TRACE);
+    }
+
+    /// Adds a cursor to the open batch, in the place of one that is there.
+    pub fn set_cursor(&mut self, now_ms: UnixMillis, cursor: Cursor) {
+        self.start_batch(now_ms);
+        let offset = match self.open.cursor {
+            Some((_, offset)) => {
+                self.open.writer.replace_cursor(offset as usize, &cursor);
+                offset
+            }
+            None => offset_of(self.open.writer.cursor(&cursor)),
+        };
+        self.open.cursor = Some((cursor, offset));
+    }
+
+    /// The newest cursor in flight.
+    pub fn cursor(&self) -> Option<Cursor> {
+        let batches = self.closed.iter().chain([&self.open]);
+        batches.filter_map(|batch| batch.cursor.map(|(cursor, _)| cursor)).max()
     }
 
     /// A batch was applied, and the table now shows everything up to this revision: the oldest closed
@@ -227,6 +275,8 @@ impl InFlight {
         let first = self.next - self.open.effects.len() as u64;
         let first_answer = self.next_answer - self.open.answers.len() as u64;
         self.take_back(table, first, first_answer);
+        // There may be a cursor left.
+        self.open = std::mem::take(&mut self.open).emptied();
     }
 
     /// Forgets every batch that is not applied, for when the partition's leadership is lost.
@@ -265,7 +315,10 @@ impl InFlight {
             self.volatile -= volatile;
             end = end.min(placed.offset as usize);
         }
-        if self.open.effects.is_empty() && self.open.answers.is_empty() {
+        let end = self.open.end_before_trace(end);
+        self.open.cursor = self.open.cursor.filter(|(_, offset)| (*offset as usize) < end);
+        let Batch { effects, answers, cursor, .. } = &self.open;
+        if effects.is_empty() && answers.is_empty() && cursor.is_none() {
             self.open = std::mem::take(&mut self.open).emptied();
         } else {
             self.open.writer.truncate(end);
@@ -304,8 +357,7 @@ impl InFlight {
             is_same(&answer(closed, open, other).0, once)
         });
         assert!(previous.is_none(), "a write is answered once");
-        let offset = u32::try_from(offset).expect("`MAX_BATCH_BYTES` bounds a batch");
-        self.open.answers.push(offset);
+        self.open.answers.push(offset_of(offset));
     }
 
     /// Whether some put in flight has an expiry.
@@ -340,7 +392,7 @@ impl InFlight {
         value: &[u8],
         expires_at_ms: Option<UnixMillis>,
     ) -> Revision {
-        self.start_batch(now_ms);
+        self.start_effect(now_ms);
         let offset = self.open.writer.put(key, value, expires_at_ms);
         self.place(hash, key, offset, expires_at_ms.is_some())
     }
@@ -354,7 +406,7 @@ impl InFlight {
         pieces: &[Piece<'_>],
         expires_at_ms: Option<UnixMillis>,
     ) -> Revision {
-        self.start_batch(now_ms);
+        self.start_effect(now_ms);
         let value_bytes = pieces.iter().map(Piece::len).sum();
         let InFlight { closed, open, .. } = self;
         // Where the old value is in the open payload itself, which grows while it is copied from.
@@ -391,7 +443,7 @@ impl InFlight {
         (hash, key): (KeyHash, &[u8]),
         reason: Reason,
     ) -> Revision {
-        self.start_batch(now_ms);
+        self.start_effect(now_ms);
         let offset = self.open.writer.delete(key, reason);
         self.place(hash, key, offset, false)
     }
@@ -405,6 +457,14 @@ impl InFlight {
         }
     }
 
+    fn start_effect(&mut self, now_ms: UnixMillis) {
+        self.start_batch(now_ms);
+        if self.trace != *self.open.trace() {
+            let offset = self.open.writer.trace(&self.trace);
+            self.open.traces.push(offset_of(offset));
+        }
+    }
+
     fn place(&mut self, hash: KeyHash, key: &[u8], offset: usize, volatile: bool) -> Revision {
         let revision = self.next;
         self.next += 1;
@@ -412,10 +472,9 @@ impl InFlight {
         let previous = self.index.insert(hash.0, revision, |other| {
             batch_of(closed, open, other).effect(other).key() == key
         });
-        let offset = u32::try_from(offset).expect("`MAX_BATCH_BYTES` bounds a batch");
         let back = previous.map_or(0, |previous| revision - previous);
         let back = u32::try_from(back).expect("fewer effects in flight than bytes in memory");
-        self.open.effects.push(Placed { offset, back });
+        self.open.effects.push(Placed { offset: offset_of(offset), back });
         self.open.volatile += usize::from(volatile);
         self.volatile += usize::from(volatile);
         revision
@@ -439,6 +498,10 @@ fn batch_of<'a>(closed: &'a VecDeque<Batch>, open: &'a Batch, revision: Revision
 fn closed_batch(closed: &VecDeque<Batch>, revision: Revision) -> &Batch {
     let batch = closed.iter().rev().find(|batch| batch.first_revision <= revision);
     batch.expect("the revision is in flight")
+}
+
+fn offset_of(offset: usize) -> u32 {
+    u32::try_from(offset).expect("`MAX_BATCH_BYTES` bounds a batch")
 }
 
 /// The answer of a number that is in flight.
@@ -485,7 +548,7 @@ impl Batch {
         self.effect_at(self.effects[(revision - self.first_revision) as usize])
     }
 
-    fn effect_at(&self, placed: Placed) -> Effect<'_> {
+    pub(super) fn effect_at(&self, placed: Placed) -> Effect<'_> {
         decode_at(self.writer.payload(), placed.offset as usize).expect("the writer encoded it").0
     }
 
@@ -506,11 +569,27 @@ impl Batch {
         }
     }
 
+    /// The trace of the last effect.
+    fn trace(&self) -> &Trace {
+        let bytes = self.traces.last().map(|offset| &self.writer.payload()[*offset as usize + 1..]);
+        bytes.and_then(|bytes| bytes.first_chunk()).unwrap_or(&NO_TRACE)
+    }
+
+    /// Where what is to be taken back from `end` on begins: a trace goes with the effect right after it.
+    fn end_before_trace(&mut self, mut end: usize) -> usize {
+        while let Some(trace) = self.traces.pop_if(|at| *at as usize + TRACE_BYTES >= end) {
+            end = end.min(trace as usize);
+        }
+        end
+    }
+
     /// An empty batch that uses the same buffers.
     fn emptied(mut self) -> Batch {
         self.effects.clear();
         self.answers.clear();
+        self.traces.clear();
         let writer = BatchWriter::new(self.writer.into_inner());
-        Batch { writer, effects: self.effects, answers: self.answers, ..Batch::default() }
+        let Batch { effects, answers, traces, .. } = self;
+        Batch { writer, effects, answers, traces, ..Batch::default() }
     }
 }

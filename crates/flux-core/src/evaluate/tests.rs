@@ -19,6 +19,8 @@ struct Partition {
     table: Table,
     in_flight: InFlight,
     now_ms: UnixMillis,
+    /// Whether batches hold previous values.
+    include_previous: bool,
     applied: u64,
     /// Payloads that are closed, oldest first, and the number of those that are applied.
     payloads: Vec<Vec<u8>>,
@@ -37,6 +39,7 @@ impl Partition {
             table,
             in_flight: InFlight::new(0),
             now_ms: 1_000,
+            include_previous: false,
             applied: 0,
             payloads: Vec::new(),
             applied_payloads: 0,
@@ -54,7 +57,7 @@ impl Partition {
     }
 
     fn close(&mut self) {
-        if let Some(batch) = self.in_flight.close() {
+        if let Some(batch) = self.in_flight.close(&self.table, self.include_previous) {
             self.payloads.push(batch.payload.to_vec());
         }
     }
@@ -62,9 +65,9 @@ impl Partition {
     /// Applies the oldest closed batch.
     fn apply_one(&mut self) {
         if let Some(payload) = self.payloads.get(self.applied_payloads) {
-            self.applied =
-                apply(&self.table, &mut Sessions::new(), self.applied, payload, |_, _, _| {})
-                    .expect("batches follow on each other");
+            let applied =
+                apply(&self.table, &mut Sessions::new(), self.applied, payload, |_, _, _| {});
+            self.applied = applied.expect("batches follow on each other").revision;
             self.applied_payloads += 1;
             self.in_flight.applied(self.applied);
         }

@@ -4,11 +4,10 @@
 //! What a command does is `evaluate`'s to say, and how a committed batch gets into the table that of
 //! `committed`.
 
-use super::{Now, Position, Proposed, Replica, Replies};
+use super::{Meta, Now, Position, Proposed, Replica, Replies};
 use crate::draft::{Draft, Repeat};
 use crate::evaluate::evaluate;
-use crate::session::Once;
-use crate::{Command, Error, MAX_REPLY_BYTES, Reply, UnixMillis};
+use crate::{Command, Cursor, Error, MAX_REPLY_BYTES, Reply, UnixMillis};
 
 /// Ticks after which a proposal's outcome is called unknown; it may still be committed.
 const OUTCOME_TICKS: u64 = 100;
@@ -17,20 +16,21 @@ impl<W> Replica<W> {
     /// Evaluates a command. A reply that depends on nothing in flight comes back at once, if nobody else
     /// can lead now; any other is delivered by `ready`: when the batch that it depends on has been
     /// applied, or when a quorum has confirmed that this replica led. A write that is repeated with the
-    /// same `once` takes effect once, and gets the first answer.
+    /// same `meta.once` takes effect once, and gets the first answer.
     pub fn execute(
         &mut self,
         now: Now,
         command: &Command<&[u8]>,
-        once: Option<&Once>,
+        meta: &Meta<'_>,
         waiter: W,
     ) -> Option<(W, Reply)> {
         self.now = now;
         if !self.leads {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         }
+        self.in_flight.set_trace(meta.trace);
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now.ms);
-        let once = once.filter(|_| command.is_write());
+        let once = meta.once.filter(|_| command.is_write());
         let reply = match once.and_then(|once| draft.repeated(&self.sessions, once)) {
             Some(Repeat::Now(reply)) => return Some((waiter, reply)),
             Some(Repeat::InFlight(reply)) => reply,
@@ -72,9 +72,10 @@ impl<W> Replica<W> {
         self.proposed.len()
     }
 
-    /// The size of the batch that `propose` would propose.
+    /// The size of the batch that `propose` would propose, at most.
     pub fn open_bytes(&self) -> usize {
-        self.in_flight.open_bytes()
+        let open = self.in_flight.open_bytes();
+        if self.include_previous { open + self.in_flight.previous_bytes(&self.table) } else { open }
     }
 
     /// The size of all that is evaluated and not yet applied.
@@ -91,7 +92,7 @@ impl<W> Replica<W> {
         }
         let waiting = std::mem::take(&mut self.open);
         let sure = self.has_lease();
-        let payload = match self.in_flight.close() {
+        let payload = match self.in_flight.close(&self.table, self.include_previous) {
             Some(batch) => batch.payload.to_vec(),
             None if waiting.is_empty() => return,
             // What a quorum has said of earlier proposals it may have said before these commands came.
@@ -110,6 +111,20 @@ impl<W> Replica<W> {
         let raft = &self.node.raft;
         let position = Position { index: raft.raft_log.last_index(), term: raft.term };
         self.proposed.push_back(Proposed { position, replies: waiting, tick: self.ticks });
+    }
+
+    /// Adds to the open batch how far changes have been passed on. False if that is not news, here or in
+    /// flight, or if this replica does not lead or is about to hand over. It counts once its batch is applied,
+    /// see [`cursor`](Replica::cursor), and is lost with it if it comes to nothing.
+    pub fn propose_cursor(&mut self, cursor: Cursor) -> bool {
+        let newest = self.cursor.max(self.in_flight.cursor().unwrap_or_default());
+        let is_news = newest.revision < cursor.revision && cursor.revision <= self.revision;
+        if !is_news || !self.leads || self.node.raft.lead_transferee.is_some() {
+            return false;
+        }
+        self.in_flight.set_cursor(self.now.ms, cursor);
+        self.stir();
+        true
     }
 
     /// Gives up the open batch, which was never proposed: its commands get `error`.

@@ -11,6 +11,7 @@ use super::{Broken, Position, Replica, Replies};
 use crate::Error;
 use crate::draft::apply;
 use crate::effect::{Effect, Effects};
+use crate::feed::Committed;
 
 /// Entries of a few usual writes.
 const SMALL_BATCH_BYTES: usize = 2048;
@@ -33,7 +34,27 @@ impl<W> Replica<W> {
         }
     }
 
-    pub(super) fn apply(&mut self, entry: &Entry, replies: &mut Replies<W>) -> Result<(), Broken> {
+    /// Keeps committed entries with effects for [`take_committed`](Replica::take_committed), from the next
+    /// one on, or no more. Whoever asks for it has to take them after every `ready`.
+    pub fn set_capture(&mut self, captures: bool) {
+        self.captures = captures;
+        if !captures {
+            self.captured = Vec::new();
+        }
+    }
+
+    /// Whether it keeps them.
+    pub fn captures(&self) -> bool {
+        self.captures
+    }
+
+    /// Appends the entries with effects that were applied since the last time, in order. They follow on each
+    /// other, but after a snapshot that was installed: those before it are not to be had any more.
+    pub fn take_committed(&mut self, committed: &mut Vec<Committed>) {
+        committed.append(&mut self.captured);
+    }
+
+    pub(super) fn apply(&mut self, entry: Entry, replies: &mut Replies<W>) -> Result<(), Broken> {
         let position = Position { index: entry.index, term: entry.term };
         let proposed = self.proposed.front().map(|batch| batch.position);
         let own = proposed == Some(position);
@@ -45,7 +66,7 @@ impl<W> Replica<W> {
         }
         match entry.entry_type() {
             EntryType::EntryNormal if entry.data.is_empty() => {}
-            EntryType::EntryNormal => self.apply_effects(position, &entry.data)?,
+            EntryType::EntryNormal => self.apply_effects(position, entry.data)?,
             _ => self.apply_change(position.index, &entry.data)?,
         }
         self.applied = position;
@@ -55,16 +76,27 @@ impl<W> Replica<W> {
         Ok(())
     }
 
-    fn apply_effects(&mut self, position: Position, payload: &[u8]) -> Result<(), Broken> {
+    fn apply_effects(&mut self, position: Position, payload: Vec<u8>) -> Result<(), Broken> {
         let wheel = &mut self.wheel;
         let sessions = &mut self.sessions;
-        self.revision = apply(&self.table, sessions, self.revision, payload, |_, hash, effect| {
+        let last = self.revision;
+        let applied = apply(&self.table, sessions, last, &payload, |_, hash, effect| {
             if let Effect::Put { expires_at_ms: Some(expires_at_ms), .. } = effect {
                 wheel.insert(*expires_at_ms, hash.position());
             }
         })
         .map_err(|error| Broken::Effects { position, error })?;
+        self.revision = applied.revision;
+        self.cursor = self.cursor.max(applied.cursor.unwrap_or_default());
         self.in_flight.applied(self.revision);
+        if self.captures && self.revision > last {
+            self.captured.push(Committed {
+                position,
+                first: last + 1,
+                last: self.revision,
+                payload,
+            });
+        }
         Ok(())
     }
 

@@ -22,6 +22,7 @@ impl<W> Replica<W> {
         self.prune_wheel(now_ms);
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_ms, limit, &mut due);
+        self.in_flight.set_trace(None);
         let mut draft = Draft::new(&self.table, &mut self.in_flight, &self.memory, now_ms);
         draft.expire_at(&due);
         let count = due.len();

@@ -418,6 +418,8 @@ impl<W> Replica<W> {
         self.revision = meta.revision;
         self.sessions = meta.sessions();
         self.epoch = meta.epoch;
+        self.cursor = meta.cursor;
+        self.captured.clear();
         self.start = meta.position.index;
         self.restoring = Some(number);
         self.in_flight.discard_all();

@@ -50,10 +50,11 @@ pub use view::View;
 
 use crate::draft::InFlight;
 use crate::effect::EffectError;
+use crate::feed::Committed;
 use crate::session::Sessions;
 use crate::store::{Memory, Table};
 use crate::wheel::Wheel;
-use crate::{Error, PartitionId, Reply, Revision, UnixMillis};
+use crate::{Cursor, Error, Once, PartitionId, Reply, Revision, Trace, UnixMillis};
 use batches::refused;
 use catch_up::CatchUp;
 use entries::Entries;
@@ -88,6 +89,8 @@ pub struct ReplicaConfig {
     pub drift_percent: u8,
     /// How many bytes of applied entries stay in memory for followers.
     pub tail_bytes: usize,
+    /// Whether batches hold the values that their keys had before, for readers of changes.
+    pub include_previous: bool,
     /// Makes election timeouts differ, and repeatable.
     pub seed: u64,
 }
@@ -161,6 +164,15 @@ pub struct Ready {
     pub persisted_messages: Vec<Message>,
 }
 
+/// What a command comes with, besides what it asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Meta<'a> {
+    /// Which write of which client it is, if it may be sent again.
+    pub once: Option<&'a Once>,
+    /// Where it comes from, if the client said so: for readers of changes.
+    pub trace: Option<&'a Trace>,
+}
+
 /// The replies of commands whose batch has been decided.
 pub type Replies<W> = Vec<(W, Reply)>;
 
@@ -198,7 +210,14 @@ pub struct Replica<W> {
     sessions: Sessions,
     /// The epoch of the newest placement map that a change of the group has followed.
     epoch: u64,
+    /// How far changes have been passed on, as of the entries applied.
+    cursor: Cursor,
+    /// Whether `captured` is filled.
+    captures: bool,
+    /// Committed entries with effects that the owner has not taken.
+    captured: Vec<Committed>,
     tail_bytes: usize,
+    include_previous: bool,
     ticks: u64,
     /// Where the log starts, as the state records have it.
     start: u64,
@@ -262,7 +281,7 @@ impl<W> Replica<W> {
             (Arc::clone(&recovery.table), recovery.applied, recovery.revision);
         let (replica, has_history) = (recovery.replica(), recovery.has_history);
         let sessions = std::mem::take(&mut recovery.sessions);
-        let (epoch, owes_state) = (recovery.epoch, recovery.owes_state);
+        let (epoch, cursor, owes_state) = (recovery.epoch, recovery.cursor, recovery.owes_state);
         let (entries, start) = recovery.into_entries();
         let alone = entries.members().is_alone(config.id);
         let election = Election::new(config, has_history && !alone);
@@ -296,7 +315,11 @@ impl<W> Replica<W> {
             revision,
             sessions,
             epoch,
+            cursor,
+            captures: false,
+            captured: Vec::new(),
             tail_bytes: config.tail_bytes,
+            include_previous: config.include_previous,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.
             start: if replica == config.id { start } else { applied.index },
@@ -378,7 +401,7 @@ impl<W> Replica<W> {
             self.restore(ready.number());
         }
         for entry in ready.take_committed_entries() {
-            self.apply(&entry, replies)?;
+            self.apply(entry, replies)?;
         }
         for state in ready.take_read_states() {
             self.confirm(&state.request_ctx);
@@ -460,7 +483,8 @@ impl<W> Replica<W> {
             true => self.rounds.lease_until_us,
             false => 0,
         };
-        // What is said of the revision goes after it.
+        // Whoever sees the revision sees the entry that holds it, and what is said of it goes after it.
+        self.view.set_applied(self.applied.index);
         self.view.set_revision(self.revision);
         self.view.set_lease(lease_until_us);
         self.view.set_leader(self.node.raft.leader_id);
@@ -501,6 +525,11 @@ impl<W> Replica<W> {
         self.applied
     }
 
+    /// How far changes have been passed on, as of the entries in the table.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
     /// Whether it leads and its table holds all that was acknowledged.
     pub fn leads(&self) -> bool {
         self.leads
@@ -513,6 +542,7 @@ impl<W> Replica<W> {
             revision: self.revision,
             members: self.node.store().members().clone(),
             epoch: self.epoch,
+            cursor: self.cursor,
             sessions: if self.sessions.is_empty() { Vec::new() } else { self.sessions.encode() },
         }
     }

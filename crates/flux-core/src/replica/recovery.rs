@@ -11,13 +11,16 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 use super::Broken;
 use super::entries::{Entries, Position};
 use super::members::{self, Members};
-use crate::Revision;
 use crate::draft::apply;
 use crate::session::Sessions;
 use crate::store::Table;
+use crate::{Cursor, Revision};
 
 /// In the bytes of a snapshot's description: an epoch follows.
 const EPOCH_FOLLOWS: u8 = 0xe0;
+
+/// In the same place or after it: a cursor follows.
+const CURSOR_FOLLOWS: u8 = 0xe1;
 
 /// What a snapshot stands for; stored with it, and sent before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct SnapshotMeta {
     pub members: Members,
     /// The epoch of the newest placement map that the group has followed; 0 if it has followed none yet.
     pub epoch: u64,
+    /// How far the changes up to that entry have been passed on; zeros if nothing has.
+    pub cursor: Cursor,
     /// The answers that are remembered, as `Sessions::encode` has them.
     pub sessions: Vec<u8>,
 }
@@ -50,7 +55,8 @@ impl SnapshotMeta {
 
     /// The bytes: index, term and revision, then voters, outgoing voters and learners, each list with its
     /// length in front; every number a little-endian u64. Where there is an epoch, a byte that no sessions
-    /// begin with, and the epoch. Then the sessions. Older snapshots end after the voters.
+    /// begin with, and the epoch; where there is a cursor, another such byte, its revision and its index.
+    /// Then the sessions. Older snapshots end after the voters.
     pub fn encode(&self) -> Vec<u8> {
         let mut words = vec![self.position.index, self.position.term, self.revision];
         for list in [&self.members.voters, &self.members.outgoing, &self.members.learners] {
@@ -61,6 +67,11 @@ impl SnapshotMeta {
         if self.epoch != 0 {
             bytes.push(EPOCH_FOLLOWS);
             bytes.extend_from_slice(&self.epoch.to_le_bytes());
+        }
+        if self.cursor != Cursor::default() {
+            bytes.push(CURSOR_FOLLOWS);
+            bytes.extend_from_slice(&self.cursor.revision.to_le_bytes());
+            bytes.extend_from_slice(&self.cursor.index.to_le_bytes());
         }
         bytes.extend_from_slice(&self.sessions);
         bytes
@@ -83,6 +94,11 @@ impl SnapshotMeta {
             rest = after;
             epoch = take_word(&mut rest)?;
         }
+        let mut cursor = Cursor::default();
+        if let Some((&CURSOR_FOLLOWS, after)) = rest.split_first() {
+            rest = after;
+            cursor = Cursor { revision: take_word(&mut rest)?, index: take_word(&mut rest)? };
+        }
         let sessions = rest.to_vec();
         let is_of_a_group = members == Members::default() || members.is_sound();
         if !is_of_a_group || index == u64::MAX {
@@ -93,6 +109,7 @@ impl SnapshotMeta {
             revision,
             members,
             epoch,
+            cursor,
             sessions,
         })
     }
@@ -141,6 +158,7 @@ pub struct Recovery {
     pub(super) has_history: bool,
     pub(super) sessions: Sessions,
     pub(super) epoch: u64,
+    pub(super) cursor: Cursor,
     replica: u64,
     start: u64,
     members: Members,
@@ -181,6 +199,7 @@ impl Recovery {
             has_history: snapshot.is_some(),
             sessions: meta.sessions(),
             epoch: meta.epoch,
+            cursor: meta.cursor,
             replica: 0,
             start: 0,
             members: meta.members,
@@ -281,9 +300,10 @@ impl Recovery {
                 EntryType::EntryNormal if entry.data.is_empty() => {}
                 EntryType::EntryNormal => {
                     let (table, sessions) = (&self.table, &mut self.sessions);
-                    self.revision =
-                        apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
-                            .map_err(|error| Broken::Effects { position, error })?;
+                    let applied = apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
+                        .map_err(|error| Broken::Effects { position, error })?;
+                    self.revision = applied.revision;
+                    self.cursor = self.cursor.max(applied.cursor.unwrap_or_default());
                 }
                 _ => {
                     let change = members::decode(&entry.data);
@@ -334,6 +354,7 @@ impl Recovery {
         self.sessions = Sessions::default();
         self.members = Members::default();
         self.epoch = 0;
+        self.cursor = Cursor::default();
         self.snapshot = None;
         self.hard_state.commit = 0;
         self.tail.clear();

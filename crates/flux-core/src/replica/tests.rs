@@ -6,6 +6,8 @@ use super::*;
 use crate::store::TableOptions;
 use crate::{Command, Condition, Expiry};
 
+mod capture;
+mod cursor;
 mod fresh;
 mod group;
 
@@ -39,6 +41,7 @@ fn config() -> ReplicaConfig {
         election_ticks: 12,
         drift_percent: 10,
         tail_bytes: 0,
+        include_previous: false,
         seed: 1,
     }
 }
@@ -109,7 +112,7 @@ impl Alone {
     fn execute(&mut self, command: &Command<&[u8]>) -> u32 {
         let waiter = self.next_waiter;
         self.next_waiter += 1;
-        self.replies.extend(self.replica.execute(at(NOW), command, None, waiter));
+        self.replies.extend(self.replica.execute(at(NOW), command, &Meta::default(), waiter));
         waiter
     }
 
@@ -335,14 +338,22 @@ fn snapshot_metadata_of_any_length_is_refused_or_understood() {
         revision: 9,
         members: Members { voters: vec![1, 2, 3], outgoing: vec![2], learners: vec![9] },
         epoch: 7,
+        cursor: Cursor { revision: 8, index: 4 },
         sessions: Vec::new(),
     };
     let bytes = meta.encode();
     assert_eq!(SnapshotMeta::decode(&bytes), Some(meta.clone()));
     let (voters_end, lists_end) = (7 * 8, 11 * 8);
-    let without = SnapshotMeta::decode(&bytes[..lists_end]);
-    assert_eq!(without, Some(SnapshotMeta { epoch: 0, ..meta }), "none is written where it is 0");
-    let whole = [voters_end, lists_end];
+    let epoch_end = lists_end + 1 + 8;
+    let without = SnapshotMeta { cursor: Cursor::default(), ..meta.clone() };
+    assert_eq!(SnapshotMeta::decode(&bytes[..epoch_end]), Some(without.clone()), "nor this one");
+    let decoded = SnapshotMeta::decode(&bytes[..lists_end]);
+    assert_eq!(
+        decoded,
+        Some(SnapshotMeta { epoch: 0, ..without }),
+        "none is written where it is 0"
+    );
+    let whole = [voters_end, lists_end, epoch_end];
     for length in (0..bytes.len()).filter(|length| !whole.contains(length)) {
         assert_eq!(SnapshotMeta::decode(&bytes[..length]), None, "{length} bytes");
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::Revision;
+use crate::{Cursor, Revision};
 
 /// A replica's standing, written by its owner and read by all.
 #[derive(Debug, Default)]
@@ -11,6 +11,7 @@ pub struct View {
     leader: AtomicU64,
     fresh_us: AtomicU64,
     revision: AtomicU64,
+    applied: AtomicU64,
 }
 
 impl View {
@@ -42,6 +43,19 @@ impl View {
         (self.revision.load(Ordering::Acquire), age_us.filter(|_| self.is_here()))
     }
 
+    /// The index of an entry that is in the table, and in the log. It may be newer than a revision that was
+    /// read before, and is never older; 0 if there is no replica here.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// A revision that is in the table, and the index of its entry or an earlier one; `None` if there is no
+    /// replica here, or it has applied nothing.
+    pub fn place(&self) -> Option<Cursor> {
+        let index = self.applied();
+        (index > 0).then(|| Cursor { revision: self.revision.load(Ordering::Acquire), index })
+    }
+
     /// Whether there is a replica here that was up to date at some time. One that is removed says so before
     /// its table is emptied.
     pub(super) fn is_here(&self) -> bool {
@@ -54,6 +68,7 @@ impl View {
         self.set_leader(0);
         self.fresh_us.store(0, Ordering::Release);
         self.set_revision(0);
+        self.set_applied(0);
     }
 
     pub(super) fn set_lease(&self, until_us: u64) {
@@ -71,6 +86,12 @@ impl View {
     pub(super) fn set_fresh(&self, us: u64) {
         if self.fresh_us.load(Ordering::Relaxed) < us {
             self.fresh_us.store(us, Ordering::Release);
+        }
+    }
+
+    pub(super) fn set_applied(&self, index: u64) {
+        if self.applied.load(Ordering::Relaxed) != index {
+            self.applied.store(index, Ordering::Release);
         }
     }
 

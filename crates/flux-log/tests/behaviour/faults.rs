@@ -2,7 +2,7 @@
 
 use flux_log::{LogError, SimDisk};
 
-use crate::support::{entry, open, state, write};
+use crate::support::{entry, open, state, trim, write};
 
 fn assert_poisoned(error: &LogError, cause: &str) {
     match error {
@@ -27,7 +27,7 @@ fn a_failed_write_poisons() {
         assert_poisoned(&log.write().unwrap_err(), cause);
         assert_poisoned(&log.reserve(1).unwrap_err(), cause);
         assert_poisoned(&log.sync_now().unwrap_err(), cause);
-        assert_poisoned(&log.trim(&mut |_| 0).unwrap_err(), cause);
+        assert_poisoned(&trim(&mut log, &mut |_| 0).unwrap_err(), cause);
         let late = Ok(log.durable());
         assert_poisoned(&log.synced(late).unwrap_err(), cause);
         assert!(log.prepare_target().is_none());

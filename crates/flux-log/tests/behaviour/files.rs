@@ -4,7 +4,7 @@ use std::{fs, io::ErrorKind, sync::Arc};
 
 use flux_log::{Disk, FileDisk, LogError};
 
-use crate::support::{damaged_at, entry, open_shared, write};
+use crate::support::{damaged_at, entry, open_shared, trim, write};
 
 #[test]
 fn a_directory_has_one_user() {
@@ -30,12 +30,12 @@ fn segments_are_allocated_and_read_back() {
         write(&mut log, std::slice::from_ref(record)).unwrap();
     }
     assert!(log.segments() > 3);
-    assert_eq!(log.trim(&mut |_| 0).unwrap(), 0);
+    assert_eq!(trim(&mut log, &mut |_| 0).unwrap(), 0);
     log.close().unwrap();
     let (mut log, report, read) = open_shared(disk.clone(), 1 << 16).unwrap();
     assert!(report.clean);
     assert_eq!(read, records);
-    let dropped = log.trim(&mut |_| 50).unwrap();
+    let dropped = trim(&mut log, &mut |_| 50).unwrap();
     assert_eq!(dropped, report.segments - 1);
     let logs = disk.list().unwrap().iter().filter(|name| name.ends_with(".log")).count();
     assert_eq!(logs, 1);

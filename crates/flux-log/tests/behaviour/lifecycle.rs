@@ -8,7 +8,7 @@ use std::{
 use flux_log::{FileDisk, Log, Progress, SimDisk};
 use proptest::prelude::*;
 
-use crate::support::{Owned, entry, open, open_shared, options, state, write};
+use crate::support::{Owned, entry, open, open_shared, options, state, trim, write};
 
 fn any_record() -> impl Strategy<Value = Owned> {
     let payload = prop::collection::vec(any::<u8>(), 0..300);
@@ -79,15 +79,15 @@ fn a_trimmed_log_forgets_no_state() {
         write(&mut log, &[entry(1, index, &[7; 100])]).unwrap();
     }
     let before = log.bytes();
-    assert_eq!(log.oldest_segment().first().map(|(partition, _)| *partition), Some(1));
+    assert_eq!(log.oldest_segment().unwrap()[0].0, 1);
 
-    assert_eq!(log.trim(&mut |_| 0).unwrap(), 0, "nothing is covered by a snapshot");
-    let (_, oldest) = log.oldest_segment()[0];
-    assert_eq!(log.trim(&mut |_| oldest - 1).unwrap(), 0, "one entry is not covered");
-    assert_eq!(log.trim(&mut |_| oldest).unwrap(), 1, "the oldest segment is covered");
-    assert_eq!(log.trim(&mut |_| index).unwrap(), 3, "all but the one being written");
+    assert_eq!(trim(&mut log, &mut |_| 0).unwrap(), 0, "nothing is covered by a snapshot");
+    let (_, oldest) = log.oldest_segment().unwrap()[0];
+    assert_eq!(trim(&mut log, &mut |_| oldest - 1).unwrap(), 0, "one entry is not covered");
+    assert_eq!(trim(&mut log, &mut |_| oldest).unwrap(), 1, "the oldest segment is covered");
+    assert_eq!(trim(&mut log, &mut |_| index).unwrap(), 3, "all but the one being written");
     assert_eq!(log.segments(), 1);
-    assert!(log.oldest_segment().is_empty());
+    assert_eq!(log.oldest_segment(), None);
     assert!(log.bytes() < before);
     drop(log);
 
@@ -105,13 +105,13 @@ fn what_a_segment_holds_is_known_again_after_a_restart() {
     for index in 1..=10 {
         write(&mut log, &[entry(4, index, &[1; 60]), entry(2, 100 + index, &[1; 60])]).unwrap();
     }
-    let (segments, oldest) = (log.segments(), log.oldest_segment().to_vec());
+    let (segments, oldest) = (log.segments(), log.oldest_segment().unwrap().to_vec());
     assert!(segments > 2);
     drop(log);
     let (mut log, ..) = open(&disk, 512).unwrap();
-    assert_eq!((log.segments(), log.oldest_segment()), (segments, &*oldest));
-    assert_eq!(log.trim(&mut |partition| if partition == 4 { 10 } else { 0 }).unwrap(), 0);
-    assert_eq!(log.trim(&mut |_| u64::MAX).unwrap(), segments - 1);
+    assert_eq!((log.segments(), log.oldest_segment()), (segments, Some(&*oldest)));
+    assert_eq!(trim(&mut log, &mut |partition| if partition == 4 { 10 } else { 0 }).unwrap(), 0);
+    assert_eq!(trim(&mut log, &mut |_| u64::MAX).unwrap(), segments - 1);
 }
 
 #[test]

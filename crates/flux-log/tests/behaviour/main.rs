@@ -9,3 +9,6 @@ mod power_cut;
 mod resets;
 mod snapshots;
 mod support;
+mod tail;
+mod trim;
+mod watched;

@@ -2,14 +2,15 @@
 //!
 //! Each record carries its own number, so what a recovery visits must be: states repeated from
 //! segments that are gone, then a run of records without a hole, which reaches at least as far as
-//! what was acknowledged as durable and no further than what was written.
+//! what was acknowledged as durable and no further than what was written. A reader sees all of it at
+//! any time before.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flux_log::{Log, LogError, SimDisk, Snapshot, SnapshotId, SnapshotWriter, State};
+use flux_log::{Keep, Log, LogError, SimDisk, Snapshot, SnapshotId, SnapshotWriter, State};
 use proptest::prelude::*;
 
-use crate::support::{Owned, open};
+use crate::support::{Owned, open, scan_all};
 
 const SEGMENT_BYTES: u64 = 2048;
 const PARTITIONS: u16 = 3;
@@ -41,7 +42,11 @@ enum Step {
     Replace {
         partition: u16,
     },
-    Trim,
+    /// Up to the snapshots; a reader needs what comes from this index on, up to so many segments.
+    Trim {
+        from: u64,
+        retention: u64,
+    },
     FailSync,
     FailWrite,
     /// Stops and starts the process; the disk keeps its power.
@@ -68,7 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (partition.clone(), 1_u64..6)
             .prop_map(|(partition, ahead)| Step::Install { partition, ahead }),
         1 => partition.prop_map(|partition| Step::Replace { partition }),
-        3 => Just(Step::Trim),
+        3 => (0_u64..40, 0_u64..4).prop_map(|(from, retention)| Step::Trim { from, retention }),
         1 => Just(Step::FailSync),
         1 => Just(Step::FailWrite),
         1 => any::<bool>().prop_map(|clean| Step::Restart { clean }),
@@ -175,9 +180,12 @@ impl World {
             Step::Snapshot { partition } => self.snapshot(partition)?,
             Step::Install { partition, ahead } => self.install(partition, ahead)?,
             Step::Replace { partition } => self.replace(partition)?,
-            Step::Trim => {
+            Step::Trim { from, retention } => {
                 let snapshots = self.snapshots;
-                self.log.trim(&mut |partition| snapshots[partition as usize])?;
+                self.log.trim(retention * SEGMENT_BYTES, &mut |partition| Keep {
+                    snapshot: snapshots[partition as usize],
+                    from,
+                })?;
             }
             Step::FailSync => self.disk.fail_sync_after(0),
             Step::FailWrite => self.disk.fail_write_after(0),
@@ -358,6 +366,18 @@ impl World {
         assert!(before_run.iter().all(|(of, state)| known.get(of) == Some(state)), "{context}");
     }
 
+    /// A reader sees what a recovery would if the process stopped now.
+    fn check_reader(&self) {
+        let (visited, report) = match open(&self.disk.duplicate(), SEGMENT_BYTES) {
+            Ok((_, report, visited)) => (visited, report),
+            // An injected fault that is still to come, or no power.
+            Err(LogError::Io { .. }) => return,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(report.cut, None);
+        assert_eq!(scan_all(&self.log.reader()), visited);
+    }
+
     fn check_snapshots(&mut self, disk: &SimDisk) -> Result<(), LogError> {
         let found: BTreeMap<u16, u64> = Snapshot::list(disk)?
             .into_iter()
@@ -400,9 +420,10 @@ proptest! {
     ) {
         let mut world = World::new(seed);
         for step in &steps {
-            if world.step(step).is_err() {
+            match world.step(step) {
+                Ok(()) => world.check_reader(),
                 // A node whose log fails stops; it comes back with or without its power.
-                world.power_cut();
+                Err(_) => world.power_cut(),
             }
         }
         world.power_cut();

@@ -1,8 +1,11 @@
 //! Records that tests can own and number, and short ways to open a log.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
-use flux_log::{Disk, Entry, Log, LogError, LogOptions, Record, RecoveryReport, State};
+use flux_log::{
+    Disk, Entry, Keep, Log, LogError, LogOptions, LogReader, Lsn, Record, RecoveryReport, Scanned,
+    State,
+};
 
 /// A record with its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,31 @@ pub fn write(log: &mut Log, records: &[Owned]) -> Result<u64, LogError> {
         log.append(&record.record())?;
     }
     log.write()
+}
+
+/// Trims up to these snapshots, with no readers; how many segments went.
+pub fn trim(log: &mut Log, snapshot: &mut dyn FnMut(u16) -> u64) -> Result<usize, LogError> {
+    let keep = &mut |partition| Keep { snapshot: snapshot(partition), from: u64::MAX };
+    let trimmed = log.trim(0, keep)?;
+    assert!(!trimmed.released && log.pinned_bytes() == 0);
+    Ok(trimmed.segments)
+}
+
+/// What a scan visits, with the LSNs of the batches, and how it ends.
+pub fn scan(reader: &LogReader, from: Lsn) -> (Vec<(Lsn, Owned)>, Result<Scanned, LogError>) {
+    let mut records = Vec::new();
+    let scanned = reader.scan(from, &mut |lsn, record| {
+        records.push((lsn, Owned::from_record(record)));
+        ControlFlow::Continue(())
+    });
+    (records, scanned)
+}
+
+/// All that a reader finds, from the oldest segment on.
+pub fn scan_all(reader: &LogReader) -> Vec<Owned> {
+    let (records, scanned) = scan(reader, reader.segments()[0].base);
+    assert_eq!(scanned.unwrap(), Scanned::End(reader.written()));
+    records.into_iter().map(|(_, record)| record).collect()
 }
 
 /// The file and offset that an error calls damaged.

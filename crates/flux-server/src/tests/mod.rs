@@ -4,6 +4,7 @@ mod batching;
 mod clustered;
 mod connections;
 mod faults;
+mod feed;
 mod joining;
 mod machine;
 mod native;

@@ -495,6 +495,8 @@ impl Dispatch {
         if let Entry::Vacant(entry) = cluster.handing_over.entry(partition) {
             entry.insert(HandOver { to, begun: false, since });
             self.activate(partition);
+            // So that who leads next passes nothing on twice.
+            self.put_cursor(partition);
         }
     }
 

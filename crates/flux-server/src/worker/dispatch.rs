@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use flux_core::replica::{Now, Replica, Replies};
+use flux_cdc::Led;
+use flux_core::feed::Committed;
+use flux_core::replica::{Meta, Now, Replica, Replies};
 use flux_core::{Command, Error, PartitionId, Reply, UnixMillis};
 
 use super::cluster::Cluster;
@@ -53,6 +55,11 @@ pub(super) struct Dispatch {
     more_expiries: bool,
     /// Why new writes are refused, if they are.
     pub(super) refusing: Option<Error>,
+    /// What was applied and is to be passed on to those who follow it.
+    pub(super) committed: Vec<Committed>,
+    pub(super) feed_ticks: u64,
+    /// What those who follow changes were told to be led here.
+    pub(super) told_led: Vec<Led>,
     tally: Tally,
 }
 
@@ -104,6 +111,9 @@ impl Dispatch {
             expiry_due_ms: Some(0),
             more_expiries: false,
             refusing: None,
+            committed: Vec::new(),
+            feed_ticks: 0,
+            told_led: Vec::new(),
             tally: Tally::default(),
             shared,
         }
@@ -248,7 +258,8 @@ impl Dispatch {
         let Some(replica) = &mut self.replicas[usize::from(partition.0)] else {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
-        let decided = replica.execute(self.now, command, ask.once.as_ref(), waiter);
+        let meta = Meta { once: ask.once.as_ref(), trace: None };
+        let decided = replica.execute(self.now, command, &meta, waiter);
         let bytes = replica.in_flight_bytes();
         let known = &mut self.in_flight_of[usize::from(partition.0)];
         self.in_flight_bytes += bytes;
@@ -323,6 +334,7 @@ impl Dispatch {
             }
         }
         self.tick_cluster(now);
+        self.tick_feed();
         self.look_for_expiries();
     }
 

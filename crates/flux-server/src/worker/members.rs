@@ -183,6 +183,7 @@ impl Worker {
             self.snapshots.forget(partition);
             let view = &self.shared.views[usize::from(partition.0)];
             view.standing.clear();
+            view.feed.left();
             view.table.clear();
             self.make_replicas();
         }

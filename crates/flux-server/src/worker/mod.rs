@@ -9,6 +9,7 @@
 //!      -> deliver replies -> flush
 //! ```
 
+mod captured;
 mod cluster;
 mod connections;
 mod dispatch;
@@ -326,6 +327,7 @@ impl Worker {
         if now >= self.next_sweep {
             self.next_sweep = now + IDLE_SWEEP;
             self.close_idle(now);
+            self.snapshots.trim_for_readers(&self.dispatch, &mut self.turn);
             self.report_log_bytes();
         }
     }

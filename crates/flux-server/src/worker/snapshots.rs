@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use flux_core::PartitionId;
 use flux_core::replica::SnapshotMeta;
 use flux_core::store::Table;
-use flux_log::{Disk, LogError, SnapshotId, SnapshotWriter};
+use flux_log::{Disk, Keep, LogError, SnapshotId, SnapshotWriter};
 
 use super::dispatch::Dispatch;
 use super::turn::Turn;
@@ -160,7 +160,7 @@ impl Snapshots {
 
     /// The partition whose entries keep the log from being trimmed, once that has grown too long.
     fn due(&mut self, dispatch: &Dispatch, turn: &mut Turn) -> Option<PartitionId> {
-        let log_bytes = turn.log().bytes();
+        let log_bytes = turn.log().bytes_beyond();
         if log_bytes < self.log_bytes {
             return None;
         }
@@ -174,18 +174,18 @@ impl Snapshots {
         let behind = |(partition, index): &&(u16, u64)| {
             self.indexes.get(partition).is_none_or(|snapshot| snapshot < index)
         };
-        let Some(&(partition, _)) = turn.log().oldest_segment().iter().find(behind) else {
+        let Some(&(partition, _)) = turn.log().oldest_segment()?.iter().find(behind) else {
             // All snapshots that it takes are there: an earlier trim failed, or never began.
-            self.trim(turn);
+            self.trim(dispatch, turn, retention_bytes(dispatch));
             return None;
         };
         Some(PartitionId(partition))
     }
 
-    /// The replica of a partition has left: nothing of it keeps the log from being trimmed.
+    /// The replica of a partition has left. Once that is on the disk its entries are void, and nothing of it keeps
+    /// the log from being trimmed.
     pub(super) fn forget(&mut self, partition: PartitionId) {
         self.stop_walk(partition);
-        self.indexes.insert(partition.0, u64::MAX);
     }
 
     /// A replica begins with nothing, or after a snapshot that was received and is durable.
@@ -246,9 +246,13 @@ impl Snapshots {
                 if let Some((replica, _)) = dispatch.replica(walk.partition) {
                     replica.snapshot_taken(walk.meta);
                 }
-                self.trim(turn);
+                self.trim(dispatch, turn, retention_bytes(dispatch));
             }
             Err(error) => {
+                if matches!(error, LogError::Full { .. }) {
+                    // A reader never costs a snapshot.
+                    self.trim(dispatch, turn, 0);
+                }
                 walk.answer(|| Err(format!("the snapshot cannot be written: {error}")));
                 if !walk.complete {
                     walk.table.end_snapshot();
@@ -263,13 +267,32 @@ impl Snapshots {
         }
     }
 
-    /// Removes the segments that snapshots have made useless.
-    fn trim(&mut self, turn: &mut Turn) {
-        let indexes = &self.indexes;
-        let index_of = &mut |partition| indexes.get(&partition).copied().unwrap_or(0);
-        if let Err(error) = turn.log().trim(index_of) {
-            self.not_before = Some(Instant::now() + RETRY);
-            tracing::warn!(%error, "old log segments cannot be removed; trying again");
+    /// Removes the segments that snapshots have made useless, and that nobody who follows changes needs.
+    fn trim(&mut self, dispatch: &Dispatch, turn: &mut Turn, retention_bytes: u64) {
+        let (indexes, shared) = (&self.indexes, dispatch.shared());
+        let publishes = shared.settings.rabbitmq_url.is_some();
+        let keep = &mut |partition: u16| {
+            let snapshot = indexes.get(&partition).copied().unwrap_or(0);
+            let feed = &shared.views[usize::from(partition)].feed;
+            Keep { snapshot, from: feed.needs(publishes, dispatch.now.us) }
+        };
+        match turn.log().trim(retention_bytes, keep) {
+            Ok(trimmed) if trimmed.released => tracing::warn!(
+                "log that was kept for those who follow changes had to go, as they have fallen too far behind: \
+                 they get current values instead. If that must not be, raise cdc_retention_bytes"
+            ),
+            Ok(_) => {}
+            Err(error) => {
+                self.not_before = Some(Instant::now() + RETRY);
+                tracing::warn!(%error, "old log segments cannot be removed; trying again");
+            }
+        }
+    }
+
+    /// Removes segments that were kept for those who follow changes, once they have come further.
+    pub(super) fn trim_for_readers(&mut self, dispatch: &Dispatch, turn: &mut Turn) {
+        if turn.log().pinned_bytes() > 0 {
+            self.trim(dispatch, turn, retention_bytes(dispatch));
         }
     }
 
@@ -280,6 +303,12 @@ impl Snapshots {
             None => !self.wanted.is_empty(),
         }
     }
+}
+
+/// Log of a worker that is kept for those who follow changes.
+fn retention_bytes(dispatch: &Dispatch) -> u64 {
+    let shared = dispatch.shared();
+    shared.settings.cdc_retention_bytes / shared.mailboxes.len() as u64
 }
 
 impl Drop for Snapshots {

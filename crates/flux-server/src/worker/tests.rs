@@ -262,6 +262,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
     let table_options = TableOptions { hash_seed: 1, shards: 1 };
     let partitions = Partitions::new(PARTITIONS).expect("a power of two");
     let view = |_| PartitionView {
+        feed: Default::default(),
         table: Arc::new(Table::new(table_options, Arc::clone(&memory))),
         standing: Arc::default(),
         claim: Default::default(),
@@ -278,6 +279,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
             answered: parking_lot::Mutex::default(),
         }),
         views: partitions.iter().map(view).collect(),
+        led: Default::default(),
         table_options,
         mailboxes: vec![mailbox],
         memory,

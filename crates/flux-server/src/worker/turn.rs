@@ -14,6 +14,7 @@ use flux_core::{Error, PartitionId};
 use flux_log::{Entry, Log, LogError, Lsn, PreparedSegment, Record, State};
 
 use super::LOG_INTERVAL;
+use super::captured::Mark;
 use super::dispatch::Dispatch;
 use super::syncer::Syncer;
 use crate::config::{Fsync, Settings};
@@ -66,6 +67,8 @@ pub(super) struct Turn {
     /// Written since the last sync, whoever waits for it.
     unsynced: bool,
     next_sync: Instant,
+    /// What those who follow changes may rely on when the sync under way has ended.
+    marks: Vec<Mark>,
     /// Of `touch`; kept for their capacity.
     positions: Vec<Position>,
     places: Vec<PartitionId>,
@@ -91,6 +94,7 @@ impl Turn {
             held: BTreeMap::new(),
             unsynced: false,
             next_sync: now + SYNC_INTERVAL,
+            marks: Vec::new(),
             positions: Vec::new(),
             places: Vec::new(),
             full: false,
@@ -326,6 +330,7 @@ impl Turn {
                 must_sync |= ready.state.is_some();
                 self.take_ready(dispatch, partition, replica, ready)?;
             }
+            dispatch.pass_on_changes(partition);
         }
         Ok(must_sync)
     }
@@ -400,6 +405,9 @@ impl Turn {
         self.syncing_since = Some(now);
         self.next_sync = now + SYNC_INTERVAL;
         self.unsynced = false;
+        if self.policy == Fsync::EverySec {
+            self.marks = dispatch.marks();
+        }
         self.syncer.sync(self.log.sync_target());
         Ok(())
     }
@@ -427,6 +435,7 @@ impl Turn {
             self.fail(&error, dispatch);
             return;
         }
+        dispatch.note_synced(std::mem::take(&mut self.marks));
         for partition in self.gathering.drain(..) {
             dispatch.activate(partition);
         }

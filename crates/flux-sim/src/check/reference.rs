@@ -312,6 +312,7 @@ impl Committed {
                         place.push((index, removed.take()));
                         continue;
                     }
+                    _ => continue,
                 };
                 if found != revision + 1 {
                     return Err(format!("revision {found} follows on {revision}"));

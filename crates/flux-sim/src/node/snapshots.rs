@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flux_core::replica::{Now, SnapshotMeta};
-use flux_log::{LogError, Snapshot, SnapshotId, SnapshotWriter};
+use flux_log::{Keep, LogError, Snapshot, SnapshotId, SnapshotWriter};
 use raft::eraftpb::Message;
 
 use super::{Output, Process, SnapshotParcel};
@@ -56,12 +56,13 @@ impl Process {
     fn begin_walk(&mut self, out: &mut Output) -> Result<(), LogError> {
         let mut wanted = self.hosted.iter().filter(|(_, one)| one.replica.snapshot_wanted());
         let mut due = wanted.next().map(|(partition, _)| *partition);
-        if due.is_none() && self.log.bytes() >= self.options.snapshot_log_bytes {
+        if due.is_none() && self.log.bytes_beyond() >= self.options.snapshot_log_bytes {
             let behind = |(partition, index): &&(u16, u64)| {
                 let snapshot = self.snapshot_indexes.get(partition);
                 self.hosted.contains_key(partition) && snapshot.is_none_or(|at| at < index)
             };
-            due = self.log.oldest_segment().iter().find(behind).map(|(partition, _)| *partition);
+            let oldest = self.log.oldest_segment().unwrap_or_default();
+            due = oldest.iter().find(behind).map(|(partition, _)| *partition);
         }
         let Some(partition) = due else { return Ok(()) };
         let Some(hosted) = self.hosted.get(&partition) else { return Ok(()) };
@@ -82,11 +83,10 @@ impl Process {
     fn trim(&mut self) -> Result<(), LogError> {
         let (indexes, hosted) = (&self.snapshot_indexes, &self.hosted);
         let too_far = self.options.has(Plant::TrimmedTooFar);
-        self.log.trim(&mut |partition| {
-            if too_far || !hosted.contains_key(&partition) {
-                return u64::MAX;
-            }
-            indexes.get(&partition).copied().unwrap_or(0)
+        self.log.trim(0, &mut |partition| {
+            let all = too_far || !hosted.contains_key(&partition);
+            let index = || indexes.get(&partition).copied().unwrap_or(0);
+            Keep { snapshot: if all { u64::MAX } else { index() }, from: u64::MAX }
         })?;
         Ok(())
     }

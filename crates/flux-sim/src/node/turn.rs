@@ -1,6 +1,6 @@
 //! A process's turn, and the end of its syncs.
 
-use flux_core::replica::{Change, Now, Ready, Replica, Role};
+use flux_core::replica::{Change, Meta, Now, Ready, Replica, Role};
 use flux_core::store::{Position, Table};
 use flux_core::{Command, Condition, Error, Expiry, Reply};
 use flux_log::{Entry, LogError, Record};
@@ -179,7 +179,8 @@ impl Process {
                 return;
             }
         }
-        if let Some((waiter, reply)) = hosted.replica.execute(now, &command, once, waiter) {
+        let meta = Meta { once, trace: None };
+        if let Some((waiter, reply)) = hosted.replica.execute(now, &command, &meta, waiter) {
             out.replies.push((waiter, partition, reply));
         }
     }

@@ -53,7 +53,7 @@ impl Partition {
     }
 
     fn close(&mut self) -> Option<(Revision, Revision)> {
-        let batch = self.in_flight.close()?;
+        let batch = self.in_flight.close(&self.table, false)?;
         self.payloads.push_back(batch.payload.to_vec());
         Some((batch.first_revision, batch.last_revision))
     }
@@ -61,7 +61,8 @@ impl Partition {
     fn apply(&mut self) -> Revision {
         let payload = self.payloads.pop_front().expect("one is closed");
         let (table, sessions) = (&self.table, &mut self.sessions);
-        self.applied = apply(table, sessions, self.applied, &payload, |_, _, _| {}).expect("valid");
+        let applied = apply(table, sessions, self.applied, &payload, |_, _, _| {});
+        self.applied = applied.expect("valid").revision;
         self.in_flight.applied(self.applied);
         self.applied
     }

@@ -107,7 +107,8 @@ impl Replica {
 
     fn apply(&mut self, payload: &[u8]) {
         let Replica { table, sessions, revision, .. } = self;
-        *revision = apply(table, sessions, *revision, payload, |_, _, _| {}).expect("it follows");
+        let applied = apply(table, sessions, *revision, payload, |_, _, _| {});
+        *revision = applied.expect("it follows").revision;
         self.in_flight.applied(self.revision);
         self.applied += 1;
     }
@@ -212,7 +213,7 @@ impl World {
 
     fn close(&mut self) {
         let waiters = std::mem::take(&mut self.open);
-        if let Some(batch) = self.leader.in_flight.close() {
+        if let Some(batch) = self.leader.in_flight.close(&self.leader.table, false) {
             self.proposed.push_back((batch.payload.to_vec(), waiters));
         } else if let Some((_, last)) = self.proposed.back_mut() {
             last.extend(waiters);

@@ -77,7 +77,7 @@ fn one_write_is_bounded_however_it_multiplies() {
     let script = "> set k v*16000000
          written v=1
          > multi | copy k a | copy k b | copy k c | copy k d | length a | set small v
-         error: writes of 64000056 bytes together are over the limit of 50331648
+         error: writes of 64000097 bytes together are over the limit of 50331648
          > exists a b c d k small
          1
          > multi | copy k a | copy k b
@@ -85,11 +85,11 @@ fn one_write_is_bounded_however_it_multiplies() {
          > copy k c
          1
          > all | rename a x | rename b y | rename c z | rename k w
-         error: writes of 64000066 bytes together are over the limit of 50331648
+         error: writes of 64000137 bytes together are over the limit of 50331648
          > exists a b c d k small
          4
          > all | expire a in=10 | persist a | getexpire a in=20 | expire a in=30
-         error: writes of 64000072 bytes together are over the limit of 50331648
+         error: writes of 64000113 bytes together are over the limit of 50331648
          > describe a
          v=2 at=None bytes=16000000 written=1";
     let mut partition = Partition::new(0, 1);

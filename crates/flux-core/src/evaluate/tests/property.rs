@@ -1,19 +1,23 @@
 //! Random commands, with batches left in flight for random durations, against the model.
 
+use std::collections::BTreeMap;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::model::Model;
 use super::{Partition, rows};
 use crate::command::{ExpireCondition, Guard, TransactionMode};
-use crate::draft::apply;
-use crate::effect::Effects;
+use crate::draft::{Applied, apply};
+use crate::effect::{Changes, Effect, Effects};
 use crate::session::Sessions;
 use crate::{Command, Condition, Expiry};
 
 #[derive(Clone, Debug)]
 enum Step {
     Run(Command<Vec<u8>>),
+    /// What is run from now on comes from there; 0 for nowhere.
+    Trace(u8),
     Pass(u64),
     Close,
     ApplyOne,
@@ -25,6 +29,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         30 => command().prop_map(Step::Run),
+        4 => (0u8..3).prop_map(Step::Trace),
         4 => (0u64..30).prop_map(Step::Pass),
         8 => Just(Step::Close),
         5 => Just(Step::ApplyOne),
@@ -115,19 +120,30 @@ struct Pair {
     model: Model,
     applied: Model,
     closed: Vec<Model>,
+    trace: u8,
+    /// Where each revision comes from, from 1; the last ones may have been taken back.
+    traces: Vec<u8>,
 }
 
 impl Pair {
     fn new() -> Pair {
         let partition = Partition::new(0, 1);
         let model = Model { now_ms: partition.now_ms, ..Model::default() };
-        Pair { partition, applied: model.clone(), closed: Vec::new(), model }
+        let (closed, traces) = (Vec::new(), Vec::new());
+        Pair { partition, applied: model.clone(), closed, model, trace: 0, traces }
     }
 
     fn take(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match step {
             Step::Run(command) => {
+                self.traces.truncate(self.model.revision as usize);
                 prop_assert_eq!(self.partition.run(command), self.model.run(command));
+                self.traces.resize(self.model.revision as usize, self.trace);
+            }
+            Step::Trace(trace) => {
+                self.trace = *trace;
+                let trace = [*trace; 25];
+                self.partition.in_flight.set_trace((self.trace > 0).then_some(&trace));
             }
             Step::Pass(ms) => {
                 self.partition.now_ms += ms;
@@ -179,14 +195,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn commands_do_what_the_model_does(steps in vec(step(), 0..120)) {
+    fn commands_do_what_the_model_does(
+        steps in vec(step(), 0..120),
+        include_previous in any::<bool>(),
+    ) {
         let mut pair = Pair::new();
+        pair.partition.include_previous = include_previous;
         for step in &steps {
             pair.take(step)?;
         }
         prop_assert_eq!(rows(&pair.partition.table), pair.applied.rows());
         pair.take(&Step::ApplyAll)?;
-        let Pair { partition, model, .. } = pair;
+        let Pair { partition, model, traces, .. } = pair;
         prop_assert_eq!(rows(&partition.table), model.rows());
         prop_assert_eq!(partition.in_flight.bytes(), 0);
 
@@ -198,9 +218,36 @@ proptest! {
                 prop_assert_eq!(item.expect("an effect").0, last, "revisions are dense");
             }
             let first = Effects::new(payload).expect("a batch").next_revision();
-            prop_assert_eq!(apply(&replayed.table, &mut Sessions::new(), first - 1, payload, |_, _, _| {}), Ok(last));
+            let applied =
+                apply(&replayed.table, &mut Sessions::new(), first - 1, payload, |_, _, _| {});
+            prop_assert_eq!(applied, Ok(Applied { revision: last, cursor: None }));
         }
         prop_assert_eq!(last, model.revision);
         prop_assert_eq!(rows(&replayed.table), model.rows());
+        check_changes(&partition.payloads, include_previous, &traces)?;
     }
+}
+
+/// Whether all changes say of their keys what the changes before made of them.
+fn check_changes(
+    payloads: &[Vec<u8>],
+    has_values: bool,
+    traces: &[u8],
+) -> Result<(), TestCaseError> {
+    let mut present: BTreeMap<&[u8], (u64, &[u8])> = BTreeMap::new();
+    let mut traces = traces.iter();
+    for payload in payloads {
+        for change in Changes::new(payload).expect("a batch") {
+            let before = match change.effect {
+                Effect::Put { key, value, .. } => present.insert(key, (change.revision, value)),
+                Effect::Delete { key, .. } => present.remove(key),
+            };
+            prop_assert_eq!(change.previous, before.map_or(0, |(version, _)| version));
+            let value = before.map(|(_, value)| value).filter(|_| has_values);
+            prop_assert_eq!(change.previous_value, value);
+            let trace = traces.next().copied().filter(|trace| *trace > 0);
+            prop_assert_eq!(change.trace.copied(), trace.map(|trace| [trace; 25]));
+        }
+    }
+    Ok(())
 }

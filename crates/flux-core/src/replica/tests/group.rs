@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
 
+mod changes;
 mod elections;
 mod moves;
 
@@ -218,7 +219,7 @@ impl Group {
         let (waiter, now) = (self.next_waiter, self.now());
         self.next_waiter += 1;
         let node = self.replicas.get_mut(&id).expect("there");
-        node.replies.extend(node.replica.execute(now, command, None, waiter));
+        node.replies.extend(node.replica.execute(now, command, &Meta::default(), waiter));
         waiter
     }
 

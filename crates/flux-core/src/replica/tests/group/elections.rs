@@ -84,7 +84,12 @@ fn a_write_that_is_repeated_after_a_failover_takes_effect_once() {
     let ask = |group: &mut Group, id: u64, waiter: u32| {
         let now = group.now();
         let node = group.replicas.get_mut(&id).expect("there");
-        node.replies.extend(node.replica.execute(now, &add, Some(&once), waiter));
+        node.replies.extend(node.replica.execute(
+            now,
+            &add,
+            &Meta { once: Some(&once), trace: None },
+            waiter,
+        ));
         group.settle();
         group.reply(id, waiter)
     };
@@ -115,7 +120,7 @@ fn a_leader_without_a_lease_answers_only_when_a_quorum_confirms_it() {
     assert!(!asleep.view.may_serve(group.now_us));
     let now = group.now();
     assert_eq!(
-        asleep.replica.execute(now, &get("k"), None, 77),
+        asleep.replica.execute(now, &get("k"), &Meta::default(), 77),
         None,
         "not before it is confirmed"
     );
@@ -135,7 +140,10 @@ fn a_late_acknowledgement_of_an_earlier_write_confirms_no_read() {
     let mut sleeper = group.replicas.remove(&old).expect("there");
     // A write has reached the others; what they say to it is long on its way.
     let now = group.now();
-    assert_eq!(sleeper.replica.execute(now, &set(b"a", b"1", Expiry::Never), None, 76), None);
+    assert_eq!(
+        sleeper.replica.execute(now, &set(b"a", b"1", Expiry::Never), &Meta::default(), 76),
+        None
+    );
     sleeper.replica.propose(&mut sleeper.replies);
     while let Some(ready) = sleeper.replica.ready(&mut sleeper.replies).expect("sound") {
         sleeper.replica.persisted(ready.number);
@@ -153,7 +161,7 @@ fn a_late_acknowledgement_of_an_earlier_write_confirms_no_read() {
     let now = group.now();
     assert!(sleeper.replica.leads() && !sleeper.view.may_serve(now.us));
     for (waiter, command) in [(77, get("k")), (78, get("a"))] {
-        assert_eq!(sleeper.replica.execute(now, &command, None, waiter), None);
+        assert_eq!(sleeper.replica.execute(now, &command, &Meta::default(), waiter), None);
     }
     sleeper.replica.propose(&mut sleeper.replies);
     late.iter().for_each(|message| sleeper.replica.step(now, message.clone()));
@@ -163,7 +171,8 @@ fn a_late_acknowledgement_of_an_earlier_write_confirms_no_read() {
     let answered: Vec<u32> = sleeper.replies.iter().map(|(waiter, _)| *waiter).collect();
     assert_eq!(answered, [76], "the write is committed, and nothing is known of the reads");
     // Nor are reads that are proposed only after all that they waited for was applied.
-    let waiter = sleeper.replica.execute(now, &set(b"a", b"2", Expiry::Never), None, 79);
+    let waiter =
+        sleeper.replica.execute(now, &set(b"a", b"2", Expiry::Never), &Meta::default(), 79);
     assert_eq!(waiter, None);
     group.replicas.insert(old, sleeper);
     group.ticks(10);

@@ -1,0 +1,217 @@
+//! The node's committed changes, for those who follow them: the publisher and watchers.
+//!
+//! What is recent comes from memory, what is older from the log on disk, and what is nowhere any more is a
+//! gap, with the current values in its place. Nothing here decides what is committed or puts anything into the
+//! log: the worker does, see `worker/captured.rs`.
+
+mod catch_up;
+mod decode;
+mod partition;
+mod rows;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flux_cdc::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
+use flux_core::feed::{Committed, RingRead};
+use flux_core::{Cursor, PartitionId};
+use flux_log::LogReader;
+use flux_proto::event::{Event, Gap, Place};
+use tokio::sync::watch;
+
+use catch_up::CatchUp;
+pub(crate) use partition::PartitionFeed;
+
+use crate::clock::monotonic_us;
+use crate::shared::{PartitionView, Shared};
+
+/// The least that is read of the log at a time, in bytes: a pass over it is dear.
+const LOG_READ_BYTES: usize = 1 << 20;
+/// Who waits for changes says so again after a third of the time for which that holds.
+const RENEWAL: Duration = Duration::from_micros(partition::INTEREST_US / 3);
+
+/// The feed of this node's replicas.
+#[derive(Debug)]
+pub(crate) struct NodeFeed {
+    shared: Arc<Shared>,
+    /// By worker.
+    logs: Vec<CatchUp>,
+}
+
+impl NodeFeed {
+    /// A feed that reads the workers' logs back, each in a thread of its own.
+    pub(crate) fn start(shared: &Arc<Shared>, readers: Vec<LogReader>) -> io::Result<NodeFeed> {
+        let start = |(worker, reader)| CatchUp::start(worker, reader, Arc::clone(shared));
+        let logs = (0..).zip(readers).map(start).collect::<io::Result<_>>()?;
+        Ok(NodeFeed { shared: Arc::clone(shared), logs })
+    }
+
+    fn view(&self, partition: u16) -> Result<&PartitionView, FeedError> {
+        self.shared.views.get(usize::from(partition)).ok_or(FeedError::NotHere)
+    }
+
+    /// What comes next, if there is something.
+    async fn next(
+        &self,
+        partition: u16,
+        after: u64,
+        limit: Limit,
+    ) -> Result<Option<Chunk>, FeedError> {
+        let view = self.view(partition)?;
+        let newest = view.standing.place().map(|at| at.revision).ok_or(FeedError::NotHere)?;
+        let up_to = if limit.synced { newest.min(view.feed.synced()) } else { newest };
+        match view.feed.recent(after, limit.bytes) {
+            Some(RingRead::Entries(entries)) => {
+                return self.chunk(partition, after, up_to, limit, &entries);
+            }
+            // What was replaced as a whole may be ahead of what is in memory for a moment.
+            Some(RingRead::UpToDate) => return Ok(None),
+            Some(RingRead::Older { .. }) | None if newest <= after => return Ok(None),
+            Some(RingRead::Older { .. }) | None => {}
+        }
+        let log = &self.logs[usize::from(self.shared.owner(PartitionId(partition)))];
+        let from = view.feed.take_place(after);
+        let bytes = limit.bytes.max(LOG_READ_BYTES);
+        match log.read(partition, after, from, bytes).await.ok_or(FeedError::Stopping)? {
+            Ok(catch_up::Read::Entries { entries, next }) => {
+                let chunk = self.chunk(partition, after, up_to, limit, &entries)?;
+                if let Some(Chunk::Changes { through, .. }) = &chunk {
+                    view.feed.note_place(cursor(*through), next, monotonic_us());
+                }
+                Ok(chunk)
+            }
+            Ok(catch_up::Read::Missing) => Ok(Some(Chunk::Gap(self.gap(partition, after)?))),
+            Err(error) => Err(FeedError::Log(error)),
+        }
+    }
+
+    /// The changes behind `after`, up to a revision and the limit.
+    fn chunk(
+        &self,
+        partition: u16,
+        after: u64,
+        up_to: u64,
+        limit: Limit,
+        entries: &[Arc<Committed>],
+    ) -> Result<Option<Chunk>, FeedError> {
+        let feed = &self.view(partition)?.feed;
+        let (mut events, mut bytes): (Vec<Event>, usize) = (Vec::new(), 0);
+        let mut through = Place::default();
+        'entries: for entry in entries {
+            let all = feed
+                .events_of(partition, entry)
+                .map_err(|error| FeedError::Log(format!("entry {:?}: {error}", entry.position)))?;
+            let known = all.partition_point(|event| event.revision <= after);
+            for event in &all[known..] {
+                let is_full = events.len() >= limit.events.max(1) || bytes >= limit.bytes;
+                if event.revision > up_to || (is_full && !events.is_empty()) {
+                    break 'entries;
+                }
+                bytes += event.key.len() + event.value.as_ref().map_or(0, |value| value.len());
+                through = Place { revision: event.revision, index: entry.position.index };
+                events.push(event.clone());
+            }
+        }
+        if events.is_empty() {
+            return Ok(None);
+        }
+        if events[0].revision != after + 1 {
+            let found = events[0].revision;
+            return Err(FeedError::Log(format!(
+                "revision {found} came where {} should",
+                after + 1
+            )));
+        }
+        Ok(Some(Chunk::Changes { events, through }))
+    }
+
+    /// Everything after a revision is lost to its reader.
+    fn gap(&self, partition: u16, after: u64) -> Result<Gap, FeedError> {
+        let standing = &self.view(partition)?.standing;
+        let at = place(standing.place().ok_or(FeedError::NotHere)?);
+        let led = self.led();
+        let term =
+            led.borrow().iter().find(|one| one.partition == partition).map_or(0, |one| one.term);
+        self.shared.stats.feed_gaps.add(1);
+        Ok(Gap { partition, lost: after + 1..=at.revision, at, term })
+    }
+}
+
+fn cursor(place: Place) -> Cursor {
+    Cursor { revision: place.revision, index: place.index }
+}
+
+fn place(cursor: Cursor) -> Place {
+    Place { revision: cursor.revision, index: cursor.index }
+}
+
+impl Feed for NodeFeed {
+    fn cluster(&self) -> &str {
+        &self.shared.settings.cluster_name
+    }
+
+    fn partitions(&self) -> u16 {
+        self.shared.partitions.count()
+    }
+
+    fn led(&self) -> watch::Receiver<Arc<[Led]>> {
+        self.shared.led.subscribe()
+    }
+
+    fn newest(&self, partition: u16) -> Option<u64> {
+        self.view(partition).ok()?.standing.place().map(|at| at.revision)
+    }
+
+    fn read(
+        &self,
+        partition: u16,
+        after: u64,
+        limit: Limit,
+    ) -> BoxFuture<'_, Result<Chunk, FeedError>> {
+        Box::pin(async move {
+            let feed = &self.view(partition)?.feed;
+            loop {
+                let grown = feed.grown();
+                tokio::pin!(grown);
+                // From here on what grows is heard of.
+                grown.as_mut().enable();
+                feed.want(monotonic_us());
+                if let Some(chunk) = self.next(partition, after, limit).await? {
+                    return Ok(chunk);
+                }
+                if self.shared.stopping.load(Ordering::Relaxed) {
+                    return Err(FeedError::Stopping);
+                }
+                let _ = tokio::time::timeout(RENEWAL, grown).await;
+            }
+        })
+    }
+
+    fn rows<'a>(
+        &'a self,
+        gap: &'a Gap,
+        from: Option<RowMark>,
+        limit: Limit,
+    ) -> BoxFuture<'a, Result<Rows, FeedError>> {
+        Box::pin(async move {
+            let view = self.view(gap.partition)?;
+            // The changes behind the rows are read next.
+            view.feed.want(monotonic_us());
+            rows::page(view, gap, from, limit)
+        })
+    }
+
+    fn begin_rows(&self, partition: u16) -> Result<Gap, FeedError> {
+        let view = self.view(partition)?;
+        view.feed.want(monotonic_us());
+        self.gap(partition, 0)
+    }
+
+    fn advance(&self, partition: u16, to: Place) {
+        if let Ok(view) = self.view(partition) {
+            view.feed.confirm(cursor(to));
+        }
+    }
+}

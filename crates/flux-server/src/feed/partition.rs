@@ -1,0 +1,197 @@
+//! What one partition's worker and its readers share: the newest changes in memory, how far readers have
+//! come, and what they need of the log.
+//!
+//! The worker never waits for a reader: it puts entries in, and the oldest go when there is no room. Who
+//! reads says so from time to time; where nobody has for a while, nothing is kept at all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flux_core::effect::EffectError;
+use flux_core::feed::{Committed, Ring, RingRead};
+use flux_core::{Cursor, Revision};
+use flux_log::Lsn;
+use flux_proto::event::Event;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+/// For so long changes are kept in memory, and what is needed of the log, after somebody has read last.
+pub(super) const INTEREST_US: u64 = 60_000_000;
+/// Readers of the log whose places are remembered. One that is forgotten only looks longer for its own.
+const MAX_PLACES: usize = 64;
+
+/// Where a reader of the log has come to.
+#[derive(Clone, Copy, Debug)]
+struct ReadTo {
+    revision: Revision,
+    /// The entry that holds it. What comes behind is still needed.
+    index: u64,
+    /// The batch of the log that what comes next is in, or a later one.
+    lsn: Lsn,
+    until_us: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct PartitionFeed {
+    /// None while nobody reads.
+    ring: Mutex<Option<Ring>>,
+    grown: Notify,
+    /// When the interest of the last reader ends, in the node's monotonic microseconds.
+    wanted_until_us: AtomicU64,
+    /// How far the broker has confirmed changes to this node.
+    confirmed: Mutex<Cursor>,
+    /// How far changes are passed on, as the group has it, and as this node's disk surely has it.
+    cursor: Mutex<Cursor>,
+    durable_cursor: Mutex<Cursor>,
+    /// Up to here a power cut of this node undoes nothing.
+    synced: AtomicU64,
+    places: Mutex<Vec<ReadTo>>,
+    /// The entry that was read last, as events.
+    decoded: Mutex<Option<(u64, Arc<[Event]>)>>,
+}
+
+impl PartitionFeed {
+    /// Says that somebody reads.
+    pub(super) fn want(&self, now_us: u64) {
+        self.wanted_until_us.fetch_max(now_us + INTEREST_US, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_wanted(&self, now_us: u64) -> bool {
+        self.wanted_until_us.load(Ordering::Relaxed) > now_us
+    }
+
+    /// Begins to keep changes in memory, from behind this entry on.
+    pub(crate) fn begin(&self, limit_bytes: usize, at: Cursor) {
+        let mut ring = Ring::new(limit_bytes);
+        ring.begin((at.revision, at.index));
+        *self.ring.lock() = Some(ring);
+        self.grown.notify_waiters();
+    }
+
+    /// Nobody reads any more.
+    pub(crate) fn end(&self) {
+        *self.ring.lock() = None;
+        *self.decoded.lock() = None;
+    }
+
+    /// Takes what was applied, up to the entry that is `at` now. Where that is not what follows, the
+    /// contents were replaced.
+    pub(crate) fn grew(&self, entries: &mut Vec<Committed>, at: Cursor) {
+        let mut ring = self.ring.lock();
+        let Some(ring) = &mut *ring else { return entries.clear() };
+        let grows = !entries.is_empty();
+        entries.drain(..).for_each(|entry| ring.push(Arc::new(entry)));
+        let is_replaced = ring.last() != Some(at.revision);
+        if is_replaced {
+            ring.begin((at.revision, at.index));
+        }
+        if grows || is_replaced {
+            self.grown.notify_waiters();
+        }
+    }
+
+    /// What is in memory after a revision, about so many bytes; none while nothing is kept.
+    pub(super) fn recent(&self, after: Revision, bytes: usize) -> Option<RingRead> {
+        self.ring.lock().as_ref().map(|ring| ring.after(after, bytes))
+    }
+
+    /// Is told when there may be something new. To be asked for before it is looked.
+    pub(super) fn grown(&self) -> Notified<'_> {
+        self.grown.notified()
+    }
+
+    pub(crate) fn ring_bytes(&self) -> usize {
+        self.ring.lock().as_ref().map_or(0, Ring::bytes)
+    }
+
+    /// All of an entry, which its next reader gets without reading it anew.
+    pub(super) fn events_of(
+        &self,
+        partition: u16,
+        entry: &Arc<Committed>,
+    ) -> Result<Arc<[Event]>, EffectError> {
+        let index = entry.position.index;
+        let known = self.decoded.lock().as_ref().filter(|(of, _)| *of == index).cloned();
+        if let Some((_, events)) = known
+            && events.first().is_some_and(|one| one.revision == entry.first)
+        {
+            return Ok(events);
+        }
+        let events: Arc<[Event]> = super::decode::events(partition, entry)?.into();
+        *self.decoded.lock() = Some((index, Arc::clone(&events)));
+        Ok(events)
+    }
+
+    /// The broker has confirmed everything up to here.
+    pub(super) fn confirm(&self, to: Cursor) {
+        let mut confirmed = self.confirmed.lock();
+        *confirmed = (*confirmed).max(to);
+    }
+
+    pub(crate) fn confirmed(&self) -> Cursor {
+        *self.confirmed.lock()
+    }
+
+    /// How far the group has it that changes are passed on.
+    pub(crate) fn set_cursor(&self, cursor: Cursor) {
+        *self.cursor.lock() = cursor;
+    }
+
+    pub(crate) fn cursor(&self) -> Cursor {
+        *self.cursor.lock()
+    }
+
+    /// That cursor is on the disk.
+    pub(crate) fn set_durable_cursor(&self, cursor: Cursor) {
+        *self.durable_cursor.lock() = cursor;
+    }
+
+    /// Up to this revision a power cut of this node undoes nothing.
+    pub(crate) fn set_synced(&self, revision: Revision) {
+        if self.synced.swap(revision, Ordering::AcqRel) != revision {
+            self.grown.notify_waiters();
+        }
+    }
+
+    pub(super) fn synced(&self) -> Revision {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// Remembers where a reader of the log has come to.
+    pub(super) fn note_place(&self, at: Cursor, lsn: Lsn, now_us: u64) {
+        let mut places = self.places.lock();
+        places.retain(|one| one.until_us > now_us && one.revision != at.revision);
+        if places.len() >= MAX_PLACES {
+            places.remove(0);
+        }
+        let until_us = now_us + INTEREST_US;
+        places.push(ReadTo { revision: at.revision, index: at.index, lsn, until_us });
+    }
+
+    /// Where a reader finds in the log what comes after a revision. It is on its way from there.
+    pub(super) fn take_place(&self, after: Revision) -> Option<Lsn> {
+        let places = self.places.lock();
+        places.iter().find(|one| one.revision == after).map(|one| one.lsn)
+    }
+
+    /// The lowest index that somebody needs of the log: those who read it, and where changes are passed on
+    /// to a broker whoever leads next and publishes. `u64::MAX` for none.
+    pub(crate) fn needs(&self, publishes: bool, now_us: u64) -> u64 {
+        let places = self.places.lock();
+        let readers = places.iter().filter(|one| one.until_us > now_us).map(|one| one.index + 1);
+        let cursor = publishes.then(|| self.durable_cursor.lock().index + 1);
+        readers.chain(cursor).min().unwrap_or(u64::MAX)
+    }
+
+    /// There is no replica here any more.
+    pub(crate) fn left(&self) {
+        self.end();
+        self.places.lock().clear();
+        for place in [&self.confirmed, &self.cursor, &self.durable_cursor] {
+            *place.lock() = Cursor::default();
+        }
+        self.synced.store(0, Ordering::Release);
+        self.grown.notify_waiters();
+    }
+}
