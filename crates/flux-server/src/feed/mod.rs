@@ -8,6 +8,7 @@ mod catch_up;
 mod decode;
 mod partition;
 mod rows;
+pub(crate) mod watch;
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use flux_core::feed::{Committed, RingRead};
 use flux_core::{Cursor, PartitionId};
 use flux_log::LogReader;
 use flux_proto::event::{Event, Gap, Place};
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 use catch_up::CatchUp;
 pub(crate) use partition::PartitionFeed;
@@ -156,7 +157,7 @@ impl Feed for NodeFeed {
         self.shared.partitions.count()
     }
 
-    fn led(&self) -> watch::Receiver<Arc<[Led]>> {
+    fn led(&self) -> Receiver<Arc<[Led]>> {
         self.shared.led.subscribe()
     }
 
