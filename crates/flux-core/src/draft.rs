@@ -19,7 +19,7 @@ use crate::store::{Entry, KeyHash, Memory, Position, Table};
 use crate::{Error, Once, Reply, Revision, UnixMillis};
 
 pub(crate) use in_flight::Piece;
-pub use in_flight::{ClosedBatch, InFlight};
+pub use in_flight::{ClosedBatch, InFlight, Previous};
 use in_flight::{Found, Old};
 
 /// The most that one batch may hold, so that it fits a segment of the log. It also bounds what one
@@ -28,6 +28,9 @@ pub const MAX_BATCH_BYTES: usize = 48 * 1024 * 1024;
 
 /// Tables that take so many bytes together are in the processor's cache, more or less.
 const CACHED_BYTES: u64 = 512 * 1024;
+
+/// Batches of a few usual writes: their owner looks up the keys of several at once.
+pub(crate) const SMALL_BATCH_BYTES: usize = 2048;
 
 /// How many effects of a batch are looked up together, so that their cache misses overlap.
 const TOUCHED_AHEAD: usize = 32;

@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use raft::eraftpb::{Entry, EntryType};
+
 use crate::Revision;
 use crate::effect::{EffectError, Effects};
 use crate::replica::Position;
@@ -34,15 +36,17 @@ pub struct Committed {
 }
 
 impl Committed {
-    /// An entry that was read back from the log, of a batch; `None` if it has no effects.
+    /// An entry that was read back from the log; `None` if it has no effects.
     ///
     /// # Errors
     ///
     /// If the payload is not a batch that this version can read.
-    pub fn read(position: Position, payload: Vec<u8>) -> Result<Option<Committed>, EffectError> {
-        if payload.is_empty() {
+    pub fn read(entry: Entry) -> Result<Option<Committed>, EffectError> {
+        if entry.entry_type() != EntryType::EntryNormal || entry.data.is_empty() {
             return Ok(None);
         }
+        let position = Position { index: entry.index, term: entry.term };
+        let payload = entry.data;
         let mut effects = Effects::new(&payload)?;
         let first = effects.next_revision();
         let mut last = None;

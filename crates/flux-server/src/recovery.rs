@@ -225,7 +225,8 @@ pub(crate) fn replica_config(
         election_ticks: (settings.election_timeout_ms * 1000 / tick_us).max(4) as usize,
         drift_percent: settings.clock_drift_percent,
         tail_bytes: if id == ALONE { 0 } else { tail_bytes.max(MIN_TAIL_BYTES) },
-        include_previous: false,
+        previous_versions: settings.rabbitmq_url.is_some(),
+        include_previous: settings.cdc_include_previous,
         seed: 0,
     }
 }

@@ -92,6 +92,17 @@ pub struct ClosedBatch<'a> {
     pub payload: &'a [u8],
 }
 
+/// What a batch is to say of what its keys had before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Previous {
+    /// Nothing: it reads as if the keys had been absent.
+    Nothing,
+    /// Their versions.
+    Versions,
+    /// Their versions and their values.
+    Values,
+}
+
 /// An in-flight effect with what its batch knows of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found<'a> {
@@ -183,15 +194,15 @@ impl InFlight {
         self.closed_bytes + self.open.bytes()
     }
 
-    /// Closes the open batch, which the previous versions end and on demand the previous values, and opens
-    /// another; `None` when nothing is in it.
-    pub fn close(&mut self, table: &Table, include_previous: bool) -> Option<ClosedBatch<'_>> {
+    /// Closes the open batch, which what its keys had before ends, and opens another; `None` when nothing is
+    /// in it.
+    pub fn close(&mut self, table: &Table, previous: Previous) -> Option<ClosedBatch<'_>> {
         if self.open.is_empty() {
             return None;
         }
-        if !self.open.effects.is_empty() {
+        if !self.open.effects.is_empty() && previous != Previous::Nothing {
             self.add_previous_versions(table);
-            if include_previous {
+            if previous == Previous::Values {
                 self.add_previous_values(table);
             }
         }

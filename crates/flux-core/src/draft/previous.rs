@@ -8,10 +8,10 @@
 //! What an effect does is not decided here.
 
 use super::in_flight::{InFlight, Placed, SPARE_BYTES};
-use super::{CACHED_BYTES, MAX_BATCH_BYTES, TOUCHED_AHEAD};
+use super::{CACHED_BYTES, MAX_BATCH_BYTES, SMALL_BATCH_BYTES, TOUCHED_AHEAD};
 use crate::Revision;
 use crate::effect::{BatchWriter, Effect};
-use crate::store::{KeyHash, Position, Table};
+use crate::store::{KeyHash, Table};
 
 /// The most that the length of a value takes.
 const LENGTH_BYTES: usize = 4;
@@ -19,33 +19,54 @@ const LENGTH_BYTES: usize = 4;
 impl InFlight {
     /// Adds the version that each key of the open batch had before.
     pub(super) fn add_previous_versions(&mut self, table: &Table) {
+        let is_small = self.open.writer.payload().len() <= SMALL_BATCH_BYTES;
+        let is_far = !is_small && table.memory().used() > CACHED_BYTES;
         self.open.writer.begin_previous_versions();
-        let is_large = table.memory().used() > CACHED_BYTES;
         let mut versions = [0; TOUCHED_AHEAD];
-        let mut revision = self.open.first_revision;
         for start in (0..self.open.effects.len()).step_by(TOUCHED_AHEAD) {
             let left = &self.open.effects[start..];
-            let group = &left[..left.len().min(TOUCHED_AHEAD)];
-            let hashes = self.hashes(table, revision, group);
-            if is_large && group.len() > 1 {
-                touch(table, &hashes[..group.len()]);
-            }
-            for (position, &placed) in group.iter().enumerate() {
-                let revision = revision + position as u64;
-                versions[position] = match self.before(revision, placed) {
-                    Some(before) => self.put_at(before).map_or(0, |_| before),
-                    None => {
-                        let key = self.open.effect_at(placed).key();
-                        table.read(hashes[position], key, |entry| {
-                            entry.map_or(0, |entry| entry.version)
-                        })
-                    }
-                };
-            }
-            for version in &versions[..group.len()] {
+            let count = left.len().min(TOUCHED_AHEAD);
+            let first = self.open.first_revision + start as u64;
+            self.previous_versions(table, is_far, first, &left[..count], &mut versions);
+            for (revision, version) in (first..).zip(&versions[..count]) {
                 self.open.writer.previous_version(revision, *version);
-                revision += 1;
             }
+        }
+    }
+
+    /// The versions that the keys of a few effects of the open batch had before, from this revision on.
+    fn previous_versions(
+        &self,
+        table: &Table,
+        is_far: bool,
+        first: Revision,
+        group: &[Placed],
+        versions: &mut [Revision; TOUCHED_AHEAD],
+    ) {
+        let mut keys = [(KeyHash(0), [].as_slice()); TOUCHED_AHEAD];
+        let mut places = [0; TOUCHED_AHEAD];
+        let mut count = 0;
+        for (place, &placed) in group.iter().enumerate() {
+            if let Some(before) = self.before(first + place as u64, placed) {
+                versions[place] = self.put_at(before).map_or(0, |_| before);
+                continue;
+            }
+            let key = self.open.effect_at(placed).key();
+            keys[count] = (table.hash(key), key);
+            places[count] = place;
+            count += 1;
+        }
+        let mut places = places.into_iter();
+        let mut found = |version| {
+            if let Some(place) = places.next() {
+                versions[place] = version;
+            }
+        };
+        if is_far {
+            return table.versions(&keys[..count], found);
+        }
+        for (hash, key) in &keys[..count] {
+            found(table.read(*hash, key, |entry| entry.map_or(0, |entry| entry.version)));
         }
     }
 
@@ -102,17 +123,6 @@ impl InFlight {
         }
     }
 
-    /// The hashes of the keys that have to be looked up in the table.
-    fn hashes(&self, table: &Table, first: Revision, group: &[Placed]) -> [KeyHash; TOUCHED_AHEAD] {
-        let mut hashes = [KeyHash(0); TOUCHED_AHEAD];
-        for ((revision, &placed), hash) in (first..).zip(group).zip(&mut hashes) {
-            if self.before(revision, placed).is_none() {
-                *hash = table.hash(self.open.effect_at(placed).key());
-            }
-        }
-        hashes
-    }
-
     /// The effect in flight that comes before one of the open batch, and is of the same key.
     fn before(&self, revision: Revision, placed: Placed) -> Option<Revision> {
         let before = revision - u64::from(placed.back);
@@ -126,12 +136,4 @@ impl InFlight {
             Effect::Delete { .. } => None,
         }
     }
-}
-
-fn touch(table: &Table, hashes: &[KeyHash]) {
-    let mut positions = [Position(0); TOUCHED_AHEAD];
-    for (position, hash) in positions.iter_mut().zip(hashes) {
-        *position = hash.position();
-    }
-    std::hint::black_box(table.touch(&positions[..hashes.len()]));
 }

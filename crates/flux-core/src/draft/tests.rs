@@ -150,13 +150,13 @@ fn a_batch_that_does_not_follow_is_refused() {
 fn batches_leave_in_the_order_they_came() {
     let (table, memory) = (table(), Memory::new(0));
     let mut in_flight = InFlight::new(10);
-    assert!(in_flight.is_empty() && in_flight.close(&table, false).is_none());
+    assert!(in_flight.is_empty() && in_flight.close(&table, Previous::Nothing).is_none());
     let mut payloads = Vec::new();
     for value in [b"1", b"2", b"3"] {
         let mut draft = Draft::new(&table, &mut in_flight, &memory, 0);
         draft.put(b"same", value, None);
         draft.put(value, value, None);
-        let batch = in_flight.close(&table, false).expect("it has effects");
+        let batch = in_flight.close(&table, Previous::Nothing).expect("it has effects");
         payloads.push((batch.first_revision, batch.last_revision, batch.payload.to_vec()));
     }
     let bytes: usize = payloads.iter().map(|(_, _, payload)| payload.len()).sum();
@@ -186,7 +186,7 @@ fn half_a_batch_cannot_be_applied() {
     let mut draft = Draft::new(&table, &mut in_flight, &memory, 0);
     draft.put(b"a", b"", None);
     draft.put(b"b", b"", None);
-    in_flight.close(&table, false);
+    in_flight.close(&table, Previous::Nothing);
     in_flight.applied(1);
 }
 
@@ -199,7 +199,8 @@ fn what_is_due_is_deleted_unless_it_was_written_again() {
     for key in [b"due", b"new", b"not"] {
         draft.put(key, b"", Some(if key == b"not" { 200 } else { 100 }));
     }
-    let payload = in_flight.close(&table, false).expect("it has effects").payload.to_vec();
+    let payload =
+        in_flight.close(&table, Previous::Nothing).expect("it has effects").payload.to_vec();
     let applied = apply(&table, &mut Sessions::new(), 0, &payload, |_, _, _| {});
     in_flight.applied(applied.expect("it follows").revision);
 
@@ -225,7 +226,8 @@ fn without_an_expiry_in_sight_nothing_is_looked_up() {
         assert!(!in_flight.has_volatile());
         Draft::new(&table, &mut in_flight, &memory, 0).put(b"a", b"", Some(5));
         assert!(in_flight.has_volatile());
-        let last = in_flight.close(&table, false).expect("it has an effect").last_revision;
+        let last =
+            in_flight.close(&table, Previous::Nothing).expect("it has an effect").last_revision;
         if discard {
             in_flight.discard_all();
         } else {

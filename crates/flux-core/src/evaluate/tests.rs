@@ -8,7 +8,7 @@ mod script;
 
 use std::sync::Arc;
 
-use crate::draft::{Draft, InFlight, apply};
+use crate::draft::{Draft, InFlight, Previous, apply};
 use crate::session::Sessions;
 use crate::store::{Memory, Position, Table, TableOptions};
 use crate::{Command, Reply, UnixMillis};
@@ -19,8 +19,8 @@ struct Partition {
     table: Table,
     in_flight: InFlight,
     now_ms: UnixMillis,
-    /// Whether batches hold previous values.
-    include_previous: bool,
+    /// What batches say of what their keys had before.
+    previous: Previous,
     applied: u64,
     /// Payloads that are closed, oldest first, and the number of those that are applied.
     payloads: Vec<Vec<u8>>,
@@ -39,7 +39,7 @@ impl Partition {
             table,
             in_flight: InFlight::new(0),
             now_ms: 1_000,
-            include_previous: false,
+            previous: Previous::Nothing,
             applied: 0,
             payloads: Vec::new(),
             applied_payloads: 0,
@@ -57,7 +57,7 @@ impl Partition {
     }
 
     fn close(&mut self) {
-        if let Some(batch) = self.in_flight.close(&self.table, self.include_previous) {
+        if let Some(batch) = self.in_flight.close(&self.table, self.previous) {
             self.payloads.push(batch.payload.to_vec());
         }
     }

@@ -68,14 +68,26 @@ fn entries_that_are_read_back_say_which_revisions_they_have() {
     let mut writer = BatchWriter::default();
     writer.start(0, 7);
     writer.cursor(&Cursor::default());
-    assert_eq!(Committed::read(position, writer.payload().to_vec()), Ok(None));
-    assert_eq!(Committed::read(position, Vec::new()), Ok(None));
+    let read = |data: &[u8], entry_type: EntryType| {
+        let entry_type = entry_type as i32;
+        Committed::read(Entry {
+            entry_type,
+            index: 3,
+            term: 2,
+            data: data.to_vec(),
+            ..Entry::default()
+        })
+    };
+    let normal = EntryType::EntryNormal;
+    assert_eq!(read(writer.payload(), normal), Ok(None));
+    assert_eq!(read(&[], normal), Ok(None));
     writer.put(b"a", b"", None);
     writer.put(b"b", b"", None);
     let payload = writer.into_inner();
-    let read = Committed::read(position, payload.clone());
-    assert_eq!(read, Ok(Some(Committed { position, first: 7, last: 8, payload: payload.clone() })));
-    let cut = Committed::read(position, payload[..payload.len() - 1].to_vec());
+    let committed = Committed { position, first: 7, last: 8, payload: payload.clone() };
+    assert_eq!(read(&payload, normal), Ok(Some(committed)));
+    assert_eq!(read(&payload, EntryType::EntryConfChangeV2), Ok(None), "no batch at all");
+    let cut = read(&payload[..payload.len() - 1], normal);
     assert!(matches!(cut, Err(EffectError::Truncated { .. })), "{cut:?}");
 }
 

@@ -5,7 +5,7 @@
 //! `committed`.
 
 use super::{Meta, Now, Position, Proposed, Replica, Replies};
-use crate::draft::{Draft, Repeat};
+use crate::draft::{Draft, Previous, Repeat};
 use crate::evaluate::evaluate;
 use crate::{Command, Cursor, Error, MAX_REPLY_BYTES, Reply, UnixMillis};
 
@@ -75,7 +75,19 @@ impl<W> Replica<W> {
     /// The size of the batch that `propose` would propose, at most.
     pub fn open_bytes(&self) -> usize {
         let open = self.in_flight.open_bytes();
-        if self.include_previous { open + self.in_flight.previous_bytes(&self.table) } else { open }
+        match self.previous() {
+            Previous::Values => open + self.in_flight.previous_bytes(&self.table),
+            Previous::Versions | Previous::Nothing => open,
+        }
+    }
+
+    /// What its batches say of what their keys had before.
+    pub(super) fn previous(&self) -> Previous {
+        match (self.include_previous, self.previous_versions || self.captures) {
+            (true, _) => Previous::Values,
+            (false, true) => Previous::Versions,
+            (false, false) => Previous::Nothing,
+        }
     }
 
     /// The size of all that is evaluated and not yet applied.
@@ -92,7 +104,7 @@ impl<W> Replica<W> {
         }
         let waiting = std::mem::take(&mut self.open);
         let sure = self.has_lease();
-        let payload = match self.in_flight.close(&self.table, self.include_previous) {
+        let payload = match self.in_flight.close(&self.table, self.previous()) {
             Some(batch) => batch.payload.to_vec(),
             None if waiting.is_empty() => return,
             // What a quorum has said of earlier proposals it may have said before these commands came.

@@ -9,17 +9,18 @@ use raft::eraftpb::{Entry, EntryType};
 use super::batches::refused;
 use super::{Broken, Position, Replica, Replies};
 use crate::Error;
-use crate::draft::apply;
+use crate::draft::{Previous, SMALL_BATCH_BYTES, apply};
 use crate::effect::{Effect, Effects};
 use crate::feed::Committed;
-
-/// Entries of a few usual writes.
-const SMALL_BATCH_BYTES: usize = 2048;
 
 impl<W> Replica<W> {
     /// Appends where the keys of the next entries to be applied are in the table, if those are few: for
     /// the owner to look up those of all its replicas together. Many are looked up when they are applied.
     pub fn next_positions(&self, positions: &mut Vec<crate::store::Position>) {
+        if !self.proposed.is_empty() && self.previous() != Previous::Nothing {
+            // They were looked up when they were proposed.
+            return;
+        }
         let log = &self.node.raft.raft_log;
         let mut bytes = 0;
         for index in self.applied.index + 1..=log.committed.min(log.persisted) {
@@ -34,8 +35,21 @@ impl<W> Replica<W> {
         }
     }
 
+    /// The same of the open batch, if `propose` will look up its keys.
+    pub fn open_positions(&self, positions: &mut Vec<crate::store::Position>) {
+        let payload = self.in_flight.open_payload();
+        let is_small = (1..=SMALL_BATCH_BYTES).contains(&payload.len());
+        if !is_small || self.previous() == Previous::Nothing {
+            return;
+        }
+        let Ok(effects) = Effects::new(payload) else { return };
+        let keys = effects.flatten().map(|(_, one)| self.table.hash(one.key()).position());
+        positions.extend(keys);
+    }
+
     /// Keeps committed entries with effects for [`take_committed`](Replica::take_committed), from the next
-    /// one on, or no more. Whoever asks for it has to take them after every `ready`.
+    /// one on, or no more; and has previous versions in what is proposed. Whoever asks for it has to take them
+    /// after every `ready`.
     pub fn set_capture(&mut self, captures: bool) {
         self.captures = captures;
         if !captures {

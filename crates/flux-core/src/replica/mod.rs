@@ -22,6 +22,7 @@ mod entries;
 mod expiry;
 mod fresh;
 mod group;
+mod history;
 mod lease;
 mod members;
 mod messages;
@@ -35,13 +36,14 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, HardState};
-pub use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::HardState;
+pub use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{RawNode, StateRole};
 
 pub use entries::Position;
 pub use fresh::Stamps;
 pub use group::{Change, Progress, Role, Status};
+pub use history::History;
 pub use members::Members;
 pub use messages::{decode_message, encode_message};
 pub use recovery::{Recovery, SnapshotMeta, StateRecord};
@@ -89,7 +91,10 @@ pub struct ReplicaConfig {
     pub drift_percent: u8,
     /// How many bytes of applied entries stay in memory for followers.
     pub tail_bytes: usize,
-    /// Whether batches hold the values that their keys had before, for readers of changes.
+    /// Whether batches always hold the versions that their keys had before, for readers of changes. Otherwise
+    /// they do while this replica captures what it commits.
+    pub previous_versions: bool,
+    /// Whether batches also hold the values that their keys had before.
     pub include_previous: bool,
     /// Makes election timeouts differ, and repeatable.
     pub seed: u64,
@@ -217,6 +222,7 @@ pub struct Replica<W> {
     /// Committed entries with effects that the owner has not taken.
     captured: Vec<Committed>,
     tail_bytes: usize,
+    previous_versions: bool,
     include_previous: bool,
     ticks: u64,
     /// Where the log starts, as the state records have it.
@@ -319,6 +325,7 @@ impl<W> Replica<W> {
             captures: false,
             captured: Vec::new(),
             tail_bytes: config.tail_bytes,
+            previous_versions: config.previous_versions,
             include_previous: config.include_previous,
             ticks: 0,
             // A replica that has not written its id yet does so with its first state.

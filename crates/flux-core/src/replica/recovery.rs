@@ -10,6 +10,7 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::Broken;
 use super::entries::{Entries, Position};
+use super::history::History;
 use super::members::{self, Members};
 use crate::draft::apply;
 use crate::session::Sessions;
@@ -174,8 +175,8 @@ pub struct Recovery {
     kept_bytes: usize,
     kept_after: Position,
     tail_bytes: usize,
-    /// Entries after `applied` that are not known to be committed.
-    tail: Vec<Entry>,
+    /// The entries after `applied`.
+    history: History,
     /// What makes the records those of no replica, unless a later one makes them void.
     broken: Option<Broken>,
 }
@@ -190,8 +191,7 @@ impl Recovery {
         tail_bytes: usize,
     ) -> Self {
         let meta = snapshot.clone().unwrap_or(beginning);
-        let commit = meta.position.index;
-        let hard_state = HardState { term: meta.position.term, commit, ..HardState::default() };
+        let hard_state = HardState { term: meta.position.term, ..HardState::default() };
         Recovery {
             table,
             applied: meta.position,
@@ -212,7 +212,7 @@ impl Recovery {
             kept_bytes: 0,
             kept_after: meta.position,
             tail_bytes,
-            tail: Vec::new(),
+            history: History::new(meta.position.index),
             broken: None,
         }
     }
@@ -230,13 +230,13 @@ impl Recovery {
     /// A state that was written.
     pub fn state(&mut self, state: &StateRecord) {
         self.has_history = true;
+        self.history.state(state);
         if (self.replica, self.start) != (state.replica, state.start) {
             // Another replica took the place of the one before, or a snapshot that of its log.
             if self.replica != state.replica {
                 self.hard_state.term = state.term;
             }
             (self.replica, self.start) = (state.replica, state.start);
-            self.tail.clear();
             self.term_at_base = None;
             self.forget_kept();
             self.broken = (state.start > self.applied.index)
@@ -260,62 +260,48 @@ impl Recovery {
     ) -> Result<(), Broken> {
         self.has_history = true;
         self.hard_state.term = self.hard_state.term.max(position.term);
-        // First of all: what this entry replaces was not committed, whatever `commit` says.
-        let before = position.index.saturating_sub(self.applied.index + 1);
-        self.tail.truncate(before as usize);
         if position.index <= self.base.index {
             self.term_at_base = (position.index == self.base.index).then_some(position.term);
         }
-        self.commit_to(commit)?;
-        if position.index <= self.applied.index || self.broken.is_some() {
-            return Ok(());
-        }
-        let expected = self.applied.index + self.tail.len() as u64 + 1;
-        if position.index != expected {
-            self.tail.clear();
+        let expected = self.history.expected();
+        if self.broken.is_some() {
+            self.history.release(commit);
+        } else if position.index <= expected {
+            self.history.entry(position, commit, entry_type, payload, 0)?;
+        } else {
+            self.history.release(commit);
             self.broken = Some(Broken::Hole { expected, found: position.index });
-            return Ok(());
         }
-        self.tail.push(Entry {
-            entry_type: entry_type_from(entry_type)? as i32,
-            term: position.term,
-            index: position.index,
-            data: payload.to_vec(),
-            ..Entry::default()
-        });
+        while let Some((entry, _)) = self.history.pop() {
+            self.apply(entry)?;
+        }
+        if self.broken.is_some() {
+            self.history.forget();
+        }
         Ok(())
     }
 
-    /// Applies entries of the tail up to `commit`.
-    fn commit_to(&mut self, commit: u64) -> Result<(), Broken> {
-        if commit <= self.hard_state.commit {
-            return Ok(());
-        }
-        self.hard_state.commit = commit;
-        let count = (commit.saturating_sub(self.applied.index) as usize).min(self.tail.len());
-        let committed: Vec<Entry> = self.tail.drain(..count).collect();
-        for entry in committed {
-            let position = Position { index: entry.index, term: entry.term };
-            match entry.entry_type() {
-                EntryType::EntryNormal if entry.data.is_empty() => {}
-                EntryType::EntryNormal => {
-                    let (table, sessions) = (&self.table, &mut self.sessions);
-                    let applied = apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
-                        .map_err(|error| Broken::Effects { position, error })?;
-                    self.revision = applied.revision;
-                    self.cursor = self.cursor.max(applied.cursor.unwrap_or_default());
-                }
-                _ => {
-                    let change = members::decode(&entry.data);
-                    let change = change.ok_or(Broken::Change { index: position.index })?;
-                    self.members = self.members.after(&change);
-                    self.epoch = self.epoch.max(members::epoch_of(&change));
-                }
+    fn apply(&mut self, entry: Entry) -> Result<(), Broken> {
+        let position = Position { index: entry.index, term: entry.term };
+        match entry.entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => {}
+            EntryType::EntryNormal => {
+                let (table, sessions) = (&self.table, &mut self.sessions);
+                let applied = apply(table, sessions, self.revision, &entry.data, |_, _, _| ())
+                    .map_err(|error| Broken::Effects { position, error })?;
+                self.revision = applied.revision;
+                self.cursor = self.cursor.max(applied.cursor.unwrap_or_default());
             }
-            self.applied = position;
-            self.kept_bytes += entry.data.len();
-            self.kept.push_back(entry);
+            _ => {
+                let change = members::decode(&entry.data);
+                let change = change.ok_or(Broken::Change { index: position.index })?;
+                self.members = self.members.after(&change);
+                self.epoch = self.epoch.max(members::epoch_of(&change));
+            }
         }
+        self.applied = position;
+        self.kept_bytes += entry.data.len();
+        self.kept.push_back(entry);
         while self.kept_bytes > self.tail_bytes || self.tail_bytes == 0 {
             let Some(entry) = self.kept.pop_front() else { break };
             self.kept_bytes -= entry.data.len();
@@ -356,15 +342,14 @@ impl Recovery {
         self.epoch = 0;
         self.cursor = Cursor::default();
         self.snapshot = None;
-        self.hard_state.commit = 0;
-        self.tail.clear();
+        self.history = History::new(0);
         self.forget_kept();
     }
 
     /// The snapshot is of another log: it came from a leader, and the crash came before the record that would
     /// have made what follows in this one void.
     fn go_on_from_snapshot(&mut self) {
-        self.tail.clear();
+        self.history.forget();
         self.start = self.base.index;
         self.owes_state = true;
     }
@@ -378,23 +363,14 @@ impl Recovery {
     pub(super) fn into_entries(mut self) -> (Entries, u64) {
         // The commit may be of entries that a crash took from the log before they were synced; a
         // group of several voters sends them again.
-        let last = self.applied.index + self.tail.len() as u64;
-        self.hard_state.commit = self.hard_state.commit.clamp(self.applied.index, last);
+        let last = self.history.expected() - 1;
+        self.hard_state.commit = self.history.commit().clamp(self.applied.index, last);
         let mut entries = Entries::new(self.kept_after, self.hard_state, self.members);
         entries.append(self.kept.into());
-        entries.append(self.tail);
+        entries.append(self.history.into_waiting());
         if let Some(snapshot) = self.snapshot {
             entries.set_snapshot(snapshot);
         }
         (entries, self.start)
-    }
-}
-
-fn entry_type_from(byte: u8) -> Result<EntryType, Broken> {
-    match byte {
-        0 => Ok(EntryType::EntryNormal),
-        1 => Ok(EntryType::EntryConfChange),
-        2 => Ok(EntryType::EntryConfChangeV2),
-        _ => Err(Broken::EntryType(byte)),
     }
 }

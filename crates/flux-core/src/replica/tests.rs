@@ -10,6 +10,7 @@ mod capture;
 mod cursor;
 mod fresh;
 mod group;
+mod history;
 
 const NOW: UnixMillis = 1_700_000_000_000;
 
@@ -41,6 +42,7 @@ fn config() -> ReplicaConfig {
         election_ticks: 12,
         drift_percent: 10,
         tail_bytes: 0,
+        previous_versions: false,
         include_previous: false,
         seed: 1,
     }

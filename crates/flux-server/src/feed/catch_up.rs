@@ -13,10 +13,11 @@ use std::thread::JoinHandle;
 use flux_core::Revision;
 use flux_core::effect::Effects;
 use flux_core::feed::Committed;
-use flux_core::replica::{History, Position};
-use flux_log::{LogError, LogReader, Lsn, Record, Scanned};
+use flux_core::replica::{History, Position, StateRecord};
+use flux_log::{LogError, LogReader, Lsn, Record, Scanned, State};
 use tokio::sync::{mpsc, oneshot};
 
+use super::partition::Older;
 use crate::shared::Shared;
 
 /// Readers that may wait for the same log; another one waits for its place.
@@ -24,9 +25,8 @@ const MAX_WAITING: usize = 256;
 
 /// What a reader finds in the log.
 pub(super) enum Read {
-    /// Entries with changes, dense, beginning with the one that holds `after + 1`; and the batch of the log to
-    /// go on from.
-    Entries { entries: Vec<Arc<Committed>>, next: Lsn },
+    /// Entries with changes, dense, beginning with the one that holds `after + 1`.
+    Entries(Arc<[Older]>),
     /// The log does not have `after + 1`.
     Missing,
 }
@@ -93,10 +93,8 @@ struct Search {
     from: Lsn,
     bytes: usize,
     history: History,
-    entries: Vec<Arc<Committed>>,
+    entries: Vec<Older>,
     found_bytes: usize,
-    /// Where the last entry that was found lies.
-    last: Lsn,
     answer: oneshot::Sender<Result<Read, String>>,
 }
 
@@ -196,7 +194,6 @@ impl Search {
             history: History::new(0),
             entries: Vec::new(),
             found_bytes: 0,
-            last: from,
             answer,
         }
     }
@@ -204,10 +201,17 @@ impl Search {
     /// Takes a record. Whether nothing more is needed.
     fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> bool {
         match record {
-            Record::State(state) if state.partition == self.partition => self.history.state(state),
+            Record::State(state) if state.partition == self.partition => {
+                let &State { replica, start, term, vote, .. } = state;
+                self.history.state(&StateRecord { replica, start, term, vote });
+            }
             Record::Entry(entry) if entry.partition == self.partition => {
                 let position = Position { term: entry.term, index: entry.index };
-                self.history.entry(position, entry.commit, entry.entry_type, entry.payload, lsn);
+                let (commit, entry_type, payload) = (entry.commit, entry.entry_type, entry.payload);
+                if let Err(error) = self.history.entry(position, commit, entry_type, payload, lsn) {
+                    tracing::error!(partition = self.partition, ?position, %error, "the log has an odd entry");
+                    return true;
+                }
             }
             _ => return false,
         }
@@ -217,16 +221,17 @@ impl Search {
     /// Takes what is known to be committed. Whether nothing more is needed: there is enough, or what was
     /// looked for is not here.
     fn collect(&mut self) -> bool {
-        while let Some((position, payload, lsn)) = self.history.pop() {
-            let entry = match Committed::read(position, payload) {
+        while let Some((entry, lsn)) = self.history.pop() {
+            let index = entry.index;
+            let entry = match Committed::read(entry) {
                 Ok(Some(entry)) => entry,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::error!(partition = self.partition, ?position, %error, "the log has no batch here");
+                    tracing::error!(partition = self.partition, index, %error, "an entry of the log is no batch");
                     return true;
                 }
             };
-            let expected = self.entries.last().map_or(self.after + 1, |entry| entry.last + 1);
+            let expected = self.entries.last().map_or(self.after + 1, |last| last.entry.last + 1);
             if entry.last < expected {
                 continue;
             }
@@ -234,8 +239,7 @@ impl Search {
                 return true;
             }
             self.found_bytes += entry.payload.len();
-            self.last = lsn;
-            self.entries.push(Arc::new(entry));
+            self.entries.push(Older { entry: Arc::new(entry), lsn });
             if self.found_bytes >= self.bytes {
                 return true;
             }
@@ -244,11 +248,11 @@ impl Search {
     }
 
     fn finish(self) {
-        let Search { entries, last, answer, .. } = self;
+        let Search { entries, answer, .. } = self;
         // Who asked may have given up.
         let _ = answer.send(Ok(match entries.is_empty() {
             true => Read::Missing,
-            false => Read::Entries { entries, next: last },
+            false => Read::Entries(entries.into()),
         }));
     }
 

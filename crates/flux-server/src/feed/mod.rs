@@ -23,13 +23,16 @@ use flux_proto::event::{Event, Gap, Place};
 use tokio::sync::watch::Receiver;
 
 use catch_up::CatchUp;
+use partition::Older;
 pub(crate) use partition::PartitionFeed;
 
 use crate::clock::monotonic_us;
+use crate::config::Fsync;
 use crate::shared::{PartitionView, Shared};
 
-/// The least that is read of the log at a time, in bytes: a pass over it is dear.
-const LOG_READ_BYTES: usize = 1 << 20;
+/// What is read of the log at a time, in bytes: a pass over it is dear. Each partition may keep so much.
+const LEAST_LOG_READ_BYTES: usize = 64 << 10;
+const MOST_LOG_READ_BYTES: usize = 1 << 20;
 /// Who waits for changes says so again after a third of the time for which that holds.
 const RENEWAL: Duration = Duration::from_micros(partition::INTEREST_US / 3);
 
@@ -62,45 +65,72 @@ impl NodeFeed {
     ) -> Result<Option<Chunk>, FeedError> {
         let view = self.view(partition)?;
         let newest = view.standing.place().map(|at| at.revision).ok_or(FeedError::NotHere)?;
-        let up_to = if limit.synced { newest.min(view.feed.synced()) } else { newest };
+        // With `always` everything that is applied is synced, and with `no` nothing ever is for sure.
+        let waits = limit.synced && self.shared.settings.fsync == Fsync::EverySec;
+        let up_to = if waits { newest.min(view.feed.synced()) } else { newest };
         match view.feed.recent(after, limit.bytes) {
             Some(RingRead::Entries(entries)) => {
+                view.feed.end_place(after);
                 return self.chunk(partition, after, up_to, limit, &entries);
             }
-            // What was replaced as a whole may be ahead of what is in memory for a moment.
             Some(RingRead::UpToDate) => return Ok(None),
+            // What was replaced as a whole may be ahead of what is in memory for a moment.
             Some(RingRead::Older { .. }) | None if newest <= after => return Ok(None),
             Some(RingRead::Older { .. }) | None => {}
         }
+        let Some(older) = self.older(view, partition, after).await? else {
+            return Ok(Some(Chunk::Gap(self.gap(partition, after)?)));
+        };
+        let entries = older.iter().map(|one| &one.entry);
+        let chunk = self.chunk(partition, after, up_to, limit, entries)?;
+        if let Some(Chunk::Changes { through, .. }) = &chunk
+            && let Some(last) = older.iter().find(|one| one.entry.last >= through.revision)
+        {
+            view.feed.move_place(after, cursor(*through), last.lsn, monotonic_us());
+        }
+        Ok(chunk)
+    }
+
+    /// Entries of the log from the one with the next revision on; none if the log does not have it.
+    async fn older(
+        &self,
+        view: &PartitionView,
+        partition: u16,
+        after: u64,
+    ) -> Result<Option<Arc<[Older]>>, FeedError> {
+        if let Some(older) = view.feed.read_before(after) {
+            return Ok(Some(older));
+        }
         let log = &self.logs[usize::from(self.shared.owner(PartitionId(partition)))];
-        let from = view.feed.take_place(after);
-        let bytes = limit.bytes.max(LOG_READ_BYTES);
+        let share = self.shared.settings.cdc_memory_bytes as usize / self.shared.views.len();
+        let bytes = share.clamp(LEAST_LOG_READ_BYTES, MOST_LOG_READ_BYTES);
+        let from = view.feed.place_of(after);
         match log.read(partition, after, from, bytes).await.ok_or(FeedError::Stopping)? {
-            Ok(catch_up::Read::Entries { entries, next }) => {
-                let chunk = self.chunk(partition, after, up_to, limit, &entries)?;
-                if let Some(Chunk::Changes { through, .. }) = &chunk {
-                    view.feed.note_place(cursor(*through), next, monotonic_us());
-                }
-                Ok(chunk)
+            Ok(catch_up::Read::Entries(older)) => {
+                view.feed.keep_read(Arc::clone(&older));
+                Ok(Some(older))
             }
-            Ok(catch_up::Read::Missing) => Ok(Some(Chunk::Gap(self.gap(partition, after)?))),
+            Ok(catch_up::Read::Missing) => Ok(None),
             Err(error) => Err(FeedError::Log(error)),
         }
     }
 
     /// The changes behind `after`, up to a revision and the limit.
-    fn chunk(
+    fn chunk<'a>(
         &self,
         partition: u16,
         after: u64,
         up_to: u64,
         limit: Limit,
-        entries: &[Arc<Committed>],
+        entries: impl IntoIterator<Item = &'a Arc<Committed>>,
     ) -> Result<Option<Chunk>, FeedError> {
         let feed = &self.view(partition)?.feed;
         let (mut events, mut bytes): (Vec<Event>, usize) = (Vec::new(), 0);
         let mut through = Place::default();
         'entries: for entry in entries {
+            if entry.last <= after {
+                continue;
+            }
             let all = feed
                 .events_of(partition, entry)
                 .map_err(|error| FeedError::Log(format!("entry {:?}: {error}", entry.position)))?;

@@ -32,6 +32,13 @@ struct ReadTo {
     until_us: u64,
 }
 
+/// An entry that was read back from the log, and the batch there that holds it.
+#[derive(Clone, Debug)]
+pub(super) struct Older {
+    pub(super) entry: Arc<Committed>,
+    pub(super) lsn: Lsn,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct PartitionFeed {
     /// None while nobody reads.
@@ -47,6 +54,8 @@ pub(crate) struct PartitionFeed {
     /// Up to here a power cut of this node undoes nothing.
     synced: AtomicU64,
     places: Mutex<Vec<ReadTo>>,
+    /// What was read back from the log last: its readers take it in smaller parts.
+    older: Mutex<Option<Arc<[Older]>>>,
     /// The entry that was read last, as events.
     decoded: Mutex<Option<(u64, Arc<[Event]>)>>,
 }
@@ -73,6 +82,7 @@ impl PartitionFeed {
     pub(crate) fn end(&self) {
         *self.ring.lock() = None;
         *self.decoded.lock() = None;
+        *self.older.lock() = None;
     }
 
     /// Takes what was applied, up to the entry that is `at` now. Where that is not what follows, the
@@ -158,10 +168,24 @@ impl PartitionFeed {
         self.synced.load(Ordering::Acquire)
     }
 
-    /// Remembers where a reader of the log has come to.
-    pub(super) fn note_place(&self, at: Cursor, lsn: Lsn, now_us: u64) {
+    /// Entries that were read back and begin no later than behind `after`, if there are such.
+    pub(super) fn read_before(&self, after: Revision) -> Option<Arc<[Older]>> {
+        let older = self.older.lock();
+        let older = older.as_ref()?;
+        let (first, last) = (&older.first()?.entry, &older.last()?.entry);
+        (first.first <= after + 1 && after < last.last).then(|| Arc::clone(older))
+    }
+
+    /// Keeps what was read back until its readers have come behind it.
+    pub(super) fn keep_read(&self, older: Arc<[Older]>) {
+        *self.older.lock() = Some(older);
+    }
+
+    /// Remembers that a reader of the log that was at `before` is now at `at`, the log's batch of which is `lsn`.
+    pub(super) fn move_place(&self, before: Revision, at: Cursor, lsn: Lsn, now_us: u64) {
+        self.end_place(before);
         let mut places = self.places.lock();
-        places.retain(|one| one.until_us > now_us && one.revision != at.revision);
+        places.retain(|one| one.until_us > now_us);
         if places.len() >= MAX_PLACES {
             places.remove(0);
         }
@@ -169,10 +193,23 @@ impl PartitionFeed {
         places.push(ReadTo { revision: at.revision, index: at.index, lsn, until_us });
     }
 
-    /// Where a reader finds in the log what comes after a revision. It is on its way from there.
-    pub(super) fn take_place(&self, after: Revision) -> Option<Lsn> {
+    /// A reader of the log that was here does not need it any more, or is elsewhere.
+    pub(super) fn end_place(&self, at: Revision) {
+        let mut places = self.places.lock();
+        if let Some(index) = places.iter().position(|one| one.revision == at) {
+            places.swap_remove(index);
+        }
+    }
+
+    /// Where a reader finds in the log what comes after a revision, if one has come to it.
+    pub(super) fn place_of(&self, after: Revision) -> Option<Lsn> {
         let places = self.places.lock();
         places.iter().find(|one| one.revision == after).map(|one| one.lsn)
+    }
+
+    /// Lets those who wait look again.
+    pub(crate) fn wake(&self) {
+        self.grown.notify_waiters();
     }
 
     /// The lowest index that somebody needs of the log: those who read it, and where changes are passed on

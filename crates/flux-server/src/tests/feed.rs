@@ -14,7 +14,7 @@ use flux_proto::event::{Event, Gap, Op, Place};
 
 use super::machine::Machine;
 use super::node::{ask, set, small, start};
-use super::workload::{Model, write};
+use super::workload::{Model, Random, write};
 use crate::config::{Fsync, Settings};
 use crate::feed::NodeFeed;
 use crate::workers::Workers;
@@ -101,6 +101,20 @@ fn newest(workers: &Workers, partition: u16) -> u64 {
     workers.feed().newest(partition).expect("it is here")
 }
 
+/// Writes of all kinds to a few hundred keys.
+async fn churn(workers: &Workers, seed: u64, count: u64) {
+    let mut random = Random(seed);
+    for number in 0..count {
+        let key = format!("key:{}", random.below(300));
+        let command = match random.below(6) {
+            0 => Command::Delete { keys: vec![key.clone().into_bytes()] },
+            1 => set(&key, &vec![b'.'; random.below(3000) as usize]),
+            _ => set(&key, format!("value {number} of {seed}").as_bytes()),
+        };
+        ask(workers.shared(), &key, command).await;
+    }
+}
+
 /// Settings of a node whose changes are published.
 fn publishing(workers: usize) -> Settings {
     let rabbitmq_url = Some("amqp://127.0.0.1:1".parse().expect("a URL"));
@@ -123,7 +137,7 @@ async fn all_changes_are_there_from_the_first_on_until_they_are_confirmed() {
     let machine = Machine::new(1);
     let settings = publishing(2);
     let workers = start(&machine, &settings).expect("started");
-    let model = write(workers.shared(), Model::default(), 1, 600).await;
+    let mut model = write(workers.shared(), Model::default(), 1, 600).await;
     for limit in [ALL, Limit { events: 1, ..ALL }, Limit { events: 7, bytes: 1, synced: true }] {
         for follower in follow_all(&workers, limit).await {
             assert_eq!(follower.gaps, [], "nothing may be lost");
@@ -149,10 +163,11 @@ async fn followers_keep_up_with_writers() {
     let feed = workers.feed();
     for round in 0..6 {
         let mut followers: Vec<Follower> = (0..4).map(Follower::of).collect();
-        let writing = write(workers.shared(), Model::default(), round, 100);
+        let writing = churn(&workers, round, 1000);
         let following = async {
-            for follower in &mut followers {
-                let to = newest(&workers, follower.partition) + 5;
+            for turn in 0..40 {
+                let follower = &mut followers[turn % 4];
+                let to = newest(&workers, follower.partition);
                 follower.follow(feed, to, Limit { events: 50, ..ALL }).await;
             }
         };
@@ -265,7 +280,7 @@ async fn what_a_power_cut_undoes_was_not_given_to_those_who_cannot_take_it_back(
         for follower in &mut given {
             assert!(newest_of(&workers, follower.partition) >= follower.at, "it was undone");
         }
-        write(workers.shared(), Model::default(), round, 50).await;
+        churn(&workers, round, 300).await;
         for follower in &mut given {
             let to = newest_of(&workers, follower.partition);
             let following = follower.follow(workers.feed(), to, synced);

@@ -104,6 +104,11 @@ impl Dispatch {
         }
     }
 
+    /// Lets all who wait for changes see that the node is stopping.
+    pub(super) fn wake_followers(&self) {
+        self.shared.views.iter().for_each(|view| view.feed.wake());
+    }
+
     /// What the sync that begins now will have put on the disk, as far as somebody asks.
     pub(super) fn marks(&self) -> Vec<Mark> {
         let followed = self.replicas.iter().flatten().filter(|replica| {

@@ -466,6 +466,7 @@ impl Worker {
         let timeout = Duration::from_millis(self.shared.settings.shutdown_timeout_ms);
         self.stop_by = Some(now + timeout);
         self.linger_by = Some(now + LINGER_LIMIT);
+        self.dispatch.wake_followers();
         // Dropping the listener refuses new connections.
         self.listener = None;
         // What clients have sent by now is still served, once; then nothing more is read.

@@ -120,6 +120,7 @@ impl Turn {
         let may_propose =
             (!syncs || dispatch.cluster.is_some()) && self.make_room(&active, dispatch, now);
         if may_propose {
+            self.touch(&active, dispatch, Replica::open_positions);
             for &partition in &active {
                 // In a group the followers are to have the first batches meanwhile; what comes behind them
                 // gathers, and costs them one entry.
@@ -226,12 +227,17 @@ impl Turn {
         self.policy == Fsync::Always && self.syncing_since.is_some()
     }
 
-    /// Loads what the small entries that are applied next will need of their tables: alone each of them
-    /// waits for a few cache misses, together they wait once.
-    fn touch(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) {
+    /// Loads what small batches will need of their tables, those that are proposed next or applied next: alone
+    /// each of them waits for a few cache misses, together they wait once.
+    fn touch(
+        &mut self,
+        active: &[PartitionId],
+        dispatch: &mut Dispatch,
+        positions: fn(&Replica<Waiter>, &mut Vec<Position>),
+    ) {
         for &partition in active {
             let Some((replica, _)) = dispatch.replica(partition) else { continue };
-            replica.next_positions(&mut self.positions);
+            positions(replica, &mut self.positions);
             self.places.resize(self.positions.len(), partition);
         }
         let views = &dispatch.shared().views;
@@ -275,7 +281,7 @@ impl Turn {
     /// Writes what the replicas ask for until they ask for nothing more, and sends what may be sent.
     fn write(&mut self, active: &[PartitionId], dispatch: &mut Dispatch) -> Result<(), LogError> {
         loop {
-            self.touch(active, dispatch);
+            self.touch(active, dispatch, Replica::next_positions);
             let first = self.written.len();
             let must_sync = self.take_all_ready(active, dispatch)? || self.policy == Fsync::Always;
             if self.written.len() == first {

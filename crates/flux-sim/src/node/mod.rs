@@ -229,6 +229,7 @@ impl Options {
             election_ticks: self.election_ticks,
             drift_percent: self.drift_percent,
             tail_bytes: self.tail_bytes,
+            previous_versions: true,
             include_previous: false,
             seed: self.seed,
         }

@@ -53,7 +53,7 @@ impl Partition {
     }
 
     fn close(&mut self) -> Option<(Revision, Revision)> {
-        let batch = self.in_flight.close(&self.table, false)?;
+        let batch = self.in_flight.close(&self.table, Previous::Nothing)?;
         self.payloads.push_back(batch.payload.to_vec());
         Some((batch.first_revision, batch.last_revision))
     }

@@ -213,7 +213,7 @@ impl World {
 
     fn close(&mut self) {
         let waiters = std::mem::take(&mut self.open);
-        if let Some(batch) = self.leader.in_flight.close(&self.leader.table, false) {
+        if let Some(batch) = self.leader.in_flight.close(&self.leader.table, Previous::Nothing) {
             self.proposed.push_back((batch.payload.to_vec(), waiters));
         } else if let Some((_, last)) = self.proposed.back_mut() {
             last.extend(waiters);

@@ -29,8 +29,8 @@ impl Partition {
         self.draft().put(key, value, None);
     }
 
-    fn close(&mut self, include_previous: bool) -> Vec<u8> {
-        let batch = self.in_flight.close(&self.table, include_previous);
+    fn close(&mut self, previous: Previous) -> Vec<u8> {
+        let batch = self.in_flight.close(&self.table, previous);
         batch.expect("something is in it").payload.to_vec()
     }
 
@@ -57,11 +57,11 @@ fn what_was_applied_since_it_was_evaluated_is_found_in_the_table() {
     one.put(b"put", b"1");
     one.put(b"deleted", b"2");
     one.draft().delete(b"deleted", Reason::Explicit);
-    let first = one.close(false);
+    let first = one.close(Previous::Versions);
     one.put(b"put", b"3");
     one.put(b"deleted", b"4");
     one.apply(&first);
-    let second = one.close(false);
+    let second = one.close(Previous::Versions);
     assert_eq!([versions(&first), versions(&second)], [vec![0, 0, 2], vec![1, 0]]);
 }
 
@@ -72,14 +72,15 @@ fn many_keys_of_a_large_table_are_found_in_groups() {
     for number in 0..1000 {
         one.put(&key(number), &[7; 2000]);
     }
-    let payload = one.close(false);
+    let payload = one.close(Previous::Versions);
     one.apply(&payload);
     assert!(one.memory.used() > CACHED_BYTES);
     for number in 950..1050 {
-        one.put(&key(number), b"");
+        one.put(&key(number), &[8; 30]);
     }
+    assert!(one.in_flight.open_payload().len() > SMALL_BATCH_BYTES);
     let before: Vec<u64> = (951..=1000).chain([0; 50]).collect();
-    let payload = one.close(true);
+    let payload = one.close(Previous::Values);
     assert_eq!(versions(&payload), before);
     let values = Changes::new(&payload).expect("a batch").map(|change| change.previous_value);
     assert!(values.eq(before.iter().map(|before| (*before > 0).then_some([7; 2000].as_slice()))));
@@ -91,7 +92,7 @@ fn previous_values_are_left_out_where_the_batch_has_no_room() {
     let large = vec![7; MAX_VALUE_BYTES - 1000];
     for key in [b"a", b"b", b"c"] {
         one.put(key, &large);
-        let payload = one.close(true);
+        let payload = one.close(Previous::Values);
         one.apply(&payload);
     }
     one.put(b"d", b"small");
@@ -100,7 +101,7 @@ fn previous_values_are_left_out_where_the_batch_has_no_room() {
     }
     one.put(b"a", b"");
     let most = one.in_flight.open_bytes() + one.in_flight.previous_bytes(&one.table);
-    let payload = one.close(true);
+    let payload = one.close(Previous::Values);
     assert!(payload.len() <= most && most <= MAX_BATCH_BYTES);
     let changes = Changes::new(&payload).expect("a batch");
     let values: Vec<_> = changes.map(|change| change.previous_value.map(<[u8]>::len)).collect();
@@ -120,13 +121,13 @@ fn a_trace_is_of_the_effects_of_its_command() {
     run(&mut one, 1, &[b"d"]);
     run(&mut one, 2, &[b"e"]);
     run(&mut one, 0, &[b"f"]);
-    let payload = one.close(false);
+    let payload = one.close(Previous::Versions);
     assert_eq!(traces(&payload), [0, 1, 1, 1, 2, 0]);
     let parts = Parts::new(&payload).expect("a batch").flatten();
     let told = parts.filter(|part| matches!(part, Part::Trace(_))).count();
     assert_eq!(told, 3, "only where it changes");
     run(&mut one, 0, &[b"a"]);
-    let payload = one.close(false);
+    let payload = one.close(Previous::Versions);
     assert_eq!(payload.len(), 17 + 4 + 2, "none, and the version before");
 }
 
@@ -147,7 +148,7 @@ fn what_is_taken_back_leaves_no_trace() {
         assert_eq!(in_flight.open_payload().len(), open);
     }
     Draft::new(table, in_flight, memory, 0).put(b"c", b"", None);
-    assert_eq!(traces(&one.close(false)), [1, 2]);
+    assert_eq!(traces(&one.close(Previous::Versions)), [1, 2]);
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn a_cursor_rides_on_the_open_batch() {
     assert_eq!(one.in_flight.cursor(), Some(cursor(1)), "it came before");
     one.put(b"a", b"");
     one.in_flight.set_cursor(0, cursor(3));
-    let payload = one.close(false);
+    let payload = one.close(Previous::Versions);
     assert_eq!(cursor_of(&payload), Ok(Some(cursor(3))));
     assert_eq!(payload.len(), 17 + 17 + 4 + 2, "the new one took the place of the old one");
 
@@ -177,7 +178,7 @@ fn a_cursor_rides_on_the_open_batch() {
     assert_eq!(one.in_flight.cursor(), None);
 
     one.in_flight.set_cursor(0, cursor(7));
-    let payload = one.close(true);
+    let payload = one.close(Previous::Values);
     assert_eq!(payload.len(), 17 + 17, "without effects nothing was before");
     one.in_flight.set_cursor(0, cursor(8));
     one.in_flight.discard_all();

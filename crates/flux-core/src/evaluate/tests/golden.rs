@@ -290,6 +290,54 @@ fn deletes() {
 }
 
 #[test]
+fn a_delete_of_an_absent_key_takes_no_revision() {
+    let deletes = [
+        ("delete K", "0"),
+        ("delete K K", "0"),
+        ("deleteif K always", "0"),
+        ("deleteif K nx", "0"),
+        ("deleteif K xx", "not written v=0"),
+        ("getdelete K", "nil"),
+        ("getexpire K at=1", "nil"),
+        ("expire K at=1", "0"),
+        ("rename K other", "error: no such key"),
+        ("rename K other nx", "error: no such key"),
+        ("multi | delete K | getdelete K", "[0, nil]"),
+        ("all | delete K | deleteif K always", "[0, 0]"),
+    ];
+    for (command, reply) in deletes {
+        let command = command.replace('K', "k");
+        check(&format!(
+            "> {command}
+             {reply}
+             =>"
+        ));
+        check(&format!(
+            "> set k v in=10
+             written v=1
+             now=1010
+             > {command}
+             {reply}
+             => 1 put k v at=1010"
+        ));
+        check(&format!(
+            "> set k v
+             written v=1
+             > delete k
+             1
+             > {command}
+             {reply}
+             => 1 put k v, 2 delete k Explicit"
+        ));
+    }
+    check(
+        "> clear 10
+         0
+         => ",
+    );
+}
+
+#[test]
 fn parts_of_values_are_read() {
     check(
         "> append k Hello

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::model::Model;
 use super::{Partition, rows};
 use crate::command::{ExpireCondition, Guard, TransactionMode};
-use crate::draft::{Applied, apply};
+use crate::draft::{Applied, Previous, apply};
 use crate::effect::{Changes, Effect, Effects};
 use crate::session::Sessions;
 use crate::{Command, Condition, Expiry};
@@ -197,10 +197,14 @@ proptest! {
     #[test]
     fn commands_do_what_the_model_does(
         steps in vec(step(), 0..120),
-        include_previous in any::<bool>(),
+        previous in prop_oneof![
+            Just(Previous::Nothing),
+            Just(Previous::Versions),
+            Just(Previous::Values),
+        ],
     ) {
         let mut pair = Pair::new();
-        pair.partition.include_previous = include_previous;
+        pair.partition.previous = previous;
         for step in &steps {
             pair.take(step)?;
         }
@@ -224,14 +228,14 @@ proptest! {
         }
         prop_assert_eq!(last, model.revision);
         prop_assert_eq!(rows(&replayed.table), model.rows());
-        check_changes(&partition.payloads, include_previous, &traces)?;
+        check_changes(&partition.payloads, previous, &traces)?;
     }
 }
 
 /// Whether all changes say of their keys what the changes before made of them.
 fn check_changes(
     payloads: &[Vec<u8>],
-    has_values: bool,
+    previous: Previous,
     traces: &[u8],
 ) -> Result<(), TestCaseError> {
     let mut present: BTreeMap<&[u8], (u64, &[u8])> = BTreeMap::new();
@@ -242,8 +246,16 @@ fn check_changes(
                 Effect::Put { key, value, .. } => present.insert(key, (change.revision, value)),
                 Effect::Delete { key, .. } => present.remove(key),
             };
-            prop_assert_eq!(change.previous, before.map_or(0, |(version, _)| version));
-            let value = before.map(|(_, value)| value).filter(|_| has_values);
+            let deletes = matches!(change.effect, Effect::Delete { .. });
+            prop_assert!(
+                !deletes || before.is_some(),
+                "a delete of an absent key takes no revision"
+            );
+            let version = before.map(|(version, _)| version);
+            let version = version.filter(|_| previous != Previous::Nothing);
+            prop_assert_eq!(change.previous, version.unwrap_or(0));
+            let value = before.map(|(_, value)| value);
+            let value = value.filter(|_| previous == Previous::Values);
             prop_assert_eq!(change.previous_value, value);
             let trace = traces.next().copied().filter(|trace| *trace > 0);
             prop_assert_eq!(change.trace.copied(), trace.map(|trace| [trace; 25]));

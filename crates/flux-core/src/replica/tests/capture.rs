@@ -26,16 +26,14 @@ fn entries_with_effects_are_captured_when_they_are_applied() {
     alone.write();
     let committed = taken(&mut alone);
     let position = alone.replica.applied();
-    let payload = alone.records.iter().rev().find_map(|record| match record {
-        Record::Entry { entry, .. } => Some(entry.data.clone()),
+    let entry = alone.records.iter().rev().find_map(|record| match record {
+        Record::Entry { entry, .. } => Some(entry.clone()),
         Record::State(_) => None,
     });
-    let payload = payload.expect("it was written");
+    let entry = entry.expect("it was written");
+    let payload = entry.data.clone();
     assert_eq!(committed, [Committed { position, first: 2, last: 3, payload }]);
-    assert_eq!(
-        Committed::read(position, committed[0].payload.clone()),
-        Ok(committed.first().cloned())
-    );
+    assert_eq!(Committed::read(entry), Ok(committed.first().cloned()), "as the log has it");
 
     // Without effects there is nothing to tell.
     assert!(alone.replica.propose_cursor(Cursor { revision: 3, index: position.index }));
@@ -67,25 +65,38 @@ fn a_trace_goes_with_the_changes_of_its_command_only() {
 }
 
 #[test]
-fn previous_values_are_there_where_the_configuration_says_so() {
-    for include_previous in [false, true] {
+fn what_was_before_is_there_where_somebody_wants_it() {
+    let old = Some(b"old".as_slice());
+    // Captured here, always versions, values too; then what a change says of the version and the value.
+    let cases = [
+        ((false, false, false), (0, None)),
+        ((true, false, false), (1, None)),
+        ((false, true, false), (1, None)),
+        ((false, false, true), (1, old)),
+        ((true, true, true), (1, old)),
+    ];
+    for ((captures, previous_versions, include_previous), expected) in cases {
         let memory = Memory::new(0);
         let recovery = Recovery::new(table(&memory), None, SnapshotMeta::alone(1), 0);
-        let config = ReplicaConfig { include_previous, ..config() };
+        let config = ReplicaConfig { previous_versions, include_previous, ..config() };
         let replica = Replica::new(&config, recovery, memory, Arc::new(View::default()), at(NOW));
         let mut alone = Alone { replica: replica.expect("a state"), ..Alone::new() };
         alone.turn();
-        alone.replica.set_capture(true);
+        alone.replica.set_capture(captures);
         alone.set("a", "old");
         alone.turn();
         alone.set("a", "new");
         let most = alone.replica.open_bytes();
+        let mut positions = Vec::new();
+        alone.replica.open_positions(&mut positions);
+        assert_eq!(positions.len() as u64, expected.0, "only what will be looked up");
         alone.turn();
-        let committed = taken(&mut alone);
-        assert!(committed[1].payload.len() <= most);
-        let mut changes = Changes::new(&committed[1].payload).expect("a batch");
+        let Some(Record::Entry { entry, .. }) = alone.records.last() else {
+            panic!("it was written");
+        };
+        assert!(entry.data.len() <= most);
+        let mut changes = Changes::new(&entry.data).expect("a batch");
         let change = changes.next().expect("one change");
-        assert_eq!((change.revision, change.previous), (2, 1));
-        assert_eq!(change.previous_value, include_previous.then_some(b"old".as_slice()));
+        assert_eq!((change.revision, (change.previous, change.previous_value)), (2, expected));
     }
 }
