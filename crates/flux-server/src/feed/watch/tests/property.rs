@@ -199,7 +199,12 @@ async fn run(acts: Vec<Act>) {
         live
     };
     for watcher in &mut watchers {
-        while watcher.take(&rig, &changes, Duration::from_secs(60)).await {}
+        // The first sign of life may be from before the last change.
+        let mut silent = 0;
+        while silent < 3 {
+            let is_told = watcher.take(&rig, &changes, Duration::from_secs(60)).await;
+            silent = if is_told { 0 } else { silent + 1 };
+        }
         let newest = changes.iter().map(|changes| changes.len() as u64);
         let newest: BTreeMap<u16, Option<u64>> = (0..).zip(newest.map(Some)).collect();
         for (partition, known) in &watcher.known {
