@@ -104,7 +104,7 @@ install_python_packages() {
 
 run_rust_tests() {
     section "What the Rust tests need"
-    install_packages etcd=etcd-server
+    install_packages etcd=etcd-server rabbitmq-server=rabbitmq-server
     section "Rust tests"
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace --no-fail-fast
@@ -119,7 +119,7 @@ run_rust_tests() {
 run_end_to_end_tests() {
     section "What the end-to-end tests need"
     install_packages redis-server=redis-server redis-benchmark=redis-tools etcd=etcd-server \
-        faketime=faketime ip=iproute2
+        faketime=faketime ip=iproute2 rabbitmq-server=rabbitmq-server
     install_python_packages
     section "The node"
     # With the features that the Rust tests were built with, so that nothing is built twice.

@@ -97,23 +97,27 @@ def measure(folder, arguments):
 def crowded_stop_gap(made, victim, others):
     """The gap of a planned stop while clients of the other nodes write without pause."""
     ended = threading.Event()
+    stayed = []
 
     def write(number):
         with others[number % len(others)].connect() as connection:
             for count in itertools.count():
                 if ended.is_set():
-                    return
+                    break
                 connection.call("SET", f"crowd:{number}:{count % 5000}", "x" * 100)
+        stayed.append(number)
 
     crowd = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
     for writer in crowd:
         writer.start()
     try:
-        return stop_gap(made, victim, others)
+        gap = stop_gap(made, victim, others)
     finally:
         ended.set()
         for writer in crowd:
             writer.join()
+    assert len(stayed) == WRITERS, "writers of the crowd got errors"
+    return gap
 
 
 def report(name, found):

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::cluster::{RECOVERING, Waiting};
+use crate::feed::report;
 use crate::shared::Shared;
 
 /// Set once the node serves.
@@ -21,7 +22,7 @@ type Node = Arc<OnceLock<Arc<Shared>>>;
 
 /// What is answered where there is nothing; by it `flux admin` knows a node from other servers.
 pub(crate) const UNKNOWN_PATH: &str =
-    "there is /health, /ready and /metrics, and in a cluster /cluster\n";
+    "there is /health, /ready, /metrics and /cdc, and in a cluster /cluster\n";
 
 /// A node that serves or will.
 #[derive(Clone, Debug)]
@@ -121,6 +122,16 @@ fn exposition(shared: &Shared) -> String {
     ];
     for (name, help, value) in gauges {
         metric(name, "gauge", help, value);
+    }
+    for (name, kind, help, value) in report::metrics(shared) {
+        metric(name, kind, help, value);
+    }
+    let troubles = report::troubles(shared);
+    if !troubles.is_empty() {
+        text.push_str("# HELP flux_cdc_trouble Whether this is wrong with publishing.\n# TYPE flux_cdc_trouble gauge\n");
+    }
+    for (name, is_so) in troubles {
+        let _ = writeln!(text, "flux_cdc_trouble{{kind=\"{name}\"}} {}", u8::from(is_so));
     }
     text
 }

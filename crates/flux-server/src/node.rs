@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use flux_cdc::Publisher;
 use flux_core::PartitionId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,6 +15,7 @@ use tracing::Instrument as _;
 use crate::cluster::{ClusterError, Control, Listening, Registry, Waiting};
 use crate::config::Settings;
 use crate::data_dir::{DataDir, DataDirError, Purpose};
+use crate::feed::{publish, report};
 use crate::recovery::RecoveryError;
 use crate::replicas::Replicas;
 use crate::shared::Shared;
@@ -81,6 +83,8 @@ pub struct Node {
     shared: Arc<Shared>,
     addresses: Addresses,
     workers: Workers,
+    /// Where a broker is set.
+    publisher: Option<Publisher>,
     control: Option<Control>,
     waiting: Waiting,
     tasks: JoinSet<()>,
@@ -154,7 +158,13 @@ impl Node {
         };
         drop(refusing);
         let shared = Arc::clone(workers.shared());
+        let published = publish::start(workers.feed(), settings);
+        let (publisher, metrics) = published.unzip();
+        if let Some(metrics) = metrics {
+            let _ = shared.published.set(metrics);
+        }
         let mut served = crate::backup::routes(Arc::clone(&shared));
+        served = served.merge(report::routes(Arc::clone(&shared)));
         if let Some(control) = &control {
             served = served.merge(crate::cluster::routes(control.handle()));
             control.attach(Arc::new(Replicas::new(Arc::clone(&shared))));
@@ -170,7 +180,7 @@ impl Node {
         calls.open(Arc::clone(&shared), feed, stop.subscribe()).await;
         // The last: where a node is told to be ready, it is at every port.
         let _ = ready.set(Arc::clone(&shared));
-        Ok(Node { shared, addresses, workers, control, waiting, tasks, stop })
+        Ok(Node { shared, addresses, workers, publisher, control, waiting, tasks, stop })
     }
 
     /// Waits until the node must stop, because another process has its identity.
@@ -210,6 +220,10 @@ impl Node {
     /// lost when the machine loses power.
     pub async fn shutdown(mut self) -> Result<(), flux_log::LogError> {
         self.waiting.tell("stopping");
+        if let Some(publisher) = self.publisher.take() {
+            // What it has confirmed is still put into the log.
+            publisher.stop().await;
+        }
         if let Some(control) = self.control.take() {
             // Nobody is to give leadership to this node again while it hands it over; which it does while
             // it still serves, so that nobody waits for an election.

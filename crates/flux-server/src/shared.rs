@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use flux_cdc::Led;
+use flux_cdc::{Led, Metrics};
 use flux_core::placement::NodeId;
 use flux_core::replica::{Now, View};
 use flux_core::store::{Memory, Table, TableOptions};
@@ -97,6 +97,8 @@ pub(crate) struct Shared {
     pub(crate) views: Vec<PartitionView>,
     /// The partitions that are led here, for those who pass on their changes.
     pub(crate) led: watch::Sender<Arc<[Led]>>,
+    /// What the publisher counts, where a broker is set.
+    pub(crate) published: OnceLock<Arc<Metrics>>,
     pub(crate) table_options: TableOptions,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) memory: Arc<Memory>,

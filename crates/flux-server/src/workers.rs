@@ -147,6 +147,7 @@ fn shared(
         }),
         views: partitions.iter().map(view).collect(),
         led: watch::Sender::default(),
+        published: OnceLock::new(),
         table_options,
         mailboxes,
         memory,

@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Parser, Subcommand};
 use flux_server::config::{ConfigError, Configuration, Form, Inputs, SETTINGS};
 
-use crate::{admin, bench, cli, up};
+use crate::{admin, bench, cli, consume, up};
 
 const DEFAULT_FILE: &str = "flux.toml";
 
@@ -35,6 +35,8 @@ pub enum Command {
     /// Start an HTTP gateway to nodes that run elsewhere
     #[command(after_help = SETTINGS_HELP)]
     Gateway(SettingArgs),
+    /// Write change events from RabbitMQ to a file, each once, or compare such a file with the store
+    Consume(consume::Args),
     /// Send commands to a node: at a prompt, from arguments or from standard input
     Cli(cli::Args),
     /// Show a cluster and change it
@@ -228,6 +230,30 @@ mod tests {
         }
         let refused = Args::try_parse_from(["flux", "admin", "transfer", "x", "node-1"]);
         assert!(refused.unwrap_err().to_string().contains("'x'"));
+    }
+
+    #[test]
+    fn consume_writes_or_verifies() {
+        for words in [
+            &["flux", "consume"][..],
+            &["flux", "consume", "--output", "f", "--rotate-bytes", "1gb", "--keep", "0"],
+            &["flux", "consume", "--bind", "set.#", "--bind", "gap.#"],
+            &["flux", "consume", "--verify", "f.1", "f", "--addr", "h:1"],
+        ] {
+            let args = Args::try_parse_from(words).unwrap();
+            assert!(matches!(args.command, Command::Consume(_)), "{words:?}");
+        }
+        for wrong in [
+            &["--verify", "f", "--output", "g"][..],
+            &["--rotate-bytes", "1gb"],
+            &["--addr", "h:1"],
+            &["--verify"],
+            &["--prefetch", "0"],
+            &["--output", "f", "--rotate-bytes", "1tb"],
+        ] {
+            let words = [&["flux", "consume"], wrong].concat();
+            Args::try_parse_from(words).expect_err(&format!("{wrong:?}"));
+        }
     }
 
     #[test]

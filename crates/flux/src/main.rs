@@ -1,5 +1,5 @@
-//! The `flux` command: a node, its gateway, a command line, administration and a benchmark in one
-//! binary.
+//! The `flux` command: a node, its gateway, a consumer of its change events, a command line,
+//! administration and a benchmark in one binary.
 //!
 //! Reads the command line and hands over; what a node or a gateway does stands in their own crates.
 
@@ -7,6 +7,7 @@ mod admin;
 mod args;
 mod bench;
 mod cli;
+mod consume;
 mod limits;
 mod run;
 mod stop;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Up(args) => serve(Role::Up, &args.settings, args.nodes),
         Command::Server(settings) => serve(Role::Server, &settings, 1),
         Command::Gateway(settings) => serve(Role::Gateway, &settings, 0),
+        Command::Consume(args) => consume::run(&args),
         Command::Cli(args) => cli::run(args),
         Command::Admin(args) => admin::run(&args),
         Command::Bench(args) => bench(&args),

@@ -15,9 +15,12 @@ pub fn start(settings: &Settings) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    // Libraries say at DEBUG and TRACE what only their developers want to know.
-    let filter =
-        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("flux", level);
+    // Libraries say at DEBUG and TRACE what only their developers want to know. The AMQP client calls
+    // every lost connection an error; who uses it says what that means, once.
+    let filter = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("lapin", LevelFilter::OFF)
+        .with_target("flux", level);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match settings.log_format {

@@ -7,6 +7,8 @@
 mod catch_up;
 mod decode;
 mod partition;
+pub(crate) mod publish;
+pub(crate) mod report;
 mod rows;
 pub(crate) mod watch;
 
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use flux_cdc::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
 use flux_core::feed::{Committed, RingRead};
 use flux_core::{Cursor, PartitionId};
@@ -64,25 +67,27 @@ impl NodeFeed {
         limit: Limit,
     ) -> Result<Option<Chunk>, FeedError> {
         let view = self.view(partition)?;
-        let newest = view.standing.place().map(|at| at.revision).ok_or(FeedError::NotHere)?;
+        let applied = view.standing.place().ok_or(FeedError::NotHere)?;
         // With `always` everything that is applied is synced, and with `no` nothing ever is for sure.
         let waits = limit.synced && self.shared.settings.fsync == Fsync::EverySec;
-        let up_to = if waits { newest.min(view.feed.synced()) } else { newest };
+        let at = if waits { view.feed.synced() } else { applied };
         match view.feed.recent(after, limit.bytes) {
             Some(RingRead::Entries(entries)) => {
                 view.feed.end_place(after);
-                return self.chunk(partition, after, up_to, limit, &entries);
+                return self.chunk(partition, after, at.revision, limit, &entries);
             }
             Some(RingRead::UpToDate) => return Ok(None),
             // What was replaced as a whole may be ahead of what is in memory for a moment.
-            Some(RingRead::Older { .. }) | None if newest <= after => return Ok(None),
+            Some(RingRead::Older { .. }) | None if applied.revision <= after => return Ok(None),
             Some(RingRead::Older { .. }) | None => {}
         }
         let Some(older) = self.older(view, partition, after).await? else {
-            return Ok(Some(Chunk::Gap(self.gap(partition, after)?)));
+            self.shared.stats.feed_gaps.add(1);
+            // With less than this the gap would hold nothing.
+            return Ok((at.revision > after).then(|| Chunk::Gap(self.gap(partition, after, at))));
         };
         let entries = older.iter().map(|one| &one.entry);
-        let chunk = self.chunk(partition, after, up_to, limit, entries)?;
+        let chunk = self.chunk(partition, after, at.revision, limit, entries)?;
         if let Some(Chunk::Changes { through, .. }) = &chunk
             && let Some(last) = older.iter().find(|one| one.entry.last >= through.revision)
         {
@@ -140,7 +145,7 @@ impl NodeFeed {
                 if event.revision > up_to || (is_full && !events.is_empty()) {
                     break 'entries;
                 }
-                bytes += event.key.len() + event.value.as_ref().map_or(0, |value| value.len());
+                bytes += event.key.len() + event.value.as_ref().map_or(0, Bytes::len);
                 through = Place { revision: event.revision, index: entry.position.index };
                 events.push(event.clone());
             }
@@ -158,15 +163,11 @@ impl NodeFeed {
         Ok(Some(Chunk::Changes { events, through }))
     }
 
-    /// Everything after a revision is lost to its reader.
-    fn gap(&self, partition: u16, after: u64) -> Result<Gap, FeedError> {
-        let standing = &self.view(partition)?.standing;
-        let at = place(standing.place().ok_or(FeedError::NotHere)?);
-        let led = self.led();
-        let term =
-            led.borrow().iter().find(|one| one.partition == partition).map_or(0, |one| one.term);
-        self.shared.stats.feed_gaps.add(1);
-        Ok(Gap { partition, lost: after + 1..=at.revision, at, term })
+    /// Everything after a revision is lost to its reader, up to this one.
+    fn gap(&self, partition: u16, after: u64, at: Cursor) -> Gap {
+        let led = self.shared.led.borrow();
+        let term = led.iter().find(|one| one.partition == partition).map_or(0, |one| one.term);
+        Gap { partition, lost: after + 1..=at.revision, at: place(at), term }
     }
 }
 
@@ -237,7 +238,8 @@ impl Feed for NodeFeed {
     fn begin_rows(&self, partition: u16) -> Result<Gap, FeedError> {
         let view = self.view(partition)?;
         view.feed.want(monotonic_us());
-        self.gap(partition, 0)
+        let at = view.standing.place().ok_or(FeedError::NotHere)?;
+        Ok(self.gap(partition, 0, at))
     }
 
     fn advance(&self, partition: u16, to: Place) {

@@ -52,7 +52,7 @@ pub(crate) struct PartitionFeed {
     cursor: Mutex<Cursor>,
     durable_cursor: Mutex<Cursor>,
     /// Up to here a power cut of this node undoes nothing.
-    synced: AtomicU64,
+    synced: Mutex<Cursor>,
     places: Mutex<Vec<ReadTo>>,
     /// What was read back from the log last: its readers take it in smaller parts.
     older: Mutex<Option<Arc<[Older]>>>,
@@ -157,15 +157,15 @@ impl PartitionFeed {
         *self.durable_cursor.lock() = cursor;
     }
 
-    /// Up to this revision a power cut of this node undoes nothing.
-    pub(crate) fn set_synced(&self, revision: Revision) {
-        if self.synced.swap(revision, Ordering::AcqRel) != revision {
+    /// Up to here a power cut of this node undoes nothing.
+    pub(crate) fn set_synced(&self, to: Cursor) {
+        if std::mem::replace(&mut *self.synced.lock(), to) != to {
             self.grown.notify_waiters();
         }
     }
 
-    pub(super) fn synced(&self) -> Revision {
-        self.synced.load(Ordering::Acquire)
+    pub(super) fn synced(&self) -> Cursor {
+        *self.synced.lock()
     }
 
     /// Entries that were read back and begin no later than behind `after`, if there are such.
@@ -225,10 +225,9 @@ impl PartitionFeed {
     pub(crate) fn left(&self) {
         self.end();
         self.places.lock().clear();
-        for place in [&self.confirmed, &self.cursor, &self.durable_cursor] {
+        for place in [&self.confirmed, &self.cursor, &self.durable_cursor, &self.synced] {
             *place.lock() = Cursor::default();
         }
-        self.synced.store(0, Ordering::Release);
         self.grown.notify_waiters();
     }
 }

@@ -18,8 +18,13 @@ const CURSOR_TICKS: u64 = 10;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
     partition: PartitionId,
-    revision: u64,
+    applied: Cursor,
     cursor: Cursor,
+}
+
+/// Up to where a replica has applied the log.
+fn applied<W>(replica: &Replica<W>) -> Cursor {
+    Cursor { revision: replica.revision(), index: replica.applied().index }
 }
 
 impl Dispatch {
@@ -34,7 +39,7 @@ impl Dispatch {
             return;
         }
         replica.take_committed(&mut self.committed);
-        let at = Cursor { revision: replica.revision(), index: replica.applied().index };
+        let at = applied(replica);
         self.shared.views[usize::from(partition.0)].feed.grew(&mut self.committed, at);
     }
 
@@ -117,7 +122,7 @@ impl Dispatch {
         });
         let mark = |replica: &Replica<_>| Mark {
             partition: replica.partition(),
-            revision: replica.revision(),
+            applied: applied(replica),
             cursor: replica.cursor(),
         };
         followed.map(mark).collect()
@@ -125,9 +130,9 @@ impl Dispatch {
 
     /// The sync has ended.
     pub(super) fn note_synced(&self, marks: Vec<Mark>) {
-        for Mark { partition, revision, cursor } in marks {
+        for Mark { partition, applied, cursor } in marks {
             let feed = self.feed(partition);
-            feed.set_synced(revision);
+            feed.set_synced(applied);
             feed.set_durable_cursor(cursor);
         }
     }

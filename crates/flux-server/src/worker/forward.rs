@@ -76,14 +76,16 @@ pub(super) fn deadline(ask: &Ask, now: Instant) -> Instant {
 struct Route {
     /// Where commands go; none while nobody is known.
     node: Option<u32>,
-    /// The leader that was known when they were last sent.
+    /// The leader that was known when it was last looked for somebody to send them to.
     leader: Option<u32>,
     /// How many nodes have refused since the last pause.
     refused: usize,
     /// A node has refused: nothing is sent until all that was sent has come back.
     stalled: bool,
+    /// Commands go to the known leader, not to one that may lead.
+    asks_leader: bool,
     /// The known leader was the one that refused, as one does that was just elected: nobody knows better, so
-    /// nothing is sent before the next pause, or until another leader is known.
+    /// nothing is sent before the next pause, or until something else is known.
     waits_for_leader: bool,
     /// Sent and not answered.
     sent: BTreeMap<u64, Forward>,
@@ -232,7 +234,7 @@ impl Forwards {
             // Once another leads, no more are sent to where they would be refused.
             return route.node.filter(|node| leader.is_none_or(|leader| leader == *node));
         }
-        if leader.is_some() && std::mem::replace(&mut route.leader, leader) != leader {
+        if std::mem::replace(&mut route.leader, leader) != leader {
             route.refused = 0;
             route.waits_for_leader = false;
         }
@@ -240,6 +242,7 @@ impl Forwards {
             return None;
         }
         route.node = candidates.get(route.refused).copied();
+        route.asks_leader = leader.is_some() && route.node == leader;
         route.node
     }
 
@@ -254,26 +257,27 @@ impl Forwards {
         let attempt = self.attempts.get(&partition).copied().unwrap_or_default();
         let attempt = place << ATTEMPT_BITS | u64::from(attempt);
         loop {
-            let (former, forward) = match route.returned.pop_first() {
-                Some((former, forward)) => (Some(former), forward),
-                None => match route.waiting.pop_front() {
-                    Some(forward) => (None, forward),
-                    None => return,
-                },
-            };
+            let again = route.returned.pop_first().map(|(_, forward)| forward);
+            let Some(forward) = again.or_else(|| route.waiting.pop_front()) else { return };
             self.next = (self.next + 1) & ((1 << COUNTER_BITS) - 1);
             let id = attempt << COUNTER_BITS | self.next;
             if !send(id, &forward) {
-                // The link has gone down or is full. Nothing of this attempt may be sent behind it.
-                match former {
-                    Some(former) => drop(route.returned.insert(former, forward)),
-                    None => route.waiting.push_front(forward),
-                }
+                // The link has gone down or is full. Nothing of this attempt may be sent behind it, and what of
+                // it comes back goes before all that is still here.
+                let mut waiting = VecDeque::from([forward]);
+                waiting.extend(std::mem::take(&mut route.returned).into_values());
+                waiting.append(&mut route.waiting);
+                route.waiting = waiting;
                 route.node = route.node.filter(|_| !route.sent.is_empty());
                 return;
             }
             route.sent.insert(id, forward);
         }
+    }
+
+    /// The node that has commands of a partition.
+    pub(super) fn asked(&self, partition: PartitionId) -> Option<u32> {
+        self.routes.get(&partition)?.node
     }
 
     /// Takes the answer to a command. Returns what is decided; nothing if it has to be sent again.
@@ -346,7 +350,7 @@ impl Forwards {
             let attempt = self.attempts.entry(partition).or_default();
             *attempt = (*attempt + 1) & ((1 << ATTEMPT_BITS) - 1);
             route.refused += 1;
-            route.waits_for_leader = route.node.is_some() && route.node == route.leader;
+            route.waits_for_leader = route.asks_leader;
             route.node = None;
         }
         if route.returned.is_empty() && route.waiting.is_empty() {

@@ -280,6 +280,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
         }),
         views: partitions.iter().map(view).collect(),
         led: Default::default(),
+        published: Default::default(),
         table_options,
         mailboxes: vec![mailbox],
         memory,

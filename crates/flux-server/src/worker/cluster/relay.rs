@@ -107,10 +107,19 @@ impl Dispatch {
     pub(in crate::worker) fn on_response(&mut self, id: u64, payload: &[u8]) {
         let reply = decode_reply(payload).unwrap_or(Reply::Error(Error::OutcomeUnknown));
         let Some(cluster) = &mut self.cluster else { return };
+        let partition = Forwards::partition_of(id);
+        let asked = cluster.forwards.asked(partition);
+        if matches!(reply, Reply::Error(Error::NotLeader | Error::Stopping))
+            && let Some(view) = self.shared.views.get(usize::from(partition.0))
+        {
+            // If it has said to lead, it does so no more.
+            view.void_claims(|claim| Some(claim.node.0) == asked);
+        }
         let decided = cluster.forwards.answered(id, reply);
         if let Some((Waiter::Peer(peer), Reply::Error(Error::NotLeader))) = &decided {
             // What its sender has sent behind it must not be carried out before it.
-            let (partition, attempt) = (Forwards::partition_of(id), Forwards::attempt_of(peer.id));
+            cluster.fence(peer.node, peer.id);
+            let attempt = Forwards::attempt_of(peer.id);
             for waiter in cluster.forwards.take_refused(partition, peer.node, attempt) {
                 self.replies.push((waiter, Reply::Error(Error::NotLeader)));
             }
@@ -262,8 +271,8 @@ impl Dispatch {
         self.execute_for(partition, &command, ask, waiter);
     }
 
-    /// The nodes that may lead a partition, most likely first. One that stops has taken back its registration
-    /// before it hands over what it leads: it is asked last.
+    /// The nodes that may lead a partition, most likely first: the leader that is known, and of the others those
+    /// last that have taken back their registration, as a node does before it stops.
     pub(super) fn candidates(&self, partition: PartitionId) -> Vec<u32> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
         let first = self.shared().leader(partition).map(|node| node.0);

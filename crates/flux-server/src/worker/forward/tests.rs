@@ -188,7 +188,7 @@ fn a_leader_that_becomes_known_is_asked_before_the_pause_ends() {
     }
     assert_eq!(forwards.node(HERE, None, &[1, 2]), None, "each has refused");
     assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), Some(2));
-    let ids = sent(&mut forwards, &[2, 1]);
+    let ids = sent_there(&mut forwards);
     forwards.answered(ids[0], refusal());
     assert_eq!(forwards.node(HERE, Some(2), &[2, 1]), None, "the same one is no news");
 }
@@ -305,4 +305,56 @@ fn what_waits_behind_a_refused_command_of_a_peer_is_refused_with_it() {
         .collect();
     assert_eq!(ids, [attempt(1, 7), attempt(2, 7)]);
     assert_eq!(sent(&mut forwards, &[1]).len(), 2, "the others wait as before");
+}
+
+#[test]
+fn where_no_leader_is_known_one_after_the_other_is_asked_whoever_led_before() {
+    let (mut forwards, now) = forwards();
+    add(&mut forwards, "a", true, now);
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2, 3]), Some(1));
+    let ids = sent_there(&mut forwards);
+    assert!(forwards.answered(ids[0], refusal()).is_none());
+    assert_eq!(forwards.node(HERE, Some(1), &[1, 2, 3]), None);
+    for node in [1, 2, 3] {
+        assert_eq!(forwards.node(HERE, None, &[1, 2, 3]), Some(node));
+        let ids = sent_there(&mut forwards);
+        assert!(forwards.answered(ids[0], refusal()).is_none());
+    }
+    assert_eq!(forwards.node(HERE, None, &[1, 2, 3]), None, "each has refused");
+}
+
+#[test]
+fn what_came_back_keeps_its_order_when_a_link_takes_some_of_it() {
+    let (mut forwards, now) = forwards();
+    for key in ["a", "b", "c"] {
+        add(&mut forwards, key, true, now);
+    }
+    for id in sent(&mut forwards, &[1, 2]) {
+        forwards.answered(id, refusal());
+    }
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), Some(2));
+    let mut taken = Vec::new();
+    forwards.send(HERE, |id, _| {
+        taken.push(id);
+        taken.len() == 1
+    });
+    forwards.answered(taken[0], refusal());
+    forwards.tick(now, &mut Vec::new());
+    assert_eq!(forwards.node(HERE, None, &[1, 2]), Some(1));
+    let mut keys = Vec::new();
+    forwards.send(HERE, |_, forward| {
+        keys.push(*forward.command.iter().rev().nth(1).expect("a key"));
+        true
+    });
+    assert_eq!(keys, *b"abc");
+}
+
+/// Sends what can be sent to the node that was chosen last, and returns the ids.
+fn sent_there(forwards: &mut Forwards) -> Vec<u64> {
+    let mut ids = Vec::new();
+    forwards.send(HERE, |id, _| {
+        ids.push(id);
+        true
+    });
+    ids
 }
