@@ -72,6 +72,36 @@ pub(crate) fn key_of_query(query: Option<&str>) -> Result<String, ApiError> {
     Ok(key)
 }
 
+/// The query string of a watch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct WatchInput {
+    /// One key; not together with a prefix. Without both all keys are watched.
+    pub(crate) key: Option<String>,
+    pub(crate) prefix: Option<String>,
+    /// The current values first.
+    pub(crate) snapshot: bool,
+    pub(crate) token: Option<String>,
+}
+
+pub(crate) fn watch_of_query(query: Option<&str>) -> Result<WatchInput, ApiError> {
+    let names = ["key", "prefix", "from", "token"];
+    let [key, prefix, from, token] = form_fields(query.unwrap_or("").as_bytes(), names)?;
+    if key.is_some() && prefix.is_some() {
+        return Err(ApiError::invalid("`key` and `prefix` exclude each other"));
+    }
+    if from.is_some() && token.is_some() {
+        return Err(ApiError::invalid("`from` and `token` exclude each other"));
+    }
+    key.as_deref().map(check_key).transpose()?;
+    prefix.as_deref().filter(|prefix| !prefix.is_empty()).map(check_key).transpose()?;
+    let snapshot = match from.as_deref() {
+        None | Some("now") => false,
+        Some("snapshot") => true,
+        Some(_) => return Err(ApiError::invalid("`from` must be `now` or `snapshot`")),
+    };
+    Ok(WatchInput { key, prefix, snapshot, token })
+}
+
 /// The fields with these names; each at most once, and no others.
 fn form_fields<const N: usize>(
     text: &[u8],
@@ -242,6 +272,31 @@ mod tests {
             let message = form_fault(body);
             assert!(message.contains(words), "{words}: {message}");
         }
+    }
+
+    #[test]
+    fn a_watch_is_of_a_key_or_a_prefix_and_from_one_place() {
+        let input = |query| watch_of_query(Some(query)).expect("valid");
+        assert_eq!(watch_of_query(None).expect("valid"), WatchInput::default());
+        assert_eq!(input("from=now"), WatchInput::default());
+        let (key, prefix) = (Some("a b".to_owned()), Some(String::new()));
+        assert_eq!(input("key=a+b"), WatchInput { key, ..WatchInput::default() });
+        let snapshot = WatchInput { prefix, snapshot: true, ..WatchInput::default() };
+        assert_eq!(input("prefix=&from=snapshot"), snapshot);
+        let token = Some("t".to_owned());
+        assert_eq!(input("token=t"), WatchInput { token, ..WatchInput::default() });
+        for (query, words) in [
+            ("key=a&prefix=a", "exclude"),
+            ("from=now&token=t", "exclude"),
+            ("key=", "`key` is empty"),
+            ("from=later", "`from`"),
+            ("keys=a", "unknown field `keys`"),
+        ] {
+            let refused = watch_of_query(Some(query)).expect_err("refused");
+            assert!(refused.message().contains(words), "{query}: {refused:?}");
+        }
+        let long = format!("prefix={}", "p".repeat(MAX_KEY_BYTES + 1));
+        assert!(watch_of_query(Some(&long)).is_err());
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub(crate) const MAX_BODY_BYTES: usize = 6 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) +
 /// The memory is shared out in pieces of this size.
 const PIECE_BYTES: usize = 1024;
 
+/// What is small enough not to be counted.
+const SMALL_BYTES: usize = 16 * 1024;
+
 /// The memory for the bodies of all requests and answers under way.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
@@ -54,6 +57,12 @@ impl Memory {
     pub(crate) fn hold(&self, bytes: Vec<u8>) -> Result<Bytes, ApiError> {
         let share = self.take(bytes.len().div_ceil(PIECE_BYTES), None)?;
         Ok(Bytes::from_owner(Held { bytes, _share: share }))
+    }
+
+    /// The same of a part of an answer, for which a small one takes no share: of those there is one at a
+    /// time.
+    pub(crate) fn hold_large(&self, bytes: Vec<u8>) -> Result<Bytes, ApiError> {
+        if bytes.len() <= SMALL_BYTES { Ok(bytes.into()) } else { self.hold(bytes) }
     }
 
     /// Reads a whole body; gives it with its share, none where it is empty.

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 /// How much the gateway takes on, and how long it waits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
+    /// The gRPC addresses of the nodes that clients watch, each `host:port`.
+    pub grpc_endpoints: Vec<String>,
+    /// Watches at a time; further ones are refused with 503.
+    pub max_watches: usize,
     /// Connections at a time; further ones are refused with 503.
     pub max_connections: usize,
     /// Requests at a time; further ones are refused with 503.
@@ -26,6 +30,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            grpc_endpoints: Vec::new(),
+            max_watches: 4096,
             max_connections: 4096,
             max_requests: 1024,
             max_body_memory: 512 * 1024 * 1024,

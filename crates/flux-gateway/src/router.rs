@@ -17,10 +17,15 @@ use crate::error::ApiError;
 use crate::kv::{self, Api};
 use crate::memory::Memory;
 use crate::options::Options;
+use crate::watch::{self, Watches};
 
 /// The gateway as a service. The limits that concern connections are those of `serve`.
 pub fn router(client: Client, options: &Options) -> Router {
     let memory = Memory::new(options.max_body_memory, options.body_timeout);
+    // Watches last: they have a limit of their own, and take no request's place.
+    let watch = Router::new()
+        .route("/api/v1/watch", get(watch::watch))
+        .with_state(Watches::new(options, memory.clone()));
     let kv = Router::new()
         .route("/api/v1/kv", get(kv::get).post(kv::set).delete(kv::delete))
         .with_state(Api { client, memory });
@@ -33,6 +38,7 @@ pub fn router(client: Client, options: &Options) -> Router {
 
     // Health passes no layer: it must answer while everything else is refused.
     kv.layer(layers)
+        .merge(watch)
         .route("/health", get(health))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use flux_client::Client;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::options::Options;
 use crate::router::router;
 use crate::stall::StallGuard;
+use crate::watch::Draining;
 
 /// Room for a request's head: the longest URL that is taken, and headers.
 const HEAD_BYTES: usize = 128 * 1024;
@@ -52,9 +53,9 @@ pub async fn serve(
 ) -> io::Result<Drained> {
     let addr = listener.local_addr()?;
     tracing::info!(%addr, "gateway listening");
-    let router = router(client, &options);
     let room = Arc::new(Semaphore::new(options.max_connections));
     let (drain, draining) = watch::channel(());
+    let router = router(client, &options).layer(Extension(Draining(draining.clone())));
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
@@ -76,7 +77,8 @@ pub async fn serve(
             let _ = stream.try_write(FULL);
             continue;
         };
-        let connection = converse(stream, router.clone(), options, draining.clone());
+        let (write, header) = (options.write_timeout, options.header_timeout);
+        let connection = converse(stream, router.clone(), (write, header), draining.clone());
         connections.spawn(async move {
             connection.await;
             drop(place);
@@ -93,19 +95,20 @@ pub async fn serve(
     Ok(Drained { finished: open - cut_off, cut_off })
 }
 
-/// Serves one connection until it ends, or after its request under way once draining starts.
+/// Serves one connection until it ends, or after its request under way once draining starts; a client may
+/// read nothing, and take for the head of a request, for so long.
 async fn converse(
     stream: TcpStream,
     router: Router,
-    options: Options,
+    (write_timeout, header_timeout): (Duration, Duration),
     mut draining: watch::Receiver<()>,
 ) {
     // Answers go out at once; a failure to set it costs only time.
     let _ = stream.set_nodelay(true);
-    let stream = TokioIo::new(StallGuard::new(stream, options.write_timeout));
+    let stream = TokioIo::new(StallGuard::new(stream, write_timeout));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(options.header_timeout)
+        .header_read_timeout(header_timeout)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(stream, TowerToHyperService::new(router));
     tokio::pin!(connection);

@@ -3,6 +3,8 @@
 //! Generated from `proto/flux/kv/v1/kv.proto`, where the contract stands. Translating messages to
 //! commands is the server's work.
 
+pub mod watch;
+
 /// The descriptors of every .proto file of this crate, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -176,7 +176,8 @@ impl Node {
         }
         let _ = routes.set(served);
         workers.listen(data);
-        calls.open(Arc::clone(&shared)).await;
+        let feed = Arc::clone(workers.feed());
+        calls.open(Arc::clone(&shared), feed, stop.subscribe()).await;
         // The last: where a node is told to be ready, it is at every port.
         let _ = ready.set(Arc::clone(&shared));
         Ok(Node { shared, addresses, workers, publisher, control, waiting, tasks, stop })

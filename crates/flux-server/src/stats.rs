@@ -66,5 +66,7 @@ stats! {
     feed_gaps: "Times that changes were gone before a follower had read them.",
     feed_log_reads: "Times that changes were read back from the log.",
     feed_log_read_bytes: "Bytes of changes read back from the log.",
+    watch_events: "Messages given to watchers.",
+    watch_cut: "Watches ended because the watcher was too slow.",
     snapshots_received: "Snapshots of partitions that other nodes sent and replicas took.",
 }

@@ -43,7 +43,7 @@ pub async fn run(role: Role, settings: &Settings, count: u16) -> anyhow::Result<
         }
     };
     let mut gateway = match http {
-        Some(listener) => Some(Gateway::start(listener, endpoints(&nodes, settings), settings)?),
+        Some(listener) => Some(Gateway::start(listener, &nodes, settings)?),
         None => None,
     };
     announce(&nodes, gateway.as_ref())?;
@@ -76,12 +76,16 @@ async fn listen(settings: &Settings) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}: give http_addr another address, or stop the process that has it"))
 }
 
-/// The nodes that the gateway talks to: those in this process, if there are any.
-fn endpoints(nodes: &[Node], settings: &Settings) -> Vec<String> {
+/// Where the gateway reaches the nodes: those in this process, if there are any, else as configured.
+fn endpoints(
+    nodes: &[Node],
+    configured: &[String],
+    address: impl Fn(Addresses) -> SocketAddr,
+) -> Vec<String> {
     if nodes.is_empty() {
-        return settings.gateway_kv_endpoints.clone();
+        return configured.to_vec();
     }
-    nodes.iter().map(|node| reachable(node.addresses().data).to_string()).collect()
+    nodes.iter().map(|node| reachable(address(node.addresses())).to_string()).collect()
 }
 
 /// An address of this machine that reaches a listener.
@@ -105,13 +109,16 @@ struct Gateway {
 impl Gateway {
     fn start(
         listener: TcpListener,
-        endpoints: Vec<String>,
+        nodes: &[Node],
         settings: &Settings,
     ) -> anyhow::Result<Gateway> {
         let address = listener.local_addr()?;
-        let client = Client::new(flux_client::Config::new(endpoints))?;
+        let kv_endpoints = endpoints(nodes, &settings.gateway_kv_endpoints, |node| node.data);
+        let client = Client::new(flux_client::Config::new(kv_endpoints))?;
         let drain_timeout = Duration::from_millis(settings.shutdown_timeout_ms);
-        let options = Options { drain_timeout, ..Options::default() };
+        let grpc_endpoints = endpoints(nodes, &settings.gateway_grpc_endpoints, |node| node.grpc);
+        let max_watches = settings.max_watches;
+        let options = Options { drain_timeout, grpc_endpoints, max_watches, ..Options::default() };
         let (shutdown, asked) = oneshot::channel();
         let asked = async {
             // A sender that is gone asks for the same.

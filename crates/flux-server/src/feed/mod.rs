@@ -10,6 +10,7 @@ mod partition;
 pub(crate) mod publish;
 pub(crate) mod report;
 mod rows;
+pub(crate) mod watch;
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use flux_core::feed::{Committed, RingRead};
 use flux_core::{Cursor, PartitionId};
 use flux_log::LogReader;
 use flux_proto::event::{Event, Gap, Place};
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 use catch_up::CatchUp;
 use partition::Older;
@@ -187,7 +188,7 @@ impl Feed for NodeFeed {
         self.shared.partitions.count()
     }
 
-    fn led(&self) -> watch::Receiver<Arc<[Led]>> {
+    fn led(&self) -> Receiver<Arc<[Led]>> {
         self.shared.led.subscribe()
     }
 

@@ -3,6 +3,7 @@
 mod ask;
 mod convert;
 mod server;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -22,6 +23,7 @@ use tonic::{Request, Response, Status};
 
 use crate::clock;
 use crate::codes::code_of;
+use crate::feed::watch::Watches;
 use crate::mailbox::Ask;
 use crate::scan::{self, PAGE_BYTES, PAGE_LOOKED_AT, Scope, Walk};
 use crate::shared::Shared;
@@ -34,9 +36,9 @@ const MAX_BATCH: usize = 65_536;
 const MAX_PAGE: u32 = 10_000;
 const DEFAULT_PAGE: u32 = 100;
 
-#[derive(Debug)]
 struct Service {
     shared: Arc<Shared>,
+    watches: Arc<Watches>,
 }
 
 impl Service {
@@ -291,9 +293,10 @@ impl Kv for Service {
 
     async fn watch(
         &self,
-        _: Request<wire::WatchRequest>,
+        request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Err(status(Code::Unsupported, "this node does not serve Watch"))
+        let messages = watch::open(&self.watches, request.into_inner())?;
+        Ok(Response::new(Box::pin(messages)))
     }
 }
 

@@ -4,8 +4,10 @@
 //! with what the node waits for. Connections last over the change. Carrying out calls is the service's work.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http;
+use flux_cdc::Feed;
 use flux_proto::Code;
 use flux_proto::grpc::FILE_DESCRIPTOR_SET;
 use flux_proto::grpc::kv_v1::kv_server::KvServer;
@@ -19,12 +21,19 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
+use super::watch::watches;
 use super::{Service, status};
 use crate::cluster::Waiting;
+use crate::feed::watch::Watches;
 use crate::shared::Shared;
 
 /// Calls of one connection at a time.
 const CALLS_PER_CONNECTION: usize = 1024;
+/// Streams of one connection at a time: a gateway has the watches of all its clients on one.
+const STREAMS_PER_CONNECTION: u32 = 8192;
+/// A connection that has said nothing for so long is asked whether the other end is still there, and closed
+/// if no answer comes in the same time: watchers may be silent for ever.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// What answers calls. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -39,6 +48,7 @@ pub(crate) struct Server {
 struct Served {
     routes: Routes,
     shared: Arc<Shared>,
+    watches: Arc<Watches>,
 }
 
 impl Server {
@@ -50,11 +60,19 @@ impl Server {
         server
     }
 
-    /// Calls are carried out from now on.
-    pub(crate) async fn open(&self, shared: Arc<Shared>) {
-        let service = KvServer::new(Service { shared: Arc::clone(&shared) })
+    /// Calls are carried out from now on, and watches until `stopping` says so.
+    pub(crate) async fn open(
+        &self,
+        shared: Arc<Shared>,
+        feed: Arc<dyn Feed>,
+        stopping: watch::Receiver<bool>,
+    ) {
+        let watches = Arc::new(watches(&shared, feed, stopping));
+        let service = Service { shared: Arc::clone(&shared), watches: Arc::clone(&watches) };
+        let service = KvServer::new(service)
             .max_decoding_message_size(MAX_FRAME_BYTES)
-            .max_encoding_message_size(MAX_FRAME_BYTES);
+            // A change may have the value before it, too.
+            .max_encoding_message_size(2 * MAX_FRAME_BYTES);
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -65,7 +83,7 @@ impl Server {
             reflection().build_v1alpha().expect("the descriptors were made by this build");
         let routes = self.health.clone().add_service(v1).add_service(v1alpha).add_service(service);
         // A node serves once.
-        let _ = self.served.set(Served { routes, shared });
+        let _ = self.served.set(Served { routes, shared, watches });
         self.report(ServingStatus::Serving).await;
     }
 
@@ -101,10 +119,16 @@ impl Server {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let ended = tonic::transport::Server::builder()
             .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_INTERVAL))
             .serve_with_incoming_shutdown(answering, incoming, stopped)
             .await;
         if let Err(error) = ended {
             tracing::error!(%error, "the gRPC server ended");
+        }
+        if let Some(served) = self.served.get() {
+            served.watches.stopped().await;
         }
     }
 
