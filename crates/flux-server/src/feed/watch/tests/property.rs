@@ -59,9 +59,9 @@ type Changes = Vec<Vec<Event>>;
 
 impl Watcher {
     fn new(rig: &Rig, keys: Keys, begin: Begin) -> Watcher {
-        let watching = rig.open(keys.clone(), begin.clone());
         let of = keys.partitions(rig.watches.partitions).into_iter();
         let known = of.map(|partition| (partition, (begin == Begin::Now).then_some(0))).collect();
+        let watching = rig.open(keys.clone(), begin);
         let (values, rows) = (BTreeMap::new(), BTreeMap::new());
         Watcher { keys, watching, last: None, known, values, rows }
     }
