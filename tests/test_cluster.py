@@ -85,6 +85,12 @@ def test_transactions_through_any_node(three):
 
 
 def test_admin_shows_the_cluster(three):
+    def knows_all_leaders(node):
+        reports = json.loads(admin(node, "nodes", "--json"))
+        return sum(one["leads"] for one in reports) == 64
+
+    # Leaders may still be moving to where they belong.
+    servers.wait_until(lambda: all(map(knows_all_leaders, three.nodes)), "leaders are known", 30, 0.2)
     for node in three.nodes:
         status = json.loads(admin(node, "status", "--json"))
         assert status["node"] == node.node_id
