@@ -57,6 +57,10 @@ class RabbitMQ(servers.Server):
     def url(self):
         return f"amqp://{USER}:{self.password}@127.0.0.1:{self.port}"
 
+    def start(self, deadline_s=180.0):
+        """Takes 6 seconds of a whole core, and longer beside others."""
+        return super().start(deadline_s)
+
     def command(self):
         return [f"{SCRIPTS[-1]}/rabbitmq-server"]
 
