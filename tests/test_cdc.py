@@ -44,6 +44,48 @@ def shown(record, *fields):
     return tuple(record[field] for field in fields)
 
 
+def change(op, key, revision, previous_version, **more):
+    is_set = op == "set"
+    fields = (op, key, "v" if is_set else None, 0, revision, revision if is_set else 0, previous_version, None, 5)
+    return dict(zip(changes.ALWAYS, fields)) | more
+
+
+def test_these_tests_see_what_is_wrong():
+    good = [
+        change("set", "a", 1, 0), change("set", "a", 2, 1), change("expire", "a", 3, 2),
+        change("set", "b", 4, 0), change("delete", "b", 5, 4),
+    ]
+    assert changes.Replay(good).wrong == []
+    assert changes.Replay([*good, good[0]]).repeats == 1
+    for wrong in [
+        good[1:],
+        good[:2] + good[3:],
+        [good[1], good[0]],
+        [good[0], change("set", "a", 2, 0)],
+        [good[0], change("set", "other", 2, 1)],
+        [good[0], change("set", "a", 2, 1, version=1)],
+        [good[0], change("delete", "other", 2, 0)],
+    ]:
+        assert changes.Replay(wrong).wrong, wrong
+    begin = change("gap", None, 9, 0, phase="begin", gap="0/9/1", lost_from=6, lost_to=9)
+    row = change("set", "c", 7, 0, gap="0/9/1", row=1)
+    ending = change("gap", None, 9, 0, phase="end", gap="0/9/1", rows=1)
+    whole = changes.Replay([*good, begin, row, ending])
+    assert (whole.wrong, whole.revisions, len(whole.table)) == ([], {0: 9}, 1)
+    for wrong in [[begin, ending], [row, ending], [begin, row, row | {"row": 3}, ending]]:
+        assert changes.Replay([*good, *wrong]).wrong, wrong
+
+    for record in [*good, begin, row, ending, good, [row]]:
+        changes.VALIDATOR.validate(record)
+    for record in [
+        good[0] | {"value": None}, good[2] | {"version": 3}, good[0] | {"op": "put"}, good[0] | {"row": 1},
+        good[0] | {"encoding": "hex"}, good[0] | {"revision": "1"}, begin | {"key": "k"}, row | {"row": 0},
+        {name: value for name, value in good[0].items() if name != "version"}, [], [begin],
+        good[0] | {"traceparent": "01"}, ending | {"phase": "begin"},
+    ]:
+        assert not changes.VALIDATOR.is_valid(record), record
+
+
 def test_every_kind_of_change_is_a_message(publishing):
     node, queue = publishing()
     before_ms = int(time.time() * 1000)
@@ -305,6 +347,7 @@ def test_a_cluster_publishes_each_partition_in_order(flux_binary, broker, shared
                 with made.nodes[turn % 3].connect() as connection:
                     replies = connection.pipeline([one_write(dice) for _ in range(100)])
                     assert not [one for one in replies if isinstance(one, Exception)], replies
+            a_planned_stop_repeats_nothing(made)
             # What expires is gone before it is counted.
             time_is_up = time.monotonic() + 0.3
             while time.monotonic() < time_is_up:
@@ -320,6 +363,30 @@ def test_a_cluster_publishes_each_partition_in_order(flux_binary, broker, shared
         assert min(replay.kinds[op] for op in ("set", "delete", "expire")) > 50, replay.kinds
         code, lines = verify(consumer.file, address=f"127.0.0.1:{made.nodes[0].port}")
         assert code == 0, lines[:10]
+
+
+def a_planned_stop_repeats_nothing(made):
+    """The cursor goes before the lead does."""
+    changes.wait_until_published(made.nodes, cluster.PARTITIONS)
+    victim = max(made.nodes, key=lambda node: len(node.led()))
+    rest = [node for node in made.nodes if node is not victim]
+
+    def published_by_the_rest():
+        return sum(changes.metric(node, "cdc_published_total") for node in rest)
+
+    before = published_by_the_rest()
+    assert victim.stop() == 0, victim.log()[-3000:]
+    servers.wait_until(
+        lambda: sum(len(node.led()) for node in rest) == cluster.PARTITIONS, "the rest leads all", 30, 0.1
+    )
+    # One change of each partition, which would come after what is repeated.
+    with rest[0].connect() as connection:
+        keys = cluster.keys_of_all(prefix=b"after")
+        assert connection.pipeline([("SET", key, "1") for key in keys]) == [b"OK"] * len(keys)
+    changes.wait_until_published(rest, cluster.PARTITIONS)
+    assert published_by_the_rest() == before + len(keys)
+    victim.start()
+    made.wait_until_well()
 
 
 def one_write(dice):

@@ -84,11 +84,11 @@ class Published:
 
     def told(self):
         """How often the log says that each trouble begins, and that it is over."""
-        log = self.node.log()
-        find = lambda text: collections.Counter(  # noqa: E731
-            re.search(r"trouble=(\w+)", line)[1] for line in log.splitlines() if text in line
+        lines = self.node.log().splitlines()
+        return tuple(
+            collections.Counter(re.search(r"trouble=(\w+)", line)[1] for line in lines if text in line)
+            for text in ("changes are not published", "this trouble is over")
         )
-        return find("changes are not published"), find("this trouble is over")
 
     def wait_until_told(self, kind):
         what = f"the log says {kind}"
@@ -282,9 +282,8 @@ def test_what_is_past_retention_is_a_gap_and_the_current_values(broker, publishe
             over.set()
             thread.join()
         newest = changes.wait_until_published([node], PARTITIONS)
-        deadline_s = 120
         servers.wait_until(
-            lambda: changes.Replay(consumer.records()).revisions == newest, "all of it", deadline_s, 0.5
+            lambda: changes.Replay(consumer.records()).revisions == newest, "all of it", 120, 0.5
         )
         assert consumer.stop() == 0
     finally:
