@@ -68,7 +68,7 @@ def refused(code, flux_code=None):
 def test_reflection_lists_the_services(kv):
     assert {SERVICE, "grpc.health.v1.Health"} <= kv.services
     assert set(kv.descriptor.methods_by_name) == {
-        "Get", "Set", "Delete", "Increment", "BatchGet", "BatchWrite", "Scan",
+        "Get", "Set", "Delete", "Increment", "BatchGet", "BatchWrite", "Scan", "Watch",
     }
 
 

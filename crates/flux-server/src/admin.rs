@@ -116,6 +116,7 @@ fn exposition(shared: &Shared) -> String {
             "Open connections on the data port.",
             shared.connections.load(Ordering::Relaxed) as u64,
         ),
+        ("watchers", "Open watches.", shared.watchers.load(Ordering::Relaxed) as u64),
         ("partitions", "Partitions of this node.", shared.views.len() as u64),
         ("partitions_serving", "Partitions that this node leads and serves.", serving as u64),
         ("uptime_seconds", "Time since the node served first.", shared.started.elapsed().as_secs()),

@@ -199,8 +199,8 @@ settings! {
     max_watches: usize = "4096", Count { least: 1, most: 1_000_000 }, "watches",
         "Watches of a node at one time, and of a gateway; one more is refused.";
     watch_buffer: u64 = "1mb", Size { least: 64 * KIB }, "bytes",
-        "Changes that may wait for one slow watcher; one that would pass it is told so and ended, and can \
-         resume.";
+        "Changes that may wait for one slow watcher; one that has more to come and has not caught up \
+         in 10 s is told so and ended, and can resume.";
     max_memory: u64 = "0", Size { least: 0 }, "bytes",
         "Memory for keys and values; a write past it is refused, reads and deletes go on. 0 is no \
          limit.";

@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     /// Connections open now, on the data port.
     pub(crate) connections: AtomicUsize,
     pub(crate) next_connection: AtomicU64,
+    /// Watches open now.
+    pub(crate) watchers: Arc<AtomicUsize>,
     /// The sessions of all RESP connections, by number.
     pub(crate) clients: Mutex<BTreeMap<u64, Client>>,
     /// Bytes of all workers' logs on disk.

@@ -36,7 +36,8 @@ pub(super) fn watches(
     let routes = Arc::new(NodeRoutes(Arc::clone(shared)));
     let room = Room { bytes: shared.settings.watch_buffer as usize, items: MAX_WAITING };
     let limits = (shared.settings.max_watches, room);
-    Watches::new(feed, routes, cluster(shared), limits, Arc::clone(&shared.stats), stopping)
+    let (open, stats) = (Arc::clone(&shared.watchers), Arc::clone(&shared.stats));
+    Watches::new(feed, routes, cluster(shared), limits, open, stats, stopping)
 }
 
 /// What tells the node's cluster from any other one. Of a node alone, what tells its data directory.

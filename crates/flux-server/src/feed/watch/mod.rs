@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -115,8 +115,8 @@ pub(crate) struct Watches {
     /// In tokens: places mean nothing to another cluster.
     cluster: u64,
     partitions: Partitions,
-    most: usize,
-    open: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    open: Arc<AtomicUsize>,
     room: Room,
     stats: Arc<Stats>,
     next_id: AtomicU64,
@@ -131,12 +131,14 @@ impl fmt::Debug for Watches {
 }
 
 impl Watches {
-    /// No watches yet, at most so many at a time. They end when `stopping` says so.
+    /// No watches yet, at most so many at a time, which are counted in `open`. They end when `stopping` says
+    /// so.
     pub(crate) fn new(
         feed: Arc<dyn Feed>,
         routes: Arc<dyn Routes>,
         cluster: u64,
         (most, room): (usize, Room),
+        open: Arc<AtomicUsize>,
         stats: Arc<Stats>,
         stopping: watch::Receiver<bool>,
     ) -> Watches {
@@ -148,8 +150,8 @@ impl Watches {
             nodes: Arc::default(),
             cluster,
             partitions,
-            most,
-            open: Arc::new(Semaphore::new(most)),
+            places: Arc::new(Semaphore::new(most)),
+            open,
             room,
             stats,
             next_id: AtomicU64::new(0),
@@ -161,7 +163,7 @@ impl Watches {
     /// Begins to watch.
     pub(crate) fn open(&self, wanted: Wanted) -> Result<Watching, Refused> {
         let places = self.places(&wanted)?;
-        let place = Arc::clone(&self.open).try_acquire_owned().map_err(|_| Refused::TooMany)?;
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Refused::TooMany)?;
         let partitions: Vec<u16> = places.iter().map(|(partition, _)| *partition).collect();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let outlet = Arc::new(Outlet::new(self.room, places));
@@ -175,7 +177,9 @@ impl Watches {
             partitions: partitions.clone(),
             keep_alive: wanted.keep_alive,
         };
-        let seated = Seated { hub: Arc::clone(&self.hub), partitions, id, _place: place };
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let open = Arc::clone(&self.open);
+        let seated = Seated { hub: Arc::clone(&self.hub), partitions, id, open, _place: place };
         let (outlet, stats) = (Arc::clone(&seat.outlet), Arc::clone(&self.stats));
         let stopping = self.stopping.clone();
         let run = async move {
@@ -196,7 +200,7 @@ impl Watches {
 
     /// How many watches there are.
     pub(crate) fn count(&self) -> usize {
-        self.most - self.open.available_permits()
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Waits until all watches have ended, which they do when the node stops.
@@ -248,6 +252,7 @@ struct Seated {
     hub: Arc<Hub>,
     partitions: Vec<u16>,
     id: u64,
+    open: Arc<AtomicUsize>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -256,6 +261,7 @@ impl Drop for Seated {
         for &partition in &self.partitions {
             self.hub.leave(partition, self.id);
         }
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

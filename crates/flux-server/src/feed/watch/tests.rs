@@ -48,6 +48,7 @@ impl Rig {
             CLUSTER,
             (20, room),
             Arc::default(),
+            Arc::default(),
             stopping,
         );
         Rig { feed, routes, watches, stop }

@@ -58,10 +58,10 @@ struct Watcher {
 type Changes = Vec<Vec<Event>>;
 
 impl Watcher {
-    fn new(rig: &Rig, keys: Keys, begin: Begin) -> Watcher {
+    fn new(rig: &Rig, keys: Keys, begin: &Begin) -> Watcher {
+        let watching = rig.open(keys.clone(), begin.clone());
         let of = keys.partitions(rig.watches.partitions).into_iter();
-        let known = of.map(|partition| (partition, (begin == Begin::Now).then_some(0))).collect();
-        let watching = rig.open(keys.clone(), begin);
+        let known = of.map(|partition| (partition, (*begin == Begin::Now).then_some(0))).collect();
         let (values, rows) = (BTreeMap::new(), BTreeMap::new());
         Watcher { keys, watching, last: None, known, values, rows }
     }
@@ -158,10 +158,10 @@ async fn run(acts: Vec<Act>) {
     let rig = Rig::new(PARTITIONS, Room { bytes: 1 << 20, items: 8 });
     let mut changes: Changes = vec![Vec::new(); usize::from(PARTITIONS)];
     let mut watchers = [
-        Watcher::new(&rig, key("ab"), Begin::Now),
-        Watcher::new(&rig, prefix("a"), Begin::Snapshot),
-        Watcher::new(&rig, prefix(""), Begin::Now),
-        Watcher::new(&rig, prefix(""), Begin::Snapshot),
+        Watcher::new(&rig, key("ab"), &Begin::Now),
+        Watcher::new(&rig, prefix("a"), &Begin::Snapshot),
+        Watcher::new(&rig, prefix(""), &Begin::Now),
+        Watcher::new(&rig, prefix(""), &Begin::Snapshot),
     ];
     // From now on is from before the first change, once it has begun.
     for watcher in &mut watchers {
