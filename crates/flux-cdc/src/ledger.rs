@@ -88,8 +88,9 @@ pub enum Position {
         gap: GapId,
         /// How many rows it has.
         rows: u64,
-        /// Up to where it had everything when the gap began, if that is known. The gap may be left for
-        /// what follows this revision: another leader may still have it.
+        /// Up to where it has everything besides, if that is known. What follows this revision may come
+        /// among the rows, older than they are: another leader may still have it. If that reaches the
+        /// gap's revision, the gap is over.
         before: Option<u64>,
     },
 }
@@ -123,7 +124,14 @@ impl Ledger {
         let begins = known.map_or_else(|| first_of(record), |progress| progress.begins);
         let before = known.map(Progress::before);
         let position = match record {
-            Record::Change(event) => Position::Live { revision: event.revision },
+            Record::Change(event) => match known.map(|progress| progress.position) {
+                // Of a leader that has been replaced and still has the log, or of a new one that has it. The
+                // one that told of the gap may go on with its rows, and go on behind them.
+                Some(Position::InGap { gap, rows, .. }) if event.revision < gap.at => {
+                    Position::InGap { gap, rows, before: Some(event.revision) }
+                }
+                _ => Position::Live { revision: event.revision },
+            },
             Record::GapBegin(gap) => {
                 // A consumer that had nothing: the publisher goes on at what it says is lost.
                 let before = before.unwrap_or(Some(gap.lost.start().saturating_sub(1)));

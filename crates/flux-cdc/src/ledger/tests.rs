@@ -172,7 +172,21 @@ fn a_gap_may_begin_anew_or_be_left() {
          c3 ahead 2
          c2 fresh
          c3 fresh
-         r2@12.2 ahead 4
+         r2@12.2 fresh
+         c4 fresh
+         e2@12.2 fresh
+         c5 repeat
+         c13 fresh",
+    );
+    // The changes reach the gap's revision: its rows are of no use any more.
+    script(
+        "c1 fresh
+         b2-3@3.1 fresh
+         r1@3.1 fresh
+         c2 fresh
+         c3 fresh
+         r2@3.1 repeat
+         e2@3.1 repeat
          c4 fresh",
     );
 }
