@@ -160,7 +160,7 @@ fn report(
     writeln!(
         out,
         "{} operations, {} messages ({} lost), {} terms, {} naps, {} snapshots installed, {} nodes replaced, \
-         {} events",
+         {} events\n{} changes at the broker and {} repeats, {} gaps with {} rows",
         totals.operations,
         totals.messages,
         totals.lost,
@@ -168,7 +168,11 @@ fn report(
         totals.naps,
         totals.snapshots,
         totals.replaced,
-        totals.events
+        totals.events,
+        totals.feed.changes - totals.feed.repeats,
+        totals.feed.repeats,
+        totals.feed.gaps,
+        totals.feed.rows
     )?;
     let mut flags = String::new();
     if let Some(profile) = arguments.profile {

@@ -35,6 +35,8 @@ pub enum Profile {
     Late,
     /// Elections all the time, and nodes that lose power in them.
     Elections,
+    /// A broker that comes and goes, and leaders that do.
+    Feed,
     /// Clocks that run more differently than they may: reads are not checked.
     Beyond,
 }
@@ -53,6 +55,7 @@ impl Profile {
             Profile::Quiet => "quiet",
             Profile::Late => "late",
             Profile::Elections => "elections",
+            Profile::Feed => "feed",
             Profile::Beyond => "beyond",
         }
     }
@@ -93,11 +96,19 @@ pub enum Fault {
     Transfer,
     /// A replica moves to another node.
     Move,
+    /// The broker stops, and starts again.
+    BrokerDown,
+    /// Connections to the broker break, before or after it has stored what is on its way.
+    BrokerReset,
+    /// No queue is bound to the exchange for a while: what comes is returned.
+    BrokerUnbound,
+    /// The consumer of the broker's queue is killed.
+    ConsumerKill,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 20] = [
         Fault::PowerCut,
         Fault::Blackout,
         Fault::Kill,
@@ -114,7 +125,19 @@ impl Fault {
         Fault::ClockRate,
         Fault::Transfer,
         Fault::Move,
+        Fault::BrokerDown,
+        Fault::BrokerReset,
+        Fault::BrokerUnbound,
+        Fault::ConsumerKill,
     ];
+
+    /// Whether it needs a broker.
+    pub fn is_of_broker(self) -> bool {
+        matches!(
+            self,
+            Fault::BrokerDown | Fault::BrokerReset | Fault::BrokerUnbound | Fault::ConsumerKill
+        )
+    }
 }
 
 /// A run, before it begins. Times are in microseconds.
@@ -168,6 +191,14 @@ pub struct Plan {
     pub snapshot_log_bytes: u64,
     /// Bytes of applied entries that stay in memory for followers.
     pub tail_bytes: usize,
+    /// Whether nodes publish to a broker what they lead.
+    pub publishes: bool,
+    /// Changes in a message to the broker at the most.
+    pub batch_max_events: usize,
+    /// Memory for the recent changes of a replica.
+    pub ring_bytes: usize,
+    /// Log that is kept for the broker.
+    pub retention_bytes: u64,
     /// Time between two faults.
     pub fault_every_us: (u64, u64),
     /// How long a fault lasts.
@@ -224,6 +255,13 @@ impl Plan {
                 plan.fault_every_us = (20 * MS, 250 * MS);
                 plan.fault_lasts_us = (5 * MS, 300 * MS);
             }
+            Profile::Feed => {
+                plan.partitions = random.between(1, 2) as u16;
+                plan.segment_bytes = random.between(8, 16) * 1024;
+                plan.snapshot_log_bytes = random.between(16, 64) * 1024;
+                plan.reads_per_mille = [50, 50, 200, 600];
+                plan.fault_every_us = (50 * MS, 800 * MS);
+            }
             Profile::Clocks | Profile::Beyond => {
                 // Long enough that what clocks differ by in it is more than a tick.
                 plan.election_ticks = random.between(20, 40) as usize;
@@ -239,15 +277,8 @@ impl Plan {
                 plan.rate_ppm = if profile == Profile::Beyond { bound * 5 } else { bound };
             }
         }
-        if let Some(faults) = plant.and_then(Plant::faults) {
-            plan.faults = faults.to_vec();
-            plan.fault_every_us = (20 * MS, 400 * MS);
-            (plan.hosts, plan.partitions, plan.replication) = (3, 4, 3);
-            let timeout = plan.tick_us * plan.election_ticks as u64;
-            plan.fault_lasts_us = (timeout, 2 * timeout);
-            plan.reads_per_mille = [990; 4];
-            plan.quick_start_per_mille = 900;
-        }
+        plan.publishing(&mut Random::new(seed ^ 0x6665_6564));
+        plan.showing(plant);
         plan
     }
 
@@ -274,6 +305,32 @@ impl Plan {
             drop_per_mille: 0,
             duplicate_per_mille: 0,
             ..self.links.clone()
+        }
+    }
+
+    /// What a planted bug needs to show, if that must come together.
+    fn showing(&mut self, plant: Option<Plant>) {
+        let Some(faults) = plant.and_then(Plant::faults) else { return };
+        self.faults = faults.to_vec();
+        self.fault_every_us = (20 * MS, 400 * MS);
+        (self.hosts, self.partitions, self.replication) = (3, 4, 3);
+        let timeout = self.tick_us * self.election_ticks as u64;
+        self.fault_lasts_us = (timeout, 2 * timeout);
+        self.reads_per_mille = [990; 4];
+        self.quick_start_per_mille = 900;
+    }
+
+    /// Whether and how changes are published: as chance has it, but in the weather that is made for it.
+    fn publishing(&mut self, random: &mut Random) {
+        let for_it = self.profile == Profile::Feed;
+        self.publishes = random.per_mille(500) || for_it;
+        self.batch_max_events = [1, 5, 50][random.below(3) as usize];
+        self.ring_bytes = random.between(1, 16) as usize * 1024;
+        if random.per_mille(300) {
+            self.retention_bytes = 2 * self.segment_bytes;
+        }
+        if !self.publishes {
+            self.faults.retain(|fault| !fault.is_of_broker());
         }
     }
 
@@ -313,6 +370,10 @@ impl Plan {
             segment_bytes: random.between(8, 64) * 1024,
             snapshot_log_bytes: random.between(16, 256) * 1024,
             tail_bytes: [512, 4 * 1024, 64 * 1024][random.below(3) as usize],
+            publishes: false,
+            batch_max_events: 1,
+            ring_bytes: 0,
+            retention_bytes: u64::MAX,
             fault_every_us: (100 * MS, 1500 * MS),
             fault_lasts_us: (50 * MS, 2000 * MS),
             quick_start_per_mille: 300,
@@ -322,7 +383,7 @@ impl Plan {
 }
 
 fn mixed(random: &mut Random) -> Profile {
-    match random.below(20) {
+    match random.below(23) {
         0 => Profile::Calm,
         1..7 => Profile::Weather,
         7..11 => Profile::Storm,
@@ -331,6 +392,7 @@ fn mixed(random: &mut Random) -> Profile {
         15 => Profile::Quiet,
         16 => Profile::Elections,
         17 => Profile::Late,
+        18..21 => Profile::Feed,
         _ => Profile::Disks,
     }
 }
@@ -369,6 +431,15 @@ fn faults(profile: Profile, random: &mut Random) -> Vec<Fault> {
         Profile::Elections => {
             &[Fault::PowerCut, Fault::Blackout, Fault::Split, Fault::IsolateLeader, Fault::OneWay]
         }
+        Profile::Feed => &[
+            Fault::BrokerDown,
+            Fault::BrokerReset,
+            Fault::BrokerUnbound,
+            Fault::ConsumerKill,
+            Fault::Transfer,
+            Fault::IsolateLeader,
+            Fault::Kill,
+        ],
         Profile::Members => &[Fault::Move, Fault::Transfer, Fault::PowerCut, Fault::Kill],
     };
     let mut faults: Vec<Fault> = favoured.iter().flat_map(|fault| [*fault; 3]).collect();

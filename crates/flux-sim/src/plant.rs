@@ -45,6 +45,28 @@ pub enum Plant {
     SameIdAfterLoss,
     /// The log is trimmed though no snapshot holds what is in it.
     TrimmedTooFar,
+    /// The cursor passes what was sent to the broker, before that is confirmed.
+    CursorBeforeConfirm,
+    /// The cursor passes what the broker returned because no queue takes it.
+    CursorPastReturned,
+    /// What comes next is sent before the broker has confirmed what came before.
+    NextBeforeConfirm,
+    /// Changes are passed on when they are written, before they are committed.
+    FeedBeforeCommit,
+    /// Where entries of the log were replaced, the first ones are read back and not the last.
+    LogReadKeepsReplaced,
+    /// The cursor of a received snapshot is dropped.
+    SnapshotWithoutCursor,
+    /// The log is trimmed though the broker does not have what is in it.
+    TrimIgnoresCursor,
+    /// The values that stand for what is lost in a gap are left out.
+    GapWithoutRows,
+    /// Among those values are such that were written after the gap.
+    RowsOfLaterVersions,
+    /// The consumer acknowledges what it has not written yet.
+    AckBeforeWrite,
+    /// The consumer writes whatever comes.
+    NoDedup,
 }
 
 impl Plant {
@@ -61,6 +83,17 @@ impl Plant {
             | Plant::SnapshotIncomplete
             | Plant::SnapshotWithoutSessions => Profile::Members,
             Plant::SameIdAfterLoss => Profile::Storm,
+            Plant::CursorBeforeConfirm
+            | Plant::CursorPastReturned
+            | Plant::NextBeforeConfirm
+            | Plant::FeedBeforeCommit
+            | Plant::LogReadKeepsReplaced
+            | Plant::SnapshotWithoutCursor
+            | Plant::TrimIgnoresCursor
+            | Plant::GapWithoutRows
+            | Plant::RowsOfLaterVersions
+            | Plant::AckBeforeWrite
+            | Plant::NoDedup => Profile::Feed,
             _ => Profile::Mixed,
         }
     }

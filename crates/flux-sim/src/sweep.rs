@@ -121,6 +121,8 @@ impl Summary {
         totals.lost += outcome.lost;
         totals.replaced += outcome.replaced;
         totals.naps += outcome.naps;
+        totals.gaps += outcome.gaps;
+        totals.feed += outcome.feed;
         for (fault, count) in outcome.faults {
             *totals.faults.entry(fault).or_default() += count;
         }

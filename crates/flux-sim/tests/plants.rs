@@ -21,6 +21,8 @@ const SAFETY: &[Promise] = &[
     Promise::EqualTables,
     Promise::OneLease,
     Promise::Intact,
+    // Its leader believes it to have what it lost, and never sends it again.
+    Promise::Recovers,
 ];
 const READS: &[Promise] = &[Promise::OneLease, Promise::Linearizable, Promise::Once];
 
@@ -74,4 +76,15 @@ plants! {
         Promise::Recovers,
     ];
     trimmed_too_far: TrimmedTooFar breaks &[Promise::Intact];
+    cursor_before_confirm: CursorBeforeConfirm breaks &[Promise::CursorConfirmed];
+    cursor_past_returned: CursorPastReturned breaks &[Promise::CursorConfirmed];
+    next_before_confirm: NextBeforeConfirm breaks &[Promise::FeedOrdered];
+    feed_before_commit: FeedBeforeCommit breaks &[Promise::FeedTrue];
+    log_read_keeps_replaced: LogReadKeepsReplaced breaks &[Promise::FeedTrue];
+    snapshot_without_cursor: SnapshotWithoutCursor breaks &[Promise::EqualTables, Promise::GapNeeded];
+    trim_ignores_cursor: TrimIgnoresCursor breaks &[Promise::GapNeeded];
+    gap_without_rows: GapWithoutRows breaks &[Promise::FeedComplete];
+    rows_of_later_versions: RowsOfLaterVersions breaks &[Promise::FeedTrue];
+    ack_before_write: AckBeforeWrite breaks &[Promise::FeedComplete, Promise::FeedOrdered];
+    no_dedup: NoDedup breaks &[Promise::FeedOrdered];
 }

@@ -30,8 +30,14 @@ fn lines_of(seed: u64, settings: Settings) -> (u64, Vec<u8>) {
 
 #[test]
 fn a_seed_gives_one_trace() {
-    let profiles =
-        [Profile::Weather, Profile::Storm, Profile::Members, Profile::Clocks, Profile::Elections];
+    let profiles = [
+        Profile::Weather,
+        Profile::Storm,
+        Profile::Members,
+        Profile::Clocks,
+        Profile::Elections,
+        Profile::Feed,
+    ];
     for (seed, profile) in (7..).zip(profiles) {
         let settings = Settings { profile, plant: None };
         let (first, second) = (lines_of(seed, settings), lines_of(seed, settings));
@@ -60,7 +66,9 @@ fn good_weather_and_bad_weather_are_survived() {
     assert_eq!(summary.runs, 40);
     assert!(summary.totals.operations > 10_000 && summary.totals.snapshots > 0);
     // Every kind of fault is met with.
-    assert!(summary.totals.faults.len() > 12, "{:?}", summary.totals.faults);
+    assert!(summary.totals.faults.len() > 16, "{:?}", summary.totals.faults);
+    let feed = summary.totals.feed;
+    assert!(feed.changes > 2 * feed.repeats && feed.repeats > 0 && feed.rows > 0, "{feed:?}");
 }
 
 /// Clocks that are wrong beyond all bounds cost reads their freshness, and nothing else.

@@ -4,6 +4,7 @@
 //! tested by themselves on histories that are wrong.
 
 pub mod consensus;
+pub mod feed;
 pub mod history;
 pub mod linear;
 pub mod reference;
@@ -50,6 +51,18 @@ pub enum Promise {
     Fresh,
     /// At most one replica of a partition holds a lease.
     OneLease,
+    /// What the broker has of a change is the committed one.
+    FeedTrue,
+    /// Changes come to the broker in the order of their revisions, without a hole.
+    FeedOrdered,
+    /// The broker has all changes in the end, and what follows from them is the table.
+    FeedComplete,
+    /// Changes are lost to the broker only where the log that has them had to go.
+    GapNeeded,
+    /// The cursor passes only what the broker has.
+    CursorConfirmed,
+    /// Recent changes take no more memory than they may.
+    RingBounded,
     /// Once faults have ended, the cluster works and its replicas agree.
     Recovers,
     /// The program does not break by itself.
@@ -79,6 +92,12 @@ impl fmt::Display for Promise {
             Promise::EqualTables => "tables differ at the same index",
             Promise::Fresh => "older than it says",
             Promise::OneLease => "two leases at once",
+            Promise::FeedTrue => "the broker has what was not committed",
+            Promise::FeedOrdered => "changes out of order",
+            Promise::FeedComplete => "changes are missing",
+            Promise::GapNeeded => "a gap without need",
+            Promise::CursorConfirmed => "the cursor is ahead of the broker",
+            Promise::RingBounded => "recent changes take too much",
             Promise::Recovers => "does not recover",
             Promise::Intact => "broken",
         })

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use flux_core::effect::{Effect, Part, Parts};
+use bytes::Bytes;
+use flux_core::Cursor;
+use flux_core::effect::{Effect, Effects, Part, Parts, Reason};
 use flux_core::store::{Position, Table};
+use flux_proto::event::{Event, Op};
 
 use super::consensus::Contents;
 use super::history::{Answer, Call, History, Key, Operation, VALUE_STEP};
@@ -40,6 +43,10 @@ struct Committed {
     by_addition: BTreeMap<(Vec<u8>, i64), Vec<Sum>>,
     /// The entries with the answer to a write of a session, and what the write removed, if it did.
     answers: BTreeMap<(u64, u64), Vec<Answered>>,
+    /// The change of each revision from 1 on, and the index of its entry.
+    changes: Vec<(u64, Event)>,
+    /// How far changes are passed on, after each entry.
+    cursors: Vec<Cursor>,
     /// What the first replica that showed them had for sessions at an index.
     sessions: BTreeMap<u64, Vec<u8>>,
 }
@@ -205,6 +212,40 @@ impl Reference {
         Err(Violation::new(Promise::EqualTables, evidence))
     }
 
+    /// A replica shows how far changes are passed on, at an index.
+    ///
+    /// # Errors
+    /// If the entries up to there say something else.
+    pub fn shows_cursor(&self, partition: u16, index: u64, shown: Cursor) -> Result<(), Violation> {
+        let committed = self.partitions.get(&partition);
+        let place = (index as usize).wrapping_sub(1);
+        let due = committed.and_then(|all| all.cursors.get(place)).copied().unwrap_or_default();
+        if due == shown {
+            return Ok(());
+        }
+        let evidence =
+            format!("partition {partition}, index {index}: {shown:?} where {due:?} is due");
+        Err(Violation::new(Promise::EqualTables, evidence))
+    }
+
+    /// The change that has a revision, and the index of its entry, if it is committed.
+    pub fn change(&self, partition: u16, revision: u64) -> Option<&(u64, Event)> {
+        let changes = &self.partitions.get(&partition)?.changes;
+        changes.get((revision as usize).checked_sub(1)?)
+    }
+
+    /// The keys that there are in the end, each with the change that it has from.
+    pub fn last_values(&self, partition: u16) -> BTreeMap<&[u8], &Event> {
+        let Some(committed) = self.partitions.get(&partition) else { return BTreeMap::new() };
+        let index = committed.entries.len() as u64;
+        let present = committed.keys.keys().filter_map(|key| {
+            let version = committed.at(key, index)?.version;
+            let (_, event) = self.change(partition, version)?;
+            Some((key.as_slice(), event))
+        });
+        present.collect()
+    }
+
     /// Every acknowledged write is in the history, at its version.
     pub fn keeps(&self, history: &History) -> Vec<Violation> {
         let mut violations = Vec::new();
@@ -301,15 +342,22 @@ impl Committed {
     fn push(&mut self, term: u64, contents: &Contents) -> Result<(), String> {
         let index = self.entries.len() as u64 + 1;
         let mut revision = self.revisions.last().copied().unwrap_or(0);
+        let mut cursor = self.cursors.last().copied().unwrap_or_default();
         if contents.entry_type == NORMAL && !contents.payload.is_empty() {
             let mut removed = None;
             let parts = Parts::new(&contents.payload).map_err(|error| error.to_string())?;
+            let batch = Effects::new(&contents.payload).map_err(|error| error.to_string())?;
+            let committed_at_ms = batch.committed_at_ms();
             for part in parts {
                 let (found, effect) = match part.map_err(|error| error.to_string())? {
                     Part::Effect(found, effect) => (found, effect),
                     Part::Answer { once, .. } => {
                         let place = self.answers.entry((once.session, once.sequence)).or_default();
                         place.push((index, removed.take()));
+                        continue;
+                    }
+                    Part::Cursor(found) => {
+                        cursor = cursor.max(found);
                         continue;
                     }
                     _ => continue,
@@ -322,12 +370,43 @@ impl Committed {
                     Effect::Delete { key, .. } => Some(key.to_vec()),
                     Effect::Put { .. } => None,
                 };
+                let change = self.change(index, revision, &effect, committed_at_ms);
+                self.changes.push((index, change));
                 self.effect(index, revision, &effect);
             }
         }
         self.entries.push((term, contents.clone()));
         self.revisions.push(revision);
+        self.cursors.push(cursor);
         Ok(())
+    }
+
+    /// What followers are to be told of an effect that comes next.
+    fn change(
+        &self,
+        index: u64,
+        revision: u64,
+        effect: &Effect<'_>,
+        committed_at_ms: u64,
+    ) -> Event {
+        let (op, value, expires_at_ms) = match *effect {
+            Effect::Put { value, expires_at_ms, .. } => (Op::Set, Some(value), expires_at_ms),
+            Effect::Delete { reason: Reason::Explicit, .. } => (Op::Delete, None, None),
+            Effect::Delete { reason: Reason::Expired, .. } => (Op::Expire, None, None),
+        };
+        Event {
+            op,
+            key: Bytes::copy_from_slice(effect.key()),
+            value: value.map(Bytes::copy_from_slice),
+            partition: 0,
+            revision,
+            version: if op == Op::Set { revision } else { 0 },
+            previous_version: self.at(effect.key(), index).map_or(0, |before| before.version),
+            previous_value: None,
+            expires_at_ms,
+            committed_at_ms,
+            trace: None,
+        }
     }
 
     fn effect(&mut self, index: u64, revision: u64, effect: &Effect<'_>) {

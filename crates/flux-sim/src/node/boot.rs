@@ -10,6 +10,7 @@ use flux_core::store::{Memory, Table, TableOptions};
 use flux_log::{Disk, SnapshotWriter};
 use flux_log::{Entry, Log, LogError, LogOptions, Record, SimDisk, Snapshot, SnapshotId, State};
 
+use super::feed::{Link, PartitionFeed};
 use super::peers::Peers;
 use super::planted::Planted;
 use super::{Hosted, Options, Process};
@@ -107,6 +108,7 @@ impl Process {
             walk: None,
             planted: Planted::new(options.plant),
             peers: Peers::default(),
+            link: Link::default(),
             known_targets: Vec::new(),
         };
         for (partition, one) in recovering {
@@ -234,6 +236,7 @@ impl Recovering {
             // The time for which it keeps its vote passes at once; that of an election does not.
             (0..config.election_ticks).for_each(|_| _ = replica.tick(now));
         }
+        let begins = if self.shadow.is_empty() { self.checked } else { 0 };
         Ok(Hosted {
             replica,
             table: self.table,
@@ -241,6 +244,8 @@ impl Recovering {
             shadow: self.shadow,
             checked: self.checked,
             start: self.reset.1,
+            begins,
+            feed: PartitionFeed::default(),
         })
     }
 }

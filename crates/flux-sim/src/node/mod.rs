@@ -6,6 +6,7 @@
 //! sends what it proposes to the followers while its own sync is under way.
 
 mod boot;
+mod feed;
 mod peers;
 mod planted;
 mod snapshots;
@@ -26,6 +27,7 @@ use crate::plan::Plan;
 use crate::plant::Plant;
 
 pub use boot::BootError;
+pub use feed::{Outcome, Outgoing, Told};
 pub use peers::Frame;
 
 /// Whom a reply is for: a request of a client.
@@ -54,6 +56,12 @@ pub enum Work {
     Tick,
     /// Somebody asks that the leader of a partition hand over.
     Transfer(u16, Option<u64>),
+    /// The broker has taken a connection, by its number, or is not there.
+    BrokerOpened(Option<u64>),
+    /// A connection to the broker has broken.
+    BrokerLost(u64),
+    /// What became of a message, by its connection and its number there.
+    BrokerAnswers(u64, u64, Outcome),
 }
 
 /// A snapshot on its way.
@@ -91,6 +99,14 @@ pub struct Output {
     pub replies: Vec<(Waiter, u16, Reply)>,
     /// A sync began.
     pub syncing: bool,
+    /// It wants a connection to the broker.
+    pub connects: bool,
+    /// Messages for the broker, in this order.
+    pub publications: Vec<Outgoing>,
+    /// Gaps that the broker is to be told of.
+    pub gaps: Vec<Told>,
+    /// Log went that a reader still needed.
+    pub released: bool,
     /// Entries that were written.
     pub appended: Vec<Appended>,
     /// What is of interest for the trace.
@@ -127,6 +143,10 @@ pub struct Hosted {
     /// The last applied entry that the checkers have seen.
     pub checked: u64,
     start: u64,
+    /// The snapshot that it was last started from, if the log has nothing before that and does not say so: a
+    /// process that took it in ended before it could.
+    begins: u64,
+    feed: feed::PartitionFeed,
 }
 
 /// A running process.
@@ -146,6 +166,7 @@ pub struct Process {
     walk: Option<snapshots::Walk>,
     planted: planted::Planted,
     peers: peers::Peers,
+    link: feed::Link,
     /// What the map said when it was last followed.
     known_targets: Vec<Vec<u64>>,
 }
@@ -183,6 +204,10 @@ pub struct Options {
     tail_bytes: usize,
     segment_bytes: u64,
     snapshot_log_bytes: u64,
+    publishes: bool,
+    batch_max_events: usize,
+    ring_bytes: usize,
+    retention_bytes: u64,
 }
 
 /// What a `Ready` asked to be written, and what waits for that to be durable.
@@ -217,6 +242,10 @@ impl Options {
             tail_bytes: plan.tail_bytes,
             segment_bytes: plan.segment_bytes,
             snapshot_log_bytes: plan.snapshot_log_bytes,
+            publishes: plan.publishes,
+            batch_max_events: plan.batch_max_events,
+            ring_bytes: plan.ring_bytes,
+            retention_bytes: plan.retention_bytes,
         }
     }
 

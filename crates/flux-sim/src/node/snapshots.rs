@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use flux_core::Cursor;
 use flux_core::replica::{Now, SnapshotMeta};
 use flux_log::{Keep, LogError, Snapshot, SnapshotId, SnapshotWriter};
 use raft::eraftpb::Message;
@@ -50,7 +51,7 @@ impl Process {
         out.notes.push(format!("p{} snapshot at {index}", walk.partition));
         self.snapshot_indexes.insert(walk.partition, index);
         hosted.replica.snapshot_taken(walk.meta);
-        self.trim()
+        self.trim(out)
     }
 
     fn begin_walk(&mut self, out: &mut Output) -> Result<(), LogError> {
@@ -80,14 +81,19 @@ impl Process {
         Ok(())
     }
 
-    fn trim(&mut self) -> Result<(), LogError> {
+    /// Removes the segments that snapshots have made useless, and that nobody who follows changes needs.
+    pub(super) fn trim(&mut self, out: &mut Output) -> Result<(), LogError> {
         let (indexes, hosted) = (&self.snapshot_indexes, &self.hosted);
         let too_far = self.options.has(Plant::TrimmedTooFar);
-        self.log.trim(0, &mut |partition| {
-            let all = too_far || !hosted.contains_key(&partition);
+        let keeps = self.options.publishes && !self.options.has(Plant::TrimIgnoresCursor);
+        let trimmed = self.log.trim(self.options.retention_bytes, &mut |partition| {
+            let one = hosted.get(&partition);
             let index = || indexes.get(&partition).copied().unwrap_or(0);
-            Keep { snapshot: if all { u64::MAX } else { index() }, from: u64::MAX }
+            let snapshot = if too_far || one.is_none() { u64::MAX } else { index() };
+            let from = one.filter(|_| keeps).map_or(u64::MAX, |one| one.feed.needs());
+            Keep { snapshot, from }
         })?;
+        out.released |= trimmed.released;
         Ok(())
     }
 
@@ -132,6 +138,9 @@ impl Process {
         }
         if self.options.has(Plant::SnapshotWithoutSessions) {
             parcel.meta.sessions.clear();
+        }
+        if self.options.has(Plant::SnapshotWithoutCursor) {
+            parcel.meta.cursor = Cursor::default();
         }
         let index = parcel.meta.position.index;
         let disk = Arc::new(self.snapshot_disk.clone());

@@ -73,6 +73,7 @@ impl Process {
                 self.remove(partition)?;
             }
         }
+        self.step_feeds(around.now, out);
         self.step_snapshot(out)?;
         self.begin_sync(around.sync_early, out);
         self.flush_frames(around.now, out);
@@ -103,12 +104,28 @@ impl Process {
                     hosted.replica.report_unreachable(to);
                 }
             }
-            Work::Tick => self.tick(around, out),
+            Work::Tick => {
+                self.tick(around, out);
+                self.tick_feeds(now, out)?;
+            }
+            Work::BrokerOpened(session) => self.broker_opened(session, now),
+            Work::BrokerLost(session) => self.broker_lost(session, now),
+            Work::BrokerAnswers(session, tag, outcome) => {
+                self.broker_answers(session, tag, outcome, now);
+            }
             Work::Transfer(partition, to) => {
                 if let Some(hosted) = self.hosted.get_mut(&partition)
                     && let Some(to) = to.or_else(|| hosted.replica.heir())
-                    && hosted.replica.transfer_leader(now, to)
                 {
+                    // So that who leads next passes nothing on twice.
+                    hosted.put_cursor();
+                    let mut replies = Vec::new();
+                    hosted.replica.propose(&mut replies);
+                    let replies = replies.into_iter();
+                    out.replies.extend(replies.map(|(waiter, reply)| (waiter, partition, reply)));
+                    if !hosted.replica.transfer_leader(now, to) {
+                        return Ok(());
+                    }
                     out.notes.push(format!("p{partition} hands over to {to:x}"));
                 }
             }
@@ -236,6 +253,9 @@ impl Process {
             sends.extend(messages.into_iter().map(|message| (partition, message)));
             self.written.push(Written { partition, number, messages: persisted_messages, is_vote });
         }
+        if let Some(hosted) = self.hosted.get_mut(&partition) {
+            hosted.pass_on_changes();
+        }
         Ok(())
     }
 
@@ -257,6 +277,9 @@ impl Process {
             hosted.shadow.split_off(&index);
             let before = hosted.shadow.get(&(index - 1)).map(|(term, _)| *term);
             hosted.shadow.insert(index, (term, contents.clone()));
+            if self.options.has(Plant::FeedBeforeCommit) {
+                hosted.feed.proposed(entry);
+            }
             out.appended.push(Appended { partition, position: (index, term), before, contents });
             self.log.append(&Record::Entry(Entry {
                 partition,

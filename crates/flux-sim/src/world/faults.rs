@@ -88,6 +88,10 @@ impl World {
                 self.say(format_args!("h{host} has a clock that is {rate} ppm fast"));
                 self.hosts[host].clock.set_rate(self.now_us, rate);
             }
+            Fault::BrokerDown | Fault::BrokerReset | Fault::BrokerUnbound => {
+                self.trouble_broker(fault, host, lasts);
+            }
+            Fault::ConsumerKill => self.kill_consumer(),
             Fault::Transfer => return self.transfer(),
             Fault::Move => return self.move_replica(),
         }

@@ -32,6 +32,8 @@ pub struct Host {
     pub cut_armed: bool,
     /// Bits of its disks have flipped.
     pub rotten: bool,
+    /// Log of its disk went that a reader still needed.
+    pub released: bool,
     /// The voters that each partition should have, as this node last heard.
     pub targets: Vec<Vec<u64>>,
     /// The epoch of the map that it heard of.
@@ -55,6 +57,7 @@ impl Host {
             turn_due: false,
             cut_armed: false,
             rotten: false,
+            released: false,
             targets: Vec::new(),
             epoch: 0,
             ticked_us: 0,

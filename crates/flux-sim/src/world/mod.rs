@@ -3,7 +3,9 @@
 //! One queue of events decides what happens next; the seed decides everything else. Times are true
 //! microseconds since the run began; nodes see only their own clocks.
 
+mod broker;
 mod clients;
+mod consumer;
 mod faults;
 mod host;
 mod links;
@@ -18,17 +20,20 @@ use flux_core::replica::{Now, SnapshotMeta};
 use raft::eraftpb::Message;
 
 use crate::check::consensus::Consensus;
+use crate::check::feed::{Counts, Feed};
 use crate::check::history::History;
 use crate::check::reference::Reference;
 use crate::check::{Promise, Violation};
 use crate::client::{Client, Request, Response};
 use crate::clock::NodeClock;
 use crate::network::Network;
-use crate::node::{Frame, Options, Output, Process, SnapshotParcel, Surroundings, Work};
+use crate::node::{Frame, Options, Outgoing, Output, Process, SnapshotParcel, Surroundings, Work};
 use crate::plan::{Fault, MS, Plan};
 use crate::plant::Plant;
 use crate::random::Random;
 use crate::trace::Trace;
+use broker::Broker;
+use consumer::Consumer;
 use host::Host;
 use links::Link;
 use queue::Queue;
@@ -74,6 +79,13 @@ enum Event {
     KeepHouse(usize),
     /// A node that lost its data is replaced.
     Replace(u32),
+    /// A message reaches the broker.
+    Published(Outgoing),
+    /// What the broker says reaches a process.
+    BrokerSays(usize, u64, Work),
+    BrokerRecovers,
+    Consume,
+    ConsumerStarts,
     /// Faults end.
     Settle,
     /// Is all well again?
@@ -107,6 +119,10 @@ pub struct Outcome {
     pub replaced: u64,
     /// Times that a whole group fell asleep.
     pub naps: u64,
+    /// What came to the broker.
+    pub feed: Counts,
+    /// Gaps that nodes told of.
+    pub gaps: u64,
 }
 
 /// A run under way.
@@ -124,6 +140,9 @@ pub struct World {
     history: History,
     consensus: Consensus,
     reference: Reference,
+    broker: Broker,
+    consumer: Consumer,
+    feed: Feed,
     /// The voters that each partition should have.
     targets: Vec<Vec<u64>>,
     /// The epoch of the map that has them.
@@ -172,6 +191,9 @@ impl World {
             history: History::default(),
             consensus: Consensus::default(),
             reference: Reference::default(),
+            broker: Broker::default(),
+            consumer: Consumer::default(),
+            feed: Feed::default(),
             targets: Vec::new(),
             epoch: 0,
             next_sequence: 1,
@@ -232,6 +254,7 @@ impl World {
         self.outcome.operations = self.history.len() as u64;
         self.outcome.terms = self.consensus.terms() as u64;
         self.outcome.lost = self.network.lost;
+        self.outcome.feed = self.feed.counts;
         self.outcome
     }
 
@@ -280,6 +303,11 @@ impl World {
             Event::MapArrives(host) => self.map_arrives(host),
             Event::KeepHouse(host) => self.keep_house(host),
             Event::Replace(node) => self.replace(node),
+            Event::Published(outgoing) => self.published(&outgoing),
+            Event::BrokerSays(host, process, work) => self.for_process(host, process, work),
+            Event::BrokerRecovers => self.broker_recovers(),
+            Event::Consume => self.consume(),
+            Event::ConsumerStarts => self.start_consumer(),
             Event::Settle => self.settle(),
             Event::Inspect => self.inspect(),
         }
@@ -428,6 +456,16 @@ impl World {
             let (low, high) = self.plan.sync_us;
             let lasts = self.random.between(low, if slow { high * 40 } else { high });
             self.queue.push(self.now_us + lasts, Event::Synced(host, number));
+        }
+        self.hosts[host].released |= output.released;
+        for told in &output.gaps {
+            self.observe_gap(host, told);
+        }
+        if output.connects {
+            self.connect(host, number);
+        }
+        for outgoing in output.publications {
+            self.publish(outgoing);
         }
         if let Some(reason) = output.failed {
             self.process_failed(host, &reason);

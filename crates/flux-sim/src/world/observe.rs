@@ -59,6 +59,7 @@ impl World {
         for partition in 0..self.plan.partitions {
             self.observe_applied(host, partition);
             self.observe_leader(host, partition);
+            self.observe_feed(host, partition);
             if self.random.per_mille(TABLES_PER_MILLE) {
                 self.observe_table(host, partition);
                 self.observe_age(host, partition);
@@ -182,6 +183,8 @@ impl World {
         let shown = self.reference.shows(partition, index, revision, &hosted.table);
         let sessions = hosted.replica.snapshot_meta().sessions;
         let shown = shown.and_then(|()| self.reference.shows_sessions(partition, index, &sessions));
+        let cursor = hosted.replica.cursor();
+        let shown = shown.and_then(|()| self.reference.shows_cursor(partition, index, cursor));
         let shown = shown.map_err(|mut violation| {
             violation.evidence = format!("h{host} {}", violation.evidence);
             violation

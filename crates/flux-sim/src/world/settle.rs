@@ -16,6 +16,7 @@ impl World {
     pub(super) fn settle(&mut self) {
         self.settling = true;
         self.say(format_args!("faults end"));
+        self.broker_recovers();
         self.network.heal();
         self.network.set_quality(self.plan.calm_links());
         for host in 0..self.hosts.len() {
@@ -59,6 +60,9 @@ impl World {
         if let Some(client) = self.clients.iter().position(crate::client::Client::is_busy) {
             return Some(format!("client {client} waits for an answer"));
         }
+        if !self.consumer.has_all() {
+            return Some("the consumer has not all that is in the queue".to_owned());
+        }
         (0..self.plan.partitions).find_map(|partition| self.complaint_of(partition))
     }
 
@@ -94,7 +98,7 @@ impl World {
                 _ => {}
             }
         }
-        None
+        self.complaint_of_feed(partition)
     }
 
     /// What a host says of the age of a partition's table, in microseconds.
@@ -126,6 +130,14 @@ impl World {
                 self.observe_table(host, partition);
             }
             self.read_all(partition);
+            if self.plan.publishes
+                && let Err(violation) = self.feed.is_complete(partition, &self.reference)
+            {
+                self.violated(violation);
+            }
+        }
+        if self.plan.publishes {
+            self.check_file();
         }
         let mut history = std::mem::take(&mut self.history);
         let kept = self.reference.keeps(&history);
