@@ -1,43 +1,44 @@
 """Keeps a copy of a Flux-KV store in copy.db, each change once: python consumer.py [amqp://...]"""
 import base64, json, pika, sqlite3, sys
 
-db = sqlite3.connect("copy.db", isolation_level=None)
-db.execute("CREATE TABLE IF NOT EXISTS copy (key BLOB PRIMARY KEY, value, partition, gap)")
-db.execute("CREATE TABLE IF NOT EXISTS seen (partition INTEGER PRIMARY KEY, revision, gap, at)")
+db = sqlite3.connect("copy.db")
+db.execute("CREATE TABLE IF NOT EXISTS copy (key BLOB PRIMARY KEY, value, version, partition, gap)")
+db.execute("CREATE TABLE IF NOT EXISTS seen (partition INTEGER PRIMARY KEY, revision, gap)")
+
+def order(gap):  # the newer one of two gaps of a partition has the higher revision, or else term
+    return [int(number) for number in gap.split("/")[1:]] if gap else [0, 0]
 
 def apply(event):
     partition, revision, gap, phase = (event.get(f) for f in ("partition", "revision", "gap", "phase"))
-    row = db.execute("SELECT revision, gap, at FROM seen WHERE partition = ?", [partition]).fetchone()
-    last, in_gap, at = row or (event.get("lost_from", revision) - 1, None, 0)
-    if revision <= (last if gap is None else max(last, at)) and (gap is None or phase == "begin"):
-        return  # a repeat: it was delivered before, and perhaps not acknowledged
-    if gap != in_gap and gap is not None and phase != "begin":
-        return  # of a gap that is over, or that a newer one has replaced
+    row = db.execute("SELECT revision, gap FROM seen WHERE partition = ?", [partition]).fetchone()
+    last, in_gap = row or (event.get("lost_from", revision) - 1, None)
+    is_known = revision <= last or phase == "begin" and order(gap) <= order(in_gap)
+    if gap != in_gap if gap and phase != "begin" else is_known:
+        return  # of a gap that is over or was replaced; or a repeat: it was delivered before, and not acknowledged
     if event.get("lost_from", 0 if gap else revision) > last + 1:
         print(f"partition {partition}: nothing came between {last} and {revision}", flush=True)
     if phase == "end":  # what no row of the gap named does not exist any more
         db.execute("DELETE FROM copy WHERE partition = ? AND gap IS NOT ?", [partition, gap])
-    elif phase is None:  # a change, or a row of a gap: the current value of a key
+    elif phase is None:  # a change, or a row of a gap: the current value of a key, unless a newer one is here
         decode = base64.b64decode if event.get("encoding") else str.encode
         key, value = decode(event["key"]), event["value"] and decode(event["value"])
-        db.execute("REPLACE INTO copy VALUES (?, ?, ?, ?)", [key, value, partition, gap])
+        db.execute("INSERT INTO copy VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET value = ?2, version = ?3,"
+                   " gap = ?5 WHERE version <= ?3", [key, value, revision, partition, gap])
         db.execute("DELETE FROM copy WHERE key = ? AND value IS NULL", [key])  # it was deleted
-    new = (revision, None, 0) if gap is None or phase == "end" else (last, gap, max(at, revision))
-    db.execute("REPLACE INTO seen VALUES (?, ?, ?, ?)", [partition, *new])
+    stays = phase != "end" and (gap or revision < order(in_gap)[0])  # in a gap
+    new = [partition, last if gap and stays else revision, gap or in_gap if stays else None]
+    db.execute("REPLACE INTO seen VALUES (?, ?, ?)", new)
 
 def on_message(channel, method, properties, body):
     events = json.loads(body)  # an event, or a list of them where the nodes publish batches
-    db.execute("BEGIN")  # what changes and how far it reaches are on disk together, or not at all
-    for event in events if isinstance(events, list) else [events]:
-        apply(event)
-    db.execute("COMMIT")
+    with db:  # what changes and how far it reaches are on disk together, or not at all
+        for event in events if isinstance(events, list) else [events]:
+            apply(event)
     channel.basic_ack(method.delivery_tag)  # not before: what is not acknowledged comes again
 
-url = pika.URLParameters(sys.argv[1] if sys.argv[1:] else "amqp://guest:guest@localhost")
-channel = pika.BlockingConnection(url).channel()
+channel = pika.BlockingConnection(pika.URLParameters((sys.argv[1:] or ["amqp://guest:guest@localhost"])[0])).channel()
 channel.exchange_declare("flux_kv_events", "topic", durable=True)
-quorum = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-channel.queue_declare("flux-python", durable=True, arguments=quorum)
+channel.queue_declare("flux-python", durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
 channel.queue_bind("flux-python", "flux_kv_events", "#")
 channel.basic_qos(prefetch_count=100)
 channel.basic_consume("flux-python", on_message)

@@ -46,6 +46,11 @@ const QUEUE: usize = 256;
 /// No more messages are taken from the queue while so much waits for the socket.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
 
+/// What a broker closes a channel with on which a message came that is larger than it takes: as AMQP has it,
+/// and RabbitMQ. While messages are published nothing else is answered so.
+const CONTENT_TOO_LARGE: u16 = 311;
+const PRECONDITION_FAILED: u16 = 406;
+
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AmqpError {
@@ -61,17 +66,21 @@ pub(crate) enum AmqpError {
     Refused(String),
     #[error("the broker has no such exchange: {0}")]
     NoExchange(String),
+    #[error("a message is too large for the broker: {0}")]
+    TooLarge(String),
 }
 
 impl AmqpError {
-    pub(crate) fn trouble(&self) -> Trouble {
+    /// The connection's trouble; none where it is one message's, and told by whose that is.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
         match self {
-            AmqpError::Refused(_) => Trouble::Refused,
-            AmqpError::NoExchange(_) => Trouble::NoExchange,
-            AmqpError::Silent(_) => Trouble::Slow,
+            AmqpError::Refused(_) => Some(Trouble::Refused),
+            AmqpError::NoExchange(_) => Some(Trouble::NoExchange),
+            AmqpError::Silent(_) => Some(Trouble::Slow),
             AmqpError::Socket(_) | AmqpError::Ended | AmqpError::Protocol(_) => {
-                Trouble::Unreachable
+                Some(Trouble::Unreachable)
             }
+            AmqpError::TooLarge(_) => None,
         }
     }
 
@@ -196,12 +205,13 @@ impl Connection {
 
     fn send(&mut self, outgoing: Outgoing) {
         let Outgoing { id, frames, reply } = outgoing;
+        let size = frames.len();
         if self.output.is_empty() {
             self.output = frames;
         } else {
             self.output.extend_from_slice(&frames);
         }
-        self.pending.push(Waiting { id, since: Instant::now(), reply });
+        self.pending.push(Waiting { id, size, since: Instant::now(), reply });
     }
 
     fn take(&mut self, frame: Incoming) -> Result<(), AmqpError> {
@@ -228,6 +238,10 @@ impl Connection {
                 self.is_blocked = false;
                 self.unblocked = Instant::now();
                 self.troubles.end(Trouble::Blocked, None);
+            }
+            Incoming::Close { code: CONTENT_TOO_LARGE | PRECONDITION_FAILED, text } => {
+                self.pending.refuse_largest(text.clone());
+                return Err(AmqpError::TooLarge(text));
             }
             Incoming::Close { code, text } => return Err(closed(code, text)),
             Incoming::Heartbeat | Incoming::Body | Incoming::Other => {}

@@ -37,6 +37,8 @@ const STOPPING: Duration = Duration::from_secs(1);
 const RECONNECT: Backoff =
     Backoff { first: Duration::from_millis(100), most: Duration::from_secs(10) };
 const RESEND: Backoff = Backoff { first: Duration::from_millis(200), most: Duration::from_secs(5) };
+/// Each attempt ends the connection for all partitions.
+const TOO_LARGE: Backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_secs(60) };
 const READ_AGAIN: Backoff =
     Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 
@@ -162,9 +164,12 @@ async fn stay_connected(
             }
             Err(error) => error,
         };
-        troubles.begin(error.trouble(), None, &format!("{error} ({})", config.url));
+        let trouble = error.trouble();
+        if let Some(trouble) = trouble {
+            troubles.begin(trouble, None, &format!("{error} ({})", config.url));
+        }
         // What is wrong with a connection is one thing at a time.
-        for other in Trouble::ALL.into_iter().filter(|&other| other != error.trouble()) {
+        for other in Trouble::ALL.into_iter().filter(|&other| Some(other) != trouble) {
             troubles.end(other, None);
         }
         failures = if opened.elapsed() > GOOD_CONNECTION { 1 } else { failures + 1 };

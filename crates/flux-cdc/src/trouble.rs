@@ -31,13 +31,15 @@ pub enum Trouble {
     Unroutable,
     /// The broker could not store a message.
     Nacked,
+    /// The broker does not take a message of this size.
+    TooLarge,
     /// The changes cannot be read.
     Unreadable,
 }
 
 impl Trouble {
     /// All kinds.
-    pub const ALL: [Trouble; 8] = [
+    pub const ALL: [Trouble; 9] = [
         Trouble::Unreachable,
         Trouble::Refused,
         Trouble::NoExchange,
@@ -45,6 +47,7 @@ impl Trouble {
         Trouble::Slow,
         Trouble::Unroutable,
         Trouble::Nacked,
+        Trouble::TooLarge,
         Trouble::Unreadable,
     ];
 
@@ -58,6 +61,7 @@ impl Trouble {
             Trouble::Slow => "slow",
             Trouble::Unroutable => "unroutable",
             Trouble::Nacked => "nacked",
+            Trouble::TooLarge => "too_large",
             Trouble::Unreadable => "unreadable",
         }
     }
@@ -65,9 +69,11 @@ impl Trouble {
     /// Whether a person must do something before it can end.
     const fn needs_a_person(self) -> bool {
         match self {
-            Trouble::Refused | Trouble::NoExchange | Trouble::Unroutable | Trouble::Unreadable => {
-                true
-            }
+            Trouble::Refused
+            | Trouble::NoExchange
+            | Trouble::Unroutable
+            | Trouble::TooLarge
+            | Trouble::Unreadable => true,
             Trouble::Unreachable | Trouble::Blocked | Trouble::Slow | Trouble::Nacked => false,
         }
     }
@@ -89,6 +95,7 @@ impl Trouble {
                  an alternate one"
             }
             Trouble::Nacked => "the broker's log says why; is a queue full or without its leader?",
+            Trouble::TooLarge => "raise max_message_size of the broker",
             Trouble::Unreadable => "the node's log says why",
         }
     }

@@ -294,6 +294,34 @@ async fn every_trouble_is_told_once_and_ends_in_catching_up() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_too_large_holds_up_its_partition_alone() {
+    let log = Log::listen();
+    let broker = Broker::start().await;
+    let mut queue = Queue::declare(&broker.url(), EXCHANGE, "all", "#").await;
+    broker.max_message_size(10_000).await;
+    let world = World::start(&broker.url(), 3, 1);
+    world.feed.set(0, b"large", &[b'x'; 20_000], 1000);
+    (0..3).for_each(|partition| world.write(partition, 50));
+    world.begins(Trouble::TooLarge).await;
+    until("the others are published", PATIENCE, || {
+        world.metrics.lanes().iter().all(|lane| lane.partition == 0 || lane.cursor == 50)
+    })
+    .await;
+    assert_eq!(world.lag(), 51);
+    broker.max_message_size(1 << 27).await;
+    world.catches_up().await;
+    let all = queue.drain().await;
+    for (partition, count) in [(0, 51), (1, 50), (2, 50)] {
+        assert_eq!(queue::first_occurrences(&all, partition), in_order(count));
+    }
+    assert_eq!(log.count("ERROR", Trouble::TooLarge), 1, "{}", log.text());
+    assert_eq!(log.count("INFO", Trouble::TooLarge), 1, "{}", log.text());
+    assert!(log.text().contains("configured max size 10000"), "{}", log.text());
+    assert_eq!(log.text().matches("changes are not published").count(), 1, "{}", log.text());
+    world.publisher.stop().await;
+}
+
+#[tokio::test]
 async fn lost_connections_wrong_passwords_and_rights() {
     let log = Log::listen();
     let broker = Broker::start().await;

@@ -116,6 +116,12 @@ fn exposition(shared: &Shared) -> String {
             "Open connections on the data port.",
             shared.connections.load(Ordering::Relaxed) as u64,
         ),
+        ("log_size_bytes", "Bytes of the log on disk.", shared.log_bytes.load(Ordering::Relaxed)),
+        (
+            "log_pinned_bytes",
+            "Those of them that are kept for nobody but those who follow changes.",
+            shared.log_pinned_bytes.load(Ordering::Relaxed),
+        ),
         ("watchers", "Open watches.", shared.watchers.load(Ordering::Relaxed) as u64),
         ("partitions", "Partitions of this node.", shared.views.len() as u64),
         ("partitions_serving", "Partitions that this node leads and serves.", serving as u64),

@@ -189,8 +189,7 @@ settings! {
          one segment of each at least. What a reader has not seen by then it gets as a gap and the current \
          values.";
     cdc_memory_bytes: u64 = "64mb", Size { least: MIB }, "bytes",
-        "Recent changes of a node that are kept in memory for readers, divided among its partitions; 64 KiB \
-         of each at least.";
+        "Recent changes of a node that are kept in memory for readers, divided equally among its partitions.";
     cdc_include_previous: bool = "false", Switch, "switch",
         "Changes also carry the value before; the log then holds that too.";
     cdc_batch_max_events: usize = "1", Count { least: 1, most: 1000 }, "events",

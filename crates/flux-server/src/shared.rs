@@ -113,6 +113,8 @@ pub(crate) struct Shared {
     pub(crate) clients: Mutex<BTreeMap<u64, Client>>,
     /// Bytes of all workers' logs on disk.
     pub(crate) log_bytes: AtomicU64,
+    /// Those that are kept for nobody but those who follow changes.
+    pub(crate) log_pinned_bytes: AtomicU64,
     /// When a snapshot was last finished, in seconds since the Unix epoch; 0 for never.
     pub(crate) last_snapshot_s: AtomicU64,
     /// Settings that CONFIG SET can change.

@@ -158,6 +158,7 @@ fn shared(
         watchers: Arc::default(),
         clients: Default::default(),
         log_bytes: AtomicU64::new(0),
+        log_pinned_bytes: AtomicU64::new(0),
         last_snapshot_s: AtomicU64::new(0),
         max_connections: AtomicUsize::new(settings.max_connections),
         idle_timeout_s: AtomicU64::new(settings.idle_timeout_s),

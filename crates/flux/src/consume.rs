@@ -73,7 +73,8 @@ pub struct Args {
     queue: String,
 
     /// Which events, by routing key: * stands for a word, # for any number of words. May be given several
-    /// times. With less than # nobody can tell what is missing from what does not match
+    /// times. With less than # nobody can tell what is missing from what does not match, and where nodes
+    /// publish batches (cdc_batch_max_events) these have none of such keys
     #[arg(long, value_name = "KEY", default_value = "#")]
     bind: Vec<String>,
 

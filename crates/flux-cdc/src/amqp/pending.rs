@@ -19,6 +19,11 @@ pub enum Outcome {
     },
     /// The broker could not store it.
     Refused,
+    /// It is too large for the broker.
+    TooLarge {
+        /// What the broker says.
+        reason: String,
+    },
     /// The connection ended first: it may be stored or not.
     Unknown,
 }
@@ -28,6 +33,8 @@ pub enum Outcome {
 pub struct Waiting {
     /// Its message id.
     pub id: String,
+    /// The bytes that it takes on the wire.
+    pub size: usize,
     /// Since when.
     pub since: Instant,
     /// Gets the outcome; dropped, it means [`Outcome::Unknown`].
@@ -59,6 +66,19 @@ impl Pending {
         let found = self.messages.iter_mut().flatten().find(|(waiting, _)| waiting.id == id);
         if let Some((_, returned)) = found {
             *returned = Some(reason);
+        }
+    }
+
+    /// The broker ends the channel since a message is too large for it. It does not say which, but the
+    /// largest one must be.
+    pub fn refuse_largest(&mut self, reason: String) {
+        let largest = self
+            .messages
+            .iter_mut()
+            .max_by_key(|message| message.as_ref().map_or(0, |(waiting, _)| waiting.size));
+        if let Some((waiting, _)) = largest.and_then(Option::take) {
+            // Whoever waited may have been stopped.
+            let _ = waiting.reply.send(Outcome::TooLarge { reason });
         }
     }
 
@@ -103,7 +123,13 @@ mod tests {
         let mut pending = Pending::default();
         let receivers = (1..=count).map(|number| {
             let (reply, receiver) = oneshot::channel();
-            pending.push(Waiting { id: format!("c/7/{number}"), since: Instant::now(), reply });
+            let size = (100 * number % 300) as usize;
+            pending.push(Waiting {
+                id: format!("c/7/{number}"),
+                size,
+                since: Instant::now(),
+                reply,
+            });
             receiver
         });
         let receivers = receivers.collect();
@@ -136,6 +162,14 @@ mod tests {
         let returned = Outcome::Returned { reason: "NO_ROUTE".to_owned() };
         let expected = [Some(Outcome::Stored), Some(returned), Some(Outcome::Stored)];
         assert_eq!(outcomes(&mut receivers), expected);
+    }
+
+    #[test]
+    fn one_that_is_too_large_is_the_largest() {
+        let (mut pending, mut receivers) = pending(4);
+        pending.refuse_largest("too large".to_owned());
+        let too_large = Some(Outcome::TooLarge { reason: "too large".to_owned() });
+        assert_eq!(outcomes(&mut receivers), [None, too_large, None, None]);
     }
 
     #[test]

@@ -118,6 +118,9 @@ impl Lanes<'_> {
     }
 }
 
+/// What can be wrong with one message, one thing at a time.
+const OF_MESSAGES: [Trouble; 3] = [Trouble::Unroutable, Trouble::Nacked, Trouble::TooLarge];
+
 /// Publishes one partition.
 struct LaneTask {
     lane: Lane,
@@ -298,11 +301,12 @@ impl LaneTask {
         // A stop waits for this, for a while.
         let outcome = link.publish(publication).await;
         let partition = Some(self.lane.partition());
-        let trouble = match outcome {
+        let (trouble, what, backoff) = match outcome {
             Outcome::Stored => {
                 shared.metrics.confirmed.fetch_add(records, Relaxed);
-                shared.troubles.end(Trouble::Unroutable, partition);
-                shared.troubles.end(Trouble::Nacked, partition);
+                for trouble in OF_MESSAGES {
+                    shared.troubles.end(trouble, partition);
+                }
                 if let Some(cursor) = self.lane.confirmed() {
                     self.metrics.confirmed(cursor);
                     self.shared.feed.advance(self.lane.partition(), cursor);
@@ -316,18 +320,19 @@ impl LaneTask {
             }
             Outcome::Returned { reason } => {
                 shared.metrics.returned.fetch_add(1, Relaxed);
-                let what = format!("a message came back, {reason}");
-                shared.troubles.begin(Trouble::Unroutable, partition, &what);
-                Trouble::Nacked
+                (Trouble::Unroutable, format!("a message came back, {reason}"), RESEND)
             }
             Outcome::Refused => {
                 shared.metrics.refused.fetch_add(1, Relaxed);
-                shared.troubles.begin(Trouble::Nacked, partition, "the broker refused a message");
-                Trouble::Unroutable
+                (Trouble::Nacked, "the broker refused a message".to_owned(), RESEND)
             }
+            Outcome::TooLarge { reason } => (Trouble::TooLarge, reason, TOO_LARGE),
         };
-        shared.troubles.end(trouble, partition);
+        shared.troubles.begin(trouble, partition, &what);
+        for other in OF_MESSAGES.into_iter().filter(|&other| other != trouble) {
+            shared.troubles.end(other, partition);
+        }
         self.lane.failed();
-        pause(RESEND.pause(self.lane.failures()), &mut stopping).await
+        pause(backoff.pause(self.lane.failures()), &mut stopping).await
     }
 }

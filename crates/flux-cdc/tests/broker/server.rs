@@ -117,6 +117,12 @@ impl Broker {
         self.ctl(&[&["set_vm_memory_high_watermark"], arguments].concat()).await;
     }
 
+    /// Channels that are opened from now on take messages up to so many bytes.
+    pub async fn max_message_size(&self, bytes: u32) {
+        let set = format!("application:set_env(rabbit, max_message_size, {bytes}).");
+        self.ctl(&["eval", &set]).await;
+    }
+
     pub async fn change_password(&self, password: &str) {
         self.ctl(&["change_password", USER, password]).await;
     }

@@ -233,6 +233,28 @@ async fn what_is_confirmed_is_remembered_and_its_log_goes() {
     workers.stop().expect("closed");
 }
 
+/// However short before: whoever publishes next repeats nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_confirmed_before_a_stop_is_remembered() {
+    let machine = Machine::new(8);
+    let partition = 1;
+    for round in 1..=5 {
+        let workers = start(&machine, &publishing(2)).expect("started");
+        churn(&workers, round, 40).await;
+        let newest = newest(&workers, partition);
+        let last = workers.feed().read(partition, newest - 1, ALL).await;
+        let Ok(Chunk::Changes { through, .. }) = last else { panic!("no last change: {last:?}") };
+        workers.feed().advance(partition, through);
+        workers.stop().expect("closed");
+        let workers = start(&machine, &publishing(2)).expect("started");
+        let cursor = || workers.shared().views[usize::from(partition)].feed.cursor().revision;
+        // The first tick says it.
+        wait_until(|| cursor() > 0).await;
+        assert_eq!(cursor(), newest, "round {round}");
+        workers.stop().expect("closed");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_waits_hears_of_the_next_change() {
     let machine = Machine::new(5);

@@ -77,9 +77,14 @@ impl Dispatch {
         }
         self.tell_led(led);
         if self.feed_ticks.is_multiple_of(CURSOR_TICKS) {
-            for index in 0..self.own().len() {
-                self.put_cursor(self.own()[index]);
-            }
+            self.put_cursors();
+        }
+    }
+
+    /// Has the logs of all partitions that are led here say how far their changes are passed on.
+    pub(super) fn put_cursors(&mut self) {
+        for index in 0..self.own().len() {
+            self.put_cursor(self.own()[index]);
         }
     }
 

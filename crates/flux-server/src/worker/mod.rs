@@ -141,8 +141,9 @@ pub(crate) struct Worker {
     linger_by: Option<Instant>,
     /// It was told to stop and has no connection left.
     drained: bool,
-    /// What the log took on the disk when it was last added to the node's figure.
-    reported_log_bytes: u64,
+    /// What the log took on the disk, and how much of that for those who follow changes, when it was last added
+    /// to the node's figures.
+    reported_log_bytes: [u64; 2],
 }
 
 /// A worker that panics has found its own state broken. Its partitions could neither be served nor
@@ -204,7 +205,7 @@ impl Worker {
             stop_by: None,
             linger_by: None,
             drained: false,
-            reported_log_bytes: 0,
+            reported_log_bytes: [0; 2],
         })
     }
 
@@ -332,11 +333,14 @@ impl Worker {
         }
     }
 
-    /// Adds to the node's figure what the log has grown, or takes off what it has shrunk.
+    /// Adds to the node's figures what the log has grown, or takes off what it has shrunk.
     fn report_log_bytes(&mut self) {
-        let bytes = self.turn.log().bytes();
-        let change = bytes.wrapping_sub(self.reported_log_bytes);
-        self.shared.log_bytes.fetch_add(change, Ordering::Relaxed);
+        let log = self.turn.log();
+        let bytes = [log.bytes(), log.pinned_bytes()];
+        let figures = [&self.shared.log_bytes, &self.shared.log_pinned_bytes];
+        for ((figure, now), before) in figures.into_iter().zip(bytes).zip(self.reported_log_bytes) {
+            figure.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
         self.reported_log_bytes = bytes;
     }
 
@@ -467,6 +471,8 @@ impl Worker {
         self.stop_by = Some(now + timeout);
         self.linger_by = Some(now + LINGER_LIMIT);
         self.dispatch.wake_followers();
+        // The publisher has stopped: what it has confirmed need not be published again after a restart.
+        self.dispatch.put_cursors();
         // Dropping the listener refuses new connections.
         self.listener = None;
         // What clients have sent by now is still served, once; then nothing more is read.

@@ -28,6 +28,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const WINDOW: usize = 4;
 /// Time until a snapshot is tried again after one failed.
 const RETRY: Duration = Duration::from_secs(10);
+/// After so long without, it is told again that log had to go which somebody needed.
+const RELEASED_QUIET: Duration = Duration::from_secs(60);
 
 /// What the thread is told.
 enum Job {
@@ -72,6 +74,8 @@ pub(super) struct Snapshots {
     indexes: BTreeMap<u16, u64>,
     log_bytes: u64,
     not_before: Option<Instant>,
+    /// When log last had to go that somebody who follows changes still needed.
+    released: Option<Instant>,
 }
 
 impl Snapshots {
@@ -99,6 +103,7 @@ impl Snapshots {
             indexes,
             log_bytes: settings.snapshot_log_bytes,
             not_before: None,
+            released: None,
         })
     }
 
@@ -277,15 +282,23 @@ impl Snapshots {
             Keep { snapshot, from: feed.needs(publishes, dispatch.now.us) }
         };
         match turn.log().trim(retention_bytes, keep) {
-            Ok(trimmed) if trimmed.released => tracing::warn!(
-                "log that was kept for those who follow changes had to go, as they have fallen too far behind: \
-                 they get current values instead. If that must not be, raise cdc_retention_bytes"
-            ),
+            Ok(trimmed) if trimmed.released => self.tell_released(),
             Ok(_) => {}
             Err(error) => {
                 self.not_before = Some(Instant::now() + RETRY);
                 tracing::warn!(%error, "old log segments cannot be removed; trying again");
             }
+        }
+    }
+
+    /// Says that log had to go, once for as long as that goes on.
+    fn tell_released(&mut self) {
+        let before = self.released.replace(Instant::now());
+        if before.is_none_or(|before| before.elapsed() > RELEASED_QUIET) {
+            tracing::warn!(
+                "log that was kept for those who follow changes has to go, as they have fallen too far behind: \
+                 they get current values instead. If that must not be, raise cdc_retention_bytes"
+            );
         }
     }
 

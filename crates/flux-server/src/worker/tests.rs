@@ -291,6 +291,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
         watchers: Default::default(),
         clients: Default::default(),
         log_bytes: Default::default(),
+        log_pinned_bytes: Default::default(),
         last_snapshot_s: Default::default(),
         max_connections: Default::default(),
         idle_timeout_s: Default::default(),
