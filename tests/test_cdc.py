@@ -349,9 +349,11 @@ def test_a_cluster_publishes_each_partition_in_order(flux_binary, broker, shared
                     assert not [one for one in replies if isinstance(one, Exception)], replies
             a_planned_stop_repeats_nothing(made)
             # What expires is gone before it is counted.
-            time_is_up = time.monotonic() + 0.3
-            while time.monotonic() < time_is_up:
-                found = changes.wait_until_published(made.nodes, cluster.PARTITIONS)
+            servers.wait_until(
+                lambda: not any(changes.metric(node, "volatile_keys") for node in made.nodes),
+                "what expires is gone",
+            )
+            found = changes.wait_until_published(made.nodes, cluster.PARTITIONS)
             consumer.wait_for(sum(found.values()), deadline_s=120)
             assert consumer.stop() == 0
         finally:

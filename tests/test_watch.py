@@ -114,7 +114,8 @@ def test_a_snapshot_under_writes_is_the_store_in_the_end(flux):
     try:
         with GrpcWatch(flux.grpc_port, prefix=b"s:", snapshot=True).started() as watch:
             watch.until(lambda messages: watch.kinds().count("rows_end") >= 1, "rows")
-            time.sleep(0.5)
+            seen = len(watch.changes())
+            watch.until(lambda messages: len(watch.changes()) > seen + 200, "changes behind the rows")
             ended.set()
             writer.join()
             write(flux, ("SET", "s:last", "x"))
@@ -205,9 +206,12 @@ def fill_the_pipe(node, prefix, count=400, size=100_000):
 
 def test_a_watcher_over_grpc_that_does_not_read_is_told_and_resumes(start_flux):
     node = start_flux(fsync="no")
-    with GrpcWatch(node.grpc_port, takes=False, prefix=b"p") as slow:
+    with GrpcWatch(node.grpc_port, prefix=b"p").started() as first:
+        token = first.token()
+    servers.wait_until(lambda: metric(node, "flux_watchers") == 0, "it is gone")
+    # Where it begins is known, whenever it does.
+    with GrpcWatch(node.grpc_port, takes=False, prefix=b"p", token=token) as slow:
         servers.wait_until(lambda: metric(node, "flux_watchers") == 1, "it watches")
-        time.sleep(0.2)
         fill_the_pipe(node, "p")
         servers.wait_until(lambda: metric(node, "flux_watch_cut_total") == 1, "it is cut", 40, 0.1)
         assert metric(node, "flux_watchers") == 0

@@ -11,6 +11,7 @@ import urllib.parse
 import grpc
 from google.protobuf import message_factory
 
+import changes
 from test_grpc import SERVICE, Service
 
 OPTIONS = [("grpc.max_receive_message_length", -1)]
@@ -192,6 +193,8 @@ class SseParser:
                 data = json.loads(value)
             elif line.startswith(":"):
                 self.comments.append(line[2:])
+        if name in ("set", "delete", "expire", "gap", "row", "rows_end"):
+            changes.VALIDATOR.validate(data)
         if name:
             self.events.append((name, data))
 

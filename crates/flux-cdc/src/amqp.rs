@@ -113,14 +113,18 @@ struct Outgoing {
 impl Link {
     /// Publishes a message and waits for what becomes of it.
     pub(crate) async fn publish(&self, publication: Publication) -> Outcome {
-        let mut frames = Vec::new();
-        write_publish(&self.exchange, &publication, self.frame_max, &mut frames);
         let (reply, outcome) = oneshot::channel();
-        let outgoing = Outgoing { id: publication.message_id, frames, reply };
-        if self.queue.send(outgoing).await.is_err() {
+        if self.queue.send(self.outgoing(publication, reply)).await.is_err() {
             return Outcome::Unknown;
         }
         outcome.await.unwrap_or(Outcome::Unknown)
+    }
+
+    /// The message as it goes over the wire; in its other form it is not kept.
+    fn outgoing(&self, publication: Publication, reply: oneshot::Sender<Outcome>) -> Outgoing {
+        let mut frames = Vec::new();
+        write_publish(&self.exchange, &publication, self.frame_max, &mut frames);
+        Outgoing { id: publication.message_id, frames, reply }
     }
 }
 
@@ -141,7 +145,8 @@ pub(crate) struct Connection {
     pending: Pending,
     /// The reason of a message that is being given back, until its id is here.
     returning: Option<String>,
-    is_blocked: bool,
+    /// Why the broker takes nothing, if so.
+    blocked: Option<String>,
     /// Confirms are waited for from here on, since none can come while the broker is blocked.
     unblocked: Instant,
     troubles: Arc<Troubles>,
@@ -222,6 +227,7 @@ impl Connection {
                 self.is_good();
             }
             Incoming::Return { text, routing_key } => {
+                let routing_key = routing_key.escape_debug();
                 self.returning = Some(format!("{text}, routing key {routing_key}"));
             }
             Incoming::Header { id } => {
@@ -230,12 +236,11 @@ impl Connection {
                 }
             }
             Incoming::Blocked { reason } => {
-                self.is_blocked = true;
-                let what = format!("the broker is blocked, {reason}");
-                self.troubles.begin(Trouble::Blocked, None, &what);
+                self.blocked = Some(format!("the broker is blocked, {reason}"));
+                self.tell_blocked();
             }
             Incoming::Unblocked => {
-                self.is_blocked = false;
+                self.blocked = None;
                 self.unblocked = Instant::now();
                 self.troubles.end(Trouble::Blocked, None);
             }
@@ -262,9 +267,15 @@ impl Connection {
         }
     }
 
+    fn tell_blocked(&self) {
+        if let Some(what) = &self.blocked {
+            self.troubles.begin(Trouble::Blocked, None, what);
+        }
+    }
+
     /// How long the oldest message waits for a confirm that could come.
     fn waiting(&self) -> Duration {
-        let since = self.pending.oldest().filter(|_| !self.is_blocked);
+        let since = self.pending.oldest().filter(|_| self.blocked.is_none());
         since.map_or(Duration::ZERO, |since| since.max(self.unblocked).elapsed())
     }
 
@@ -278,6 +289,7 @@ impl Connection {
                 write_frame(&AMQPFrame::Heartbeat, &mut self.output);
             }
         }
+        self.tell_blocked();
         let waiting = self.waiting();
         if waiting >= LOST {
             return Err(AmqpError::Silent(waiting));

@@ -120,6 +120,12 @@ pub trait Feed: Send + Sync + 'static {
         limit: Limit,
     ) -> BoxFuture<'a, Result<Rows, FeedError>>;
 
+    /// The row of one key, as [`Feed::rows`] would have it; none where it has none.
+    ///
+    /// # Errors
+    /// As of [`Feed::rows`].
+    fn row(&self, gap: &Gap, key: &[u8]) -> Result<Option<Event>, FeedError>;
+
     /// A gap of nothing, for a snapshot and then what follows: `at` is what is applied now, and
     /// `lost` is 1 to `at`.
     ///

@@ -1,7 +1,7 @@
 //! One partition's way to the broker: what is read next, what is sent, and how far the cursor is.
 //!
 //! One message is out at a time, and the next one goes only after it was confirmed and not returned;
-//! what failed is sent again, the same. So a lane sends the revisions from its cursor on without a
+//! what failed is sent again, the same or the same read anew. So a lane sends the revisions from its cursor on without a
 //! hole, and each of its messages continues what the queue already has. That holds for several lanes
 //! of one partition at once too, as when an old leader does not know yet that it was replaced: each
 //! began at a confirmed cursor. The first occurrences of the revisions at the queue are therefore in
@@ -33,6 +33,17 @@ pub enum Want {
         /// Where the page begins; none: at the beginning.
         from: Option<RowMark>,
     },
+}
+
+/// What became of a message that is not known to be in every queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The connection ended first: it may be in any of them.
+    Unknown,
+    /// It may be in some and not in others.
+    Refused,
+    /// It is in none.
+    Nowhere,
 }
 
 /// What is sent as one message.
@@ -100,6 +111,8 @@ pub struct Lane {
     max_events: usize,
     state: State,
     failures: u32,
+    /// The message that is out may be in some queue, from an earlier time that it was sent.
+    may_be_stored: bool,
 }
 
 #[derive(Debug)]
@@ -116,9 +129,11 @@ enum State {
 #[derive(Debug)]
 struct Walk {
     gap: Gap,
-    /// The rows that were put into messages so far.
+    /// The rows that were put into messages so far, and those of them before the page that was read last.
     rows: u64,
-    /// What is left of the page that was read last.
+    rows_before: u64,
+    /// Where that page begins, and what is left of it.
+    from: Option<RowMark>,
     page: VecDeque<Event>,
     next: Next,
 }
@@ -135,7 +150,14 @@ impl Lane {
     /// in one message what it is given at once.
     pub fn new(led: Led, max_events: usize) -> Lane {
         let Led { partition, cursor, .. } = led;
-        Lane { partition, cursor, max_events: max_events.max(1), state: State::Idle, failures: 0 }
+        Lane {
+            partition,
+            cursor,
+            max_events: max_events.max(1),
+            state: State::Idle,
+            failures: 0,
+            may_be_stored: false,
+        }
     }
 
     /// The partition.
@@ -197,7 +219,14 @@ impl Lane {
         assert_eq!(*gap.lost.start(), self.cursor.revision + 1, "a hole before the gap");
         assert!(gap.at.revision > self.cursor.revision, "a gap that ends before it begins");
         let message = Some(Message::GapBegin(gap.clone()));
-        let walk = Walk { gap, rows: 0, page: VecDeque::new(), next: Next::Page(None) };
+        let walk = Walk {
+            gap,
+            rows: 0,
+            rows_before: 0,
+            from: None,
+            page: VecDeque::new(),
+            next: Next::Page(None),
+        };
         self.state = State::Gap { walk, message };
     }
 
@@ -208,6 +237,10 @@ impl Lane {
     pub fn rows(&mut self, rows: Rows) {
         assert!(matches!(self.want(), Some(Want::Rows { .. })), "no rows were asked for");
         if let State::Gap { walk, message } = &mut self.state {
+            if let Next::Page(from) = walk.next {
+                walk.from = from;
+            }
+            walk.rows_before = walk.rows;
             walk.page = rows.events.into();
             walk.next = rows.next.map_or(Next::End, |mark| Next::Page(Some(mark)));
             *message = walk.take(self.max_events);
@@ -222,6 +255,7 @@ impl Lane {
     pub fn confirmed(&mut self) -> Option<Place> {
         assert!(self.message().is_some(), "no message is out");
         self.failures = 0;
+        self.may_be_stored = false;
         match &mut self.state {
             State::Gap { walk, message } => {
                 if !matches!(walk.next, Next::Done) {
@@ -237,19 +271,44 @@ impl Lane {
         Some(self.cursor)
     }
 
-    /// The message that is out was refused or returned, or its fate is not known: it goes again.
-    pub fn failed(&mut self) {
+    /// The message that is out goes again. One that failed by itself may fail for long, and is not kept for
+    /// that where it can be read anew.
+    pub fn failed(&mut self, failure: Failure) {
         self.failures = self.failures.saturating_add(1);
+        self.may_be_stored |= failure != Failure::Nowhere;
+        match (&mut self.state, failure) {
+            (State::Changes { .. }, Failure::Refused | Failure::Nowhere) => {
+                self.state = State::Idle;
+                self.may_be_stored = false;
+            }
+            // Read anew, a page lacks the rows that have changed since: none of it may be in a queue, where
+            // the others would then have wrong numbers.
+            (State::Gap { walk, message }, Failure::Nowhere)
+                if !self.may_be_stored && walk.has_whole_page_in(message) =>
+            {
+                walk.rows = walk.rows_before;
+                walk.page.clear();
+                walk.next = Next::Page(walk.from);
+                *message = None;
+            }
+            _ => {}
+        }
     }
 
     /// What was read does not belong together any more ([`crate::FeedError::Restart`]): from the cursor again.
     pub fn restart(&mut self) {
         self.state = State::Idle;
         self.failures = 0;
+        self.may_be_stored = false;
     }
 }
 
 impl Walk {
+    /// Whether nothing of the page that was read last was in a message before this one.
+    fn has_whole_page_in(&self, message: &Option<Message>) -> bool {
+        matches!(message, Some(Message::Rows { first, .. }) if *first == self.rows_before + 1)
+    }
+
     /// The next message; none where a page must be read first.
     fn take(&mut self, max_events: usize) -> Option<Message> {
         let gap = self.gap.id();

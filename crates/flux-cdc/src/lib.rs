@@ -25,7 +25,7 @@ mod trouble;
 mod url;
 
 pub use feed::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
-pub use lane::{Lane, Message, Want};
+pub use lane::{Failure, Lane, Message, Want};
 pub use ledger::{Hole, Ledger, Position, Progress, Verdict};
 pub use message::Publication;
 #[cfg(feature = "amqp")]

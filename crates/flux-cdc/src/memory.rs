@@ -273,17 +273,21 @@ impl State {
             last = *position;
             if event.revision <= at {
                 bytes += event.bytes();
-                // A table knows neither what was before nor when a key was written.
-                events.push(Event {
-                    previous_version: 0,
-                    previous_value: None,
-                    committed_at_ms: 0,
-                    trace: None,
-                    ..event.clone()
-                });
+                events.push(row(event));
             }
         }
         Ok(Rows { events, next: None })
+    }
+}
+
+/// A table knows neither what was before nor when a key was written.
+fn row(event: &Event) -> Event {
+    Event {
+        previous_version: 0,
+        previous_value: None,
+        committed_at_ms: 0,
+        trace: None,
+        ..event.clone()
     }
 }
 
@@ -336,6 +340,13 @@ impl Feed for MemoryFeed {
     ) -> BoxFuture<'a, Result<Rows, FeedError>> {
         let page = move |state: &State| state.rows(gap.at.revision, from, limit);
         Box::pin(async move { self.look(gap.partition, page) })
+    }
+
+    fn row(&self, gap: &Gap, key: &[u8]) -> Result<Option<Event>, FeedError> {
+        self.look(gap.partition, |state| {
+            let event = state.table.get(&place_of(key));
+            Ok(event.filter(|event| event.revision <= gap.at.revision).map(row))
+        })
     }
 
     fn begin_rows(&self, partition: u16) -> Result<Gap, FeedError> {

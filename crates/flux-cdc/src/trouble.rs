@@ -96,7 +96,9 @@ impl Trouble {
             }
             Trouble::Nacked => "the broker's log says why; is a queue full or without its leader?",
             Trouble::TooLarge => "raise max_message_size of the broker",
-            Trouble::Unreadable => "the node's log says why",
+            Trouble::Unreadable => {
+                "is the disk well, and are the files of the log as they were written?"
+            }
         }
     }
 }
@@ -107,7 +109,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// A trouble that ends and comes back within this is not told again.
+/// A trouble that ends and comes back within this is told again only if it lasts longer than that.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// All troubles of a publisher.
@@ -129,16 +131,17 @@ struct State {
 impl State {
     /// Whether this is to be told.
     fn begin(&mut self, who: Option<u16>, now: Instant) -> bool {
-        let is_new = self.active.is_empty();
-        self.active.insert(who);
-        if is_new {
+        if self.active.is_empty() {
             self.since = Some(now);
-            self.is_told = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
-            if self.is_told {
-                self.told = Some(now);
-            }
+            self.is_told = false;
         }
-        is_new && self.is_told
+        self.active.insert(who);
+        let tells = !self.is_told && self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
+        if tells {
+            self.is_told = true;
+            self.told = Some(now);
+        }
+        tells
     }
 
     /// Whether this is to be told, and how long it took.
@@ -223,8 +226,11 @@ mod tests {
         assert_eq!(state.end(None, start + SECOND), Some(SECOND));
         assert!(!state.begin(None, start + 2 * SECOND));
         assert_eq!(state.end(None, start + 3 * SECOND), None);
+        assert!(!state.begin(None, start + 4 * SECOND));
+        // One that stays is.
         assert!(state.begin(None, start + QUIET));
-        assert_eq!(state.end(None, start + QUIET + SECOND), Some(SECOND));
+        assert!(!state.begin(None, start + QUIET + SECOND));
+        assert_eq!(state.end(None, start + QUIET + SECOND), Some(QUIET - 3 * SECOND));
     }
 
     #[test]

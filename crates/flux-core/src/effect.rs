@@ -87,8 +87,17 @@ pub type Trace = [u8; 25];
 pub struct Cursor {
     /// All changes up to this one.
     pub revision: Revision,
-    /// The index of the entry that holds it.
+    /// An index of the log behind which everything is that is not among them.
     pub index: u64,
+}
+
+impl Cursor {
+    /// The lowest index of the log with a change that may not be among these, where the log is applied up to
+    /// `applied`. What comes behind that is new.
+    pub fn needs(self, applied: Cursor) -> u64 {
+        let is_all = self.revision >= applied.revision;
+        1 + if is_all { self.index.max(applied.index) } else { self.index }
+    }
 }
 
 /// One change of one key.

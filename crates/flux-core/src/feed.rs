@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use raft::eraftpb::{Entry, EntryType};
 
-use crate::Revision;
 use crate::effect::{EffectError, Effects};
 use crate::replica::Position;
+use crate::{Cursor, Revision};
 
 #[cfg(test)]
 mod tests;
@@ -54,6 +54,12 @@ impl Committed {
             last = Some(effect?.0);
         }
         Ok(last.map(|last| Committed { position, first, last, payload }))
+    }
+
+    /// Where a reader is who has read this entry up to a revision of it: what comes next is behind the index.
+    pub fn read_to(&self, revision: Revision) -> Cursor {
+        let index = self.position.index;
+        Cursor { revision, index: if revision >= self.last { index } else { index - 1 } }
     }
 }
 

@@ -46,9 +46,14 @@ impl ApiError {
         ApiError::new(Code::Overloaded, message)
     }
 
-    #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Whether the same request may be answered in a while.
+    pub(crate) fn may_pass(&self) -> bool {
+        let statuses = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        statuses.contains(&self.status) && self.code.is_retryable()
     }
 }
 
@@ -76,9 +81,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let error = Inner { code: self.code.name(), message: &self.message };
         let mut response = (self.status, Json(Shape { error })).into_response();
-        let may_pass =
-            [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status);
-        if may_pass && self.code.is_retryable() {
+        if self.may_pass() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

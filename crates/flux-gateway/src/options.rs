@@ -9,7 +9,7 @@ pub struct Options {
     pub grpc_endpoints: Vec<String>,
     /// Watches at a time; further ones are refused with 503.
     pub max_watches: usize,
-    /// Connections at a time; further ones are refused with 503.
+    /// Connections at a time besides those of watches; further ones are refused with 503.
     pub max_connections: usize,
     /// Requests at a time; further ones are refused with 503.
     pub max_requests: usize,

@@ -53,7 +53,8 @@ pub async fn serve(
 ) -> io::Result<Drained> {
     let addr = listener.local_addr()?;
     tracing::info!(%addr, "gateway listening");
-    let room = Arc::new(Semaphore::new(options.max_connections));
+    let connections = options.max_connections.saturating_add(options.max_watches);
+    let room = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
     let (drain, draining) = watch::channel(());
     let router = router(client, &options).layer(Extension(Draining(draining.clone())));
     let mut connections = JoinSet::new();

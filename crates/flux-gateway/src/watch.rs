@@ -74,11 +74,38 @@ pub(crate) async fn watch(
 ) -> Result<Response, ApiError> {
     let input = watch_of_query(query.as_deref())?;
     let request = request(input, &headers)?;
-    let full = || ApiError::overloaded("the limit of watches is reached; try again later");
-    let place = Arc::clone(&watches.places).try_acquire_owned().map_err(|_| full())?;
-    let first = watches.nodes.pick();
-    let (node, stream) = begin(&watches.nodes, first, &request).await?;
-    let source = Source {
+    let draining = draining.map(|Extension(Draining(draining))| draining);
+    match open(&watches, request, draining).await {
+        Ok(source) => {
+            Ok(events(Body::from_stream(Frames { next: Some(Box::pin(advance(source))) })))
+        }
+        // A browser that comes again takes any other status for a reason never to come again.
+        Err(error) if headers.contains_key(LAST_EVENT_ID) && error.may_pass() => {
+            Ok(events(frame::come_again(error.message()).into()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn events(body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // Asks nginx, and whoever does as it does, to pass on what comes when it comes.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, body).into_response()
+}
+
+async fn open(
+    watches: &Watches,
+    request: wire::WatchRequest,
+    draining: Option<watch::Receiver<()>>,
+) -> Result<Source, ApiError> {
+    let full = |_| ApiError::overloaded("the limit of watches is reached; try again later");
+    let place = Arc::clone(&watches.places).try_acquire_owned().map_err(full)?;
+    let (node, stream) = begin(&watches.nodes, watches.nodes.pick(), &request).await?;
+    Ok(Source {
         nodes: Arc::clone(&watches.nodes),
         node,
         request,
@@ -86,15 +113,9 @@ pub(crate) async fn watch(
         has_started: false,
         is_over: false,
         memory: watches.memory.clone(),
-        draining: draining.map(|Extension(Draining(draining))| draining),
+        draining,
         _place: place,
-    };
-    let body = Body::from_stream(Frames { next: Some(Box::pin(advance(source))) });
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    Ok((headers, body).into_response())
+    })
 }
 
 /// What is asked of a node. A client that comes again goes on where it was, whatever its query says.
@@ -231,11 +252,17 @@ impl Source {
         let wire::WatchResponse { kind, token } = response;
         let is_again = std::mem::replace(&mut self.has_started, true);
         let frame = frame::of(kind?, &URL_SAFE_NO_PAD.encode(&token), is_again)?;
-        self.request.from = Some(wire::watch_request::From::Token(token));
-        let held = self.memory.hold_large(frame);
-        // Without memory for it the client is to come again, for this one too.
-        self.is_over = held.is_err();
-        held.ok()
+        match self.memory.hold_large(frame) {
+            Ok(frame) => {
+                self.request.from = Some(wire::watch_request::From::Token(token));
+                Some(frame)
+            }
+            // The client is to come again, for this one too.
+            Err(error) => {
+                self.is_over = true;
+                Some(frame::come_again(error.message()))
+            }
+        }
     }
 }
 

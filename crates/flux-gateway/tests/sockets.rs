@@ -120,7 +120,7 @@ async fn a_body_that_does_not_end_is_answered() {
 
 #[tokio::test]
 async fn connections_over_the_limit_are_told_so() {
-    let options = Options { max_connections: 1, ..Options::default() };
+    let options = Options { max_connections: 0, max_watches: 1, ..Options::default() };
     let server = server(Fake::start().await, options).await;
     let mut first = server.connect().await;
     first.write_all(GET).await.unwrap();

@@ -59,7 +59,7 @@ impl Connection {
             queue,
             pending: Pending::default(),
             returning: None,
-            is_blocked: false,
+            blocked: None,
             unblocked: now,
             troubles: troubles.clone(),
         };

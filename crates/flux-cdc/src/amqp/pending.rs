@@ -63,7 +63,9 @@ impl Pending {
 
     /// The broker gives a message back; its confirm follows.
     pub fn give_back(&mut self, id: &str, reason: String) {
-        let found = self.messages.iter_mut().flatten().find(|(waiting, _)| waiting.id == id);
+        // A partition that is led anew may have sent the same one again: then both come back, in their order.
+        let mut waiting = self.messages.iter_mut().flatten();
+        let found = waiting.find(|(waiting, returned)| waiting.id == id && returned.is_none());
         if let Some((_, returned)) = found {
             *returned = Some(reason);
         }
@@ -161,6 +163,20 @@ mod tests {
         assert_eq!(pending.settle(3, true, true), Some(3));
         let returned = Outcome::Returned { reason: "NO_ROUTE".to_owned() };
         let expected = [Some(Outcome::Stored), Some(returned), Some(Outcome::Stored)];
+        assert_eq!(outcomes(&mut receivers), expected);
+    }
+
+    #[test]
+    fn a_message_that_is_out_twice_may_come_back_twice() {
+        let (mut pending, mut receivers) = pending(2);
+        let (reply, second) = oneshot::channel();
+        pending.push(Waiting { id: "c/7/2".to_owned(), size: 1, since: Instant::now(), reply });
+        receivers.push(second);
+        pending.give_back("c/7/2", "first".to_owned());
+        pending.give_back("c/7/2", "second".to_owned());
+        assert_eq!(pending.settle(3, true, true), Some(3));
+        let returned = |reason: &str| Some(Outcome::Returned { reason: reason.to_owned() });
+        let expected = [Some(Outcome::Stored), returned("first"), returned("second")];
         assert_eq!(outcomes(&mut receivers), expected);
     }
 

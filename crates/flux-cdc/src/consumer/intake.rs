@@ -198,7 +198,11 @@ impl Intake {
                     continue;
                 }
                 Verdict::Ahead { .. } => return,
-                Verdict::Repeat => self.counts.repeats += 1,
+                Verdict::Repeat => {
+                    self.counts.repeats += 1;
+                    let (partition, revision) = (record.partition(), record.revision());
+                    tracing::debug!(partition, revision, "a repeat is dropped");
+                }
                 Verdict::Fresh => {
                     self.ledger.note(record);
                     write_json(record, &mut self.lines);

@@ -82,7 +82,7 @@ fn what_failed_goes_again_and_the_cursor_stays() {
     let mut lane = lane(4, 10);
     lane.changes(events(5..=7), place(7));
     for failures in 1..=3 {
-        lane.failed();
+        lane.failed(Failure::Unknown);
         assert_eq!(lane.failures(), failures);
         assert_eq!(shown(&lane), "send 5-7; cursor 4");
     }
@@ -91,11 +91,61 @@ fn what_failed_goes_again_and_the_cursor_stays() {
 }
 
 #[test]
+fn changes_that_failed_by_themselves_are_read_anew() {
+    for failure in [Failure::Refused, Failure::Nowhere] {
+        let mut lane = lane(4, 10);
+        lane.changes(events(5..=7), place(7));
+        lane.failed(failure);
+        assert_eq!((shown(&lane).as_str(), lane.failures()), ("read after 4; cursor 4", 1));
+        lane.changes(events(5..=6), place(6));
+        lane.failed(failure);
+        assert_eq!(lane.failures(), 2);
+        lane.changes(events(5..=8), place(8));
+        assert_eq!(lane.confirmed(), Some(place(8)));
+        assert_eq!(lane.failures(), 0);
+    }
+}
+
+#[test]
+fn rows_that_are_in_no_queue_are_read_anew_under_their_numbers() {
+    let mut lane = lane(4, 2);
+    lane.gap(gap(5, 20));
+    assert_eq!(lane.confirmed(), None);
+    lane.rows(Rows { events: events([3, 11]), next: Some(RowMark(9)) });
+    assert_eq!(lane.confirmed(), None);
+    lane.rows(Rows { events: events([12, 13]), next: None });
+    lane.failed(Failure::Nowhere);
+    assert_eq!(shown(&lane), "rows of 7/20/3 from Some(9); cursor 4");
+    // One has changed since. More than fit into a message come in two, of which the second one stays.
+    lane.rows(Rows { events: events([13, 14, 15]), next: None });
+    assert_eq!(shown(&lane), "send 2 rows of 7/20/3 from number 3; cursor 4");
+    assert_eq!(lane.confirmed(), None);
+    lane.failed(Failure::Nowhere);
+    assert_eq!(shown(&lane), "send 1 rows of 7/20/3 from number 5; cursor 4");
+    assert_eq!(lane.confirmed(), None);
+    assert_eq!(shown(&lane), "send end of 7/20/3, 5 rows; cursor 4");
+}
+
+#[test]
+fn rows_that_some_queue_may_have_stay_as_they_are() {
+    for first in [Failure::Unknown, Failure::Refused] {
+        let mut lane = lane(4, 2);
+        lane.gap(gap(5, 20));
+        assert_eq!(lane.confirmed(), None);
+        lane.rows(Rows { events: events([3, 11]), next: None });
+        for failure in [first, Failure::Nowhere] {
+            lane.failed(failure);
+            assert_eq!(shown(&lane), "send 2 rows of 7/20/3 from number 1; cursor 4");
+        }
+    }
+}
+
+#[test]
 fn a_gap_is_its_begin_its_rows_and_its_end_and_moves_the_cursor_there() {
     let mut lane = lane(4, 2);
     lane.gap(gap(5, 20));
     assert_eq!(shown(&lane), "send gap 7/20/3 lost 5..=20; cursor 4");
-    lane.failed();
+    lane.failed(Failure::Nowhere);
     assert_eq!(lane.confirmed(), None);
     assert_eq!(shown(&lane), "rows of 7/20/3 from None; cursor 4");
     // A page of more than fit into a message, one of none, and the last one.
@@ -238,13 +288,13 @@ impl World {
             Step::Store { which, confirm_is_lost } => self.store(which, confirm_is_lost),
             Step::Refuse { which } => {
                 let refused = self.arrive(which);
-                self.fail(refused.and_then(|one| one.sender));
+                self.fail(refused.and_then(|one| one.sender), Failure::Refused);
             }
             Step::Reset(who, arrives) => {
                 let who = Some(usize::from(who));
                 self.network.retain(|one| arrives || one.sender != who);
                 self.forget_sender(who);
-                self.fail(who);
+                self.fail(who, Failure::Unknown);
             }
             Step::Replicate => self.replicated = self.replicated.max(self.confirmed),
             Step::Elect(who) => {
@@ -298,7 +348,7 @@ impl World {
         };
         self.queue.extend(message.records());
         match sender {
-            Some(_) if confirm_is_lost => self.fail(sender),
+            Some(_) if confirm_is_lost => self.fail(sender, Failure::Unknown),
             Some(who) => {
                 self.is_out[who] = false;
                 if let Some(cursor) = self.lanes[who].confirmed() {
@@ -309,11 +359,11 @@ impl World {
         }
     }
 
-    fn fail(&mut self, sender: Option<usize>) {
+    fn fail(&mut self, sender: Option<usize>, failure: Failure) {
         if let Some(who) = sender
             && std::mem::take(&mut self.is_out[who])
         {
-            self.lanes[who].failed();
+            self.lanes[who].failed(failure);
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use super::*;
 use crate::amqp::Outcome;
 use crate::feed::Led;
+use crate::lane::Failure;
 
 /// With batches, the time from one read to the next where the first did not fill a message: a small message
 /// costs as much as a large one. The first change after a while is not held up.
@@ -198,7 +199,12 @@ impl LaneTask {
                     }
                     self.take(read);
                 }
-                Err(FeedError::Restart) => self.lane.restart(),
+                Err(FeedError::Restart) => {
+                    self.lane.restart();
+                    if !pause(READ_AGAIN.pause(1), &mut stopping).await {
+                        return;
+                    }
+                }
                 Err(FeedError::Stopping) => return,
                 // A replica that leaves is not led any more, which ends this task.
                 Err(error) => {
@@ -301,7 +307,7 @@ impl LaneTask {
         // A stop waits for this, for a while.
         let outcome = link.publish(publication).await;
         let partition = Some(self.lane.partition());
-        let (trouble, what, backoff) = match outcome {
+        let (trouble, what, failure, backoff) = match outcome {
             Outcome::Stored => {
                 shared.metrics.confirmed.fetch_add(records, Relaxed);
                 for trouble in OF_MESSAGES {
@@ -315,24 +321,32 @@ impl LaneTask {
             }
             // The next connection sends it again, and waiting for that is pause enough.
             Outcome::Unknown => {
-                self.lane.failed();
+                self.lane.failed(Failure::Unknown);
                 return true;
             }
             Outcome::Returned { reason } => {
                 shared.metrics.returned.fetch_add(1, Relaxed);
-                (Trouble::Unroutable, format!("a message came back, {reason}"), RESEND)
+                let what = format!("a message came back, {reason}");
+                (Trouble::Unroutable, what, Failure::Nowhere, RESEND)
             }
             Outcome::Refused => {
                 shared.metrics.refused.fetch_add(1, Relaxed);
-                (Trouble::Nacked, "the broker refused a message".to_owned(), RESEND)
+                let what = "the broker refused a message".to_owned();
+                (Trouble::Nacked, what, Failure::Refused, RESEND)
             }
-            Outcome::TooLarge { reason } => (Trouble::TooLarge, reason, TOO_LARGE),
+            Outcome::TooLarge { reason } => {
+                (Trouble::TooLarge, reason, Failure::Nowhere, TOO_LARGE)
+            }
         };
         shared.troubles.begin(trouble, partition, &what);
         for other in OF_MESSAGES.into_iter().filter(|&other| other != trouble) {
             shared.troubles.end(other, partition);
         }
-        self.lane.failed();
+        self.lane.failed(failure);
+        if self.lane.message().is_none() {
+            // Others may have its room until it is read anew.
+            self.held = None;
+        }
         pause(backoff.pause(self.lane.failures()), &mut stopping).await
     }
 }

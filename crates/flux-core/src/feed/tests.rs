@@ -18,6 +18,22 @@ fn firsts(read: RingRead) -> Vec<Revision> {
 }
 
 #[test]
+fn a_reader_within_an_entry_still_needs_it() {
+    let one = entry(21, 24, 10, 1);
+    let read_to = |revision| one.read_to(revision);
+    assert_eq!(read_to(23), Cursor { revision: 23, index: 9 });
+    assert_eq!(read_to(24), Cursor { revision: 24, index: 10 });
+    // Entries without changes have followed: nothing is needed where all changes are read.
+    let applied = Cursor { revision: 24, index: 15 };
+    assert_eq!(read_to(23).needs(applied), 10);
+    assert_eq!(read_to(24).needs(applied), 16);
+    assert_eq!(Cursor::default().needs(Cursor { revision: 0, index: 3 }), 4);
+    assert_eq!(Cursor::default().needs(Cursor { revision: 1, index: 3 }), 1);
+    // A cursor that is ahead of what is applied here.
+    assert_eq!(read_to(24).needs(Cursor { revision: 20, index: 8 }), 11);
+}
+
+#[test]
 fn recent_entries_are_held_and_older_ones_are_elsewhere() {
     let mut ring = Ring::new(10 * (ENTRY_BYTES + 100));
     assert_eq!(ring.after(0, 1), RingRead::Older { until: u64::MAX });

@@ -454,16 +454,26 @@ impl<W> Replica<W> {
         self.state_record(None)
     }
 
-    /// What `Ready` number `number` and those before it asked to write is on disk.
-    pub fn persisted(&mut self, number: u64) {
+    /// What `Ready` number `number` and those before it asked to write is on disk. Whether that was what a
+    /// snapshot that came needed, which is visible from now on.
+    pub fn persisted(&mut self, number: u64) -> bool {
         self.node.on_persist_ready(number);
-        if self.restoring.is_some_and(|restoring| restoring <= number) {
+        let is_restored = self.restoring.is_some_and(|restoring| restoring <= number);
+        if is_restored {
             self.restoring = None;
             let applied = self.applied.index.min(self.node.raft.raft_log.persisted);
             if applied > self.node.raft.raft_log.applied {
                 self.node.advance_apply_to(applied);
             }
+            self.settle();
         }
+        is_restored
+    }
+
+    /// Whether a snapshot is in the place of what was here, and the log does not say so yet: what the log holds
+    /// may be no part of it.
+    pub fn is_restoring(&self) -> bool {
+        self.restoring.is_some()
     }
 
     /// Follows Raft in who leads, after anything that may have changed it: what a deposed leader was
@@ -490,14 +500,19 @@ impl<W> Replica<W> {
             true => self.rounds.lease_until_us,
             false => 0,
         };
-        // Whoever sees the revision sees the entry that holds it, and what is said of it goes after it.
-        self.view.set_applied(self.applied.index);
-        self.view.set_revision(self.revision);
+        // Whoever sees the revision sees the entry that holds it, and what is said of it goes after it. And who
+        // reads the log back takes what it has up to there for committed.
+        if self.restoring.is_none() {
+            self.view.set_applied(self.applied.index);
+            self.view.set_revision(self.revision);
+        }
         self.view.set_lease(lease_until_us);
         self.view.set_leader(self.node.raft.leader_id);
         if leads && self.has_lease() {
             self.view.set_fresh(self.now.us);
-        } else if let Some(since_us) = self.fresh.since(self.applied.index) {
+        } else if self.restoring.is_none()
+            && let Some(since_us) = self.fresh.since(self.applied.index)
+        {
             self.view.set_fresh(since_us);
         }
     }

@@ -7,6 +7,9 @@ use flux_proto::event::{Record, write_json};
 use flux_proto::grpc::kv_v1::watch_response::Kind;
 use flux_proto::grpc::watch::record_of;
 
+/// After so long a client is to come again whom nothing can be shown now.
+const RETRY_MS: u32 = 5000;
+
 /// A message as an event; none if it is not one that a client can be told. `is_again` where the watch
 /// was under way before.
 pub(super) fn of(kind: Kind, token: &str, is_again: bool) -> Option<Vec<u8>> {
@@ -28,6 +31,11 @@ pub(super) fn too_slow(message: &str) -> Bytes {
     let code = Code::WatchTooSlow.name();
     let data = serde_json::json!({"error": {"code": code, "message": message}});
     format!("event: too_slow\ndata: {data}\n\n").into()
+}
+
+/// The last words to a client that is to come again, in a while. They leave the id as it was.
+pub(super) fn come_again(message: &str) -> Bytes {
+    format!(": {message}\nretry: {RETRY_MS}\n\n").into()
 }
 
 fn name(record: &Record) -> &'static str {

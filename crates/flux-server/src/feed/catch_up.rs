@@ -31,6 +31,9 @@ pub(super) enum Read {
     Missing,
 }
 
+/// How often a search begins again because the log was trimmed meanwhile, which is seldom and then no wonder.
+const MAX_TRIMS: u32 = 8;
+
 struct Question {
     partition: u16,
     after: Revision,
@@ -95,6 +98,10 @@ struct Search {
     history: History,
     entries: Vec<Older>,
     found_bytes: usize,
+    /// Where it wanted to begin was trimmed, so often.
+    trims: u32,
+    /// Why it ends before it has all that it looks for.
+    error: Option<String>,
     answer: oneshot::Sender<Result<Read, String>>,
 }
 
@@ -104,7 +111,8 @@ fn answer_all(mut waiting: mpsc::Receiver<Question>, reader: &LogReader, shared:
         let mut searches = Vec::with_capacity(questions.len());
         for question in questions.drain(..) {
             let Question { partition, after, from, bytes, answer } = question;
-            let from = match from {
+            let oldest = reader.segments().first().map_or(0, |segment| segment.base);
+            let from = match from.filter(|from| *from >= oldest) {
                 Some(from) => Ok(from),
                 None => begin_of(reader, partition, after),
             };
@@ -157,15 +165,13 @@ fn pass(reader: &LogReader, shared: &Shared, searches: &mut Vec<Search>) {
             }
         }
         Ok(Scanned::Gone { .. }) => {
-            // Those who have found something go on from there; the others find that it is gone.
-            for search in searches.drain(..met.max(1)) {
-                search.finish();
-            }
+            let again: Vec<Search> = searches.drain(..met.max(1)).collect();
+            searches.extend(again.into_iter().filter_map(|search| search.begin_again(reader)));
+            searches.sort_unstable_by_key(|one| one.from);
         }
         Err(error) => {
-            tracing::error!(%error, "the log cannot be read back for those who follow changes");
             for search in searches.drain(..met.max(1)) {
-                search.fail(&error);
+                search.fail(error.to_string());
             }
         }
     }
@@ -194,12 +200,37 @@ impl Search {
             history: History::new(0),
             entries: Vec::new(),
             found_bytes: 0,
+            trims: 0,
+            error: None,
             answer,
+        }
+    }
+
+    /// What it was reading was trimmed. Who has found something goes on from there by asking again, for others
+    /// the log may still have it, further on.
+    fn begin_again(self, reader: &LogReader) -> Option<Search> {
+        let Search { partition, after, bytes, trims, .. } = self;
+        if !self.entries.is_empty() || trims >= MAX_TRIMS {
+            self.finish();
+            return None;
+        }
+        match begin_of(reader, partition, after) {
+            Ok(from) => {
+                let again = Search::new(partition, after, from, bytes, self.answer);
+                Some(Search { trims: trims + 1, ..again })
+            }
+            Err(error) => {
+                self.fail(error.to_string());
+                None
+            }
         }
     }
 
     /// Takes a record. Whether nothing more is needed.
     fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> bool {
+        if self.answer.is_closed() {
+            return true;
+        }
         match record {
             Record::State(state) if state.partition == self.partition => {
                 let &State { replica, start, term, vote, .. } = state;
@@ -209,8 +240,7 @@ impl Search {
                 let position = Position { term: entry.term, index: entry.index };
                 let (commit, entry_type, payload) = (entry.commit, entry.entry_type, entry.payload);
                 if let Err(error) = self.history.entry(position, commit, entry_type, payload, lsn) {
-                    tracing::error!(partition = self.partition, ?position, %error, "the log has an odd entry");
-                    return true;
+                    return self.breaks_off(format!("entry {position:?}: {error}"));
                 }
             }
             _ => return false,
@@ -227,8 +257,8 @@ impl Search {
                 Ok(Some(entry)) => entry,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::error!(partition = self.partition, index, %error, "an entry of the log is no batch");
-                    return true;
+                    return self
+                        .breaks_off(format!("the entry at index {index} is no batch: {error}"));
                 }
             };
             let expected = self.entries.last().map_or(self.after + 1, |last| last.entry.last + 1);
@@ -247,20 +277,24 @@ impl Search {
         false
     }
 
-    fn finish(self) {
-        let Search { entries, answer, .. } = self;
-        // Who asked may have given up.
-        let _ = answer.send(Ok(match entries.is_empty() {
-            true => Read::Missing,
-            false => Read::Entries(entries.into()),
-        }));
+    /// What comes here is none of what was written: that is said, and not that nothing is there.
+    fn breaks_off(&mut self, error: String) -> bool {
+        self.error = Some(error);
+        true
     }
 
-    fn fail(self, error: &LogError) {
-        if !self.entries.is_empty() {
-            return self.finish();
-        }
-        let _ = self.answer.send(Err(error.to_string()));
+    fn finish(self) {
+        let Search { entries, error, answer, .. } = self;
+        // Who asked may have given up.
+        let _ = answer.send(match (entries.is_empty(), error) {
+            (false, _) => Ok(Read::Entries(entries.into())),
+            (true, None) => Ok(Read::Missing),
+            (true, Some(error)) => Err(error),
+        });
+    }
+
+    fn fail(self, error: String) {
+        Search { error: Some(error), ..self }.finish();
     }
 }
 
@@ -269,6 +303,20 @@ impl Search {
 /// Entries that come behind one that is committed have later revisions. So that any segment will do whose first
 /// entry of the partition is not behind what is looked for; the newest of them is the least to read.
 fn begin_of(reader: &LogReader, partition: u16, after: Revision) -> Result<Lsn, LogError> {
+    for _ in 0..MAX_TRIMS {
+        if let Some(begin) = search_begin(reader, partition, after)? {
+            return Ok(begin);
+        }
+    }
+    Ok(reader.segments().first().map_or(0, |segment| segment.base))
+}
+
+/// The same; none if a segment that it looks into is trimmed meanwhile.
+fn search_begin(
+    reader: &LogReader,
+    partition: u16,
+    after: Revision,
+) -> Result<Option<Lsn>, LogError> {
     let segments = reader.segments();
     let has_some = |highest: &Option<Vec<(u16, u64)>>| {
         highest.as_ref().is_none_or(|all| all.iter().any(|(one, _)| *one == partition))
@@ -281,23 +329,27 @@ fn begin_of(reader: &LogReader, partition: u16, after: Revision) -> Result<Lsn, 
     let (mut low, mut high) = (0, bases.len());
     while low < high {
         let middle = low + (high - low) / 2;
-        match first_revision(reader, partition, bases[middle])? {
+        let Some(first) = first_revision(reader, partition, bases[middle])? else {
+            return Ok(None);
+        };
+        match first {
             Some(first) if first <= after + 1 => low = middle + 1,
             _ => high = middle,
         }
     }
     let oldest = segments.first().map_or(0, |segment| segment.base);
-    Ok(low.checked_sub(1).map_or(oldest, |at| bases[at]))
+    Ok(Some(low.checked_sub(1).map_or(oldest, |at| bases[at])))
 }
 
-/// The first revision of a partition from the beginning of a segment on.
+/// The first revision of a partition from the beginning of a segment on, if it has one. Nothing if the segment is
+/// gone.
 fn first_revision(
     reader: &LogReader,
     partition: u16,
     from: Lsn,
-) -> Result<Option<Revision>, LogError> {
+) -> Result<Option<Option<Revision>>, LogError> {
     let mut first = None;
-    reader.scan(from, &mut |_, record| match record {
+    let scanned = reader.scan(from, &mut |_, record| match record {
         Record::Entry(entry) if entry.partition == partition => {
             let batch = Effects::new(entry.payload).ok();
             first = batch.map(|effects| effects.next_revision()).filter(|first| *first > 0);
@@ -305,5 +357,5 @@ fn first_revision(
         }
         _ => ControlFlow::Continue(()),
     })?;
-    Ok(first)
+    Ok((!matches!(scanned, Scanned::Gone { .. })).then_some(first))
 }

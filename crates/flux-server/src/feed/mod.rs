@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use flux_cdc::{BoxFuture, Chunk, Feed, FeedError, Led, Limit, RowMark, Rows};
 use flux_core::feed::{Committed, RingRead};
 use flux_core::{Cursor, PartitionId};
@@ -91,7 +90,7 @@ impl NodeFeed {
         if let Some(Chunk::Changes { through, .. }) = &chunk
             && let Some(last) = older.iter().find(|one| one.entry.last >= through.revision)
         {
-            view.feed.move_place(after, cursor(*through), last.lsn, monotonic_us());
+            view.feed.move_place(after, cursor(*through), Some(last.lsn), monotonic_us());
         }
         Ok(chunk)
     }
@@ -110,13 +109,22 @@ impl NodeFeed {
         let share = self.shared.settings.cdc_memory_bytes as usize / self.shared.views.len();
         let bytes = share.clamp(LEAST_LOG_READ_BYTES, MOST_LOG_READ_BYTES);
         let from = view.feed.place_of(after);
-        match log.read(partition, after, from, bytes).await.ok_or(FeedError::Stopping)? {
+        let read = log.read(partition, after, from, bytes).await;
+        match read.ok_or_else(|| self.reader_ended())? {
             Ok(catch_up::Read::Entries(older)) => {
                 view.feed.keep_read(Arc::clone(&older));
                 Ok(Some(older))
             }
             Ok(catch_up::Read::Missing) => Ok(None),
             Err(error) => Err(FeedError::Log(error)),
+        }
+    }
+
+    /// Why nobody reads the log back any more.
+    fn reader_ended(&self) -> FeedError {
+        match self.shared.stopping.load(Ordering::Relaxed) {
+            true => FeedError::Stopping,
+            false => FeedError::Log("the thread that reads it has ended".to_owned()),
         }
     }
 
@@ -141,12 +149,12 @@ impl NodeFeed {
                 .map_err(|error| FeedError::Log(format!("entry {:?}: {error}", entry.position)))?;
             let known = all.partition_point(|event| event.revision <= after);
             for event in &all[known..] {
-                let is_full = events.len() >= limit.events.max(1) || bytes >= limit.bytes;
+                bytes += event.bytes();
+                let is_full = events.len() >= limit.events || bytes > limit.bytes;
                 if event.revision > up_to || (is_full && !events.is_empty()) {
                     break 'entries;
                 }
-                bytes += event.key.len() + event.value.as_ref().map_or(0, Bytes::len);
-                through = Place { revision: event.revision, index: entry.position.index };
+                through = place(entry.read_to(event.revision));
                 events.push(event.clone());
             }
         }
@@ -229,10 +237,18 @@ impl Feed for NodeFeed {
     ) -> BoxFuture<'a, Result<Rows, FeedError>> {
         Box::pin(async move {
             let view = self.view(gap.partition)?;
+            let now_us = monotonic_us();
             // The changes behind the rows are read next.
-            view.feed.want(monotonic_us());
+            view.feed.want(now_us);
+            view.feed.move_place(gap.at.revision, cursor(gap.at), None, now_us);
             rows::page(view, gap, from, limit)
         })
+    }
+
+    fn row(&self, gap: &Gap, key: &[u8]) -> Result<Option<Event>, FeedError> {
+        let view = self.view(gap.partition)?;
+        view.feed.want(monotonic_us());
+        rows::one(view, gap, key)
     }
 
     fn begin_rows(&self, partition: u16) -> Result<Gap, FeedError> {

@@ -5,7 +5,7 @@
 //! reads says so from time to time; where nobody has for a while, nothing is kept at all.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use flux_core::effect::EffectError;
 use flux_core::feed::{Committed, Ring, RingRead};
@@ -18,17 +18,18 @@ use tokio::sync::futures::Notified;
 
 /// For so long changes are kept in memory, and what is needed of the log, after somebody has read last.
 pub(super) const INTEREST_US: u64 = 60_000_000;
-/// Readers of the log whose places are remembered. One that is forgotten only looks longer for its own.
+/// Readers of the log whose places are remembered. For one that is forgotten no log is kept, and it looks longer
+/// for its own.
 const MAX_PLACES: usize = 64;
 
 /// Where a reader of the log has come to.
 #[derive(Clone, Copy, Debug)]
 struct ReadTo {
     revision: Revision,
-    /// The entry that holds it. What comes behind is still needed.
+    /// What comes behind this index is still needed.
     index: u64,
-    /// The batch of the log that what comes next is in, or a later one.
-    lsn: Lsn,
+    /// The batch of the log that it read last, if it has read there: what comes next is in it, or behind it.
+    lsn: Option<Lsn>,
     until_us: u64,
 }
 
@@ -48,9 +49,10 @@ pub(crate) struct PartitionFeed {
     wanted_until_us: AtomicU64,
     /// How far the broker has confirmed changes to this node.
     confirmed: Mutex<Cursor>,
-    /// How far changes are passed on, as the group has it, and as this node's disk surely has it.
+    /// How far changes are passed on, as the group has it.
     cursor: Mutex<Cursor>,
-    durable_cursor: Mutex<Cursor>,
+    /// The lowest index of the log with a change that is not passed on, as this node's disk surely has it.
+    unconfirmed: AtomicU64,
     /// Up to here a power cut of this node undoes nothing.
     synced: Mutex<Cursor>,
     places: Mutex<Vec<ReadTo>>,
@@ -58,6 +60,8 @@ pub(crate) struct PartitionFeed {
     older: Mutex<Option<Arc<[Older]>>>,
     /// The entry that was read last, as events.
     decoded: Mutex<Option<(u64, Arc<[Event]>)>>,
+    /// One of these was of use since they were last looked after.
+    was_of_use: AtomicBool,
 }
 
 impl PartitionFeed {
@@ -83,6 +87,14 @@ impl PartitionFeed {
         *self.ring.lock() = None;
         *self.decoded.lock() = None;
         *self.older.lock() = None;
+    }
+
+    /// Lets go of what was read and nobody came for. To be called from time to time.
+    pub(crate) fn tidy(&self) {
+        if !self.was_of_use.swap(false, Ordering::Relaxed) {
+            *self.decoded.lock() = None;
+            *self.older.lock() = None;
+        }
     }
 
     /// Takes what was applied, up to the entry that is `at` now. Where that is not what follows, the
@@ -121,6 +133,7 @@ impl PartitionFeed {
         partition: u16,
         entry: &Arc<Committed>,
     ) -> Result<Arc<[Event]>, EffectError> {
+        self.was_of_use.store(true, Ordering::Relaxed);
         let index = entry.position.index;
         let known = self.decoded.lock().as_ref().filter(|(of, _)| *of == index).cloned();
         if let Some((_, events)) = known
@@ -152,9 +165,9 @@ impl PartitionFeed {
         *self.cursor.lock()
     }
 
-    /// That cursor is on the disk.
-    pub(crate) fn set_durable_cursor(&self, cursor: Cursor) {
-        *self.durable_cursor.lock() = cursor;
+    /// A cursor is on the disk that leaves only what is in the log from this index on.
+    pub(crate) fn set_unconfirmed(&self, index: u64) {
+        self.unconfirmed.store(index, Ordering::Relaxed);
     }
 
     /// Up to here a power cut of this node undoes nothing.
@@ -181,8 +194,9 @@ impl PartitionFeed {
         *self.older.lock() = Some(older);
     }
 
-    /// Remembers that a reader of the log that was at `before` is now at `at`, the log's batch of which is `lsn`.
-    pub(super) fn move_place(&self, before: Revision, at: Cursor, lsn: Lsn, now_us: u64) {
+    /// Remembers that a reader who was at `before` is now at `at`, and will want what comes next from the log: the
+    /// batch there that it read last is `lsn`.
+    pub(super) fn move_place(&self, before: Revision, at: Cursor, lsn: Option<Lsn>, now_us: u64) {
         self.end_place(before);
         let mut places = self.places.lock();
         places.retain(|one| one.until_us > now_us);
@@ -204,7 +218,7 @@ impl PartitionFeed {
     /// Where a reader finds in the log what comes after a revision, if one has come to it.
     pub(super) fn place_of(&self, after: Revision) -> Option<Lsn> {
         let places = self.places.lock();
-        places.iter().find(|one| one.revision == after).map(|one| one.lsn)
+        places.iter().find(|one| one.revision == after)?.lsn
     }
 
     /// Lets those who wait look again.
@@ -217,7 +231,7 @@ impl PartitionFeed {
     pub(crate) fn needs(&self, publishes: bool, now_us: u64) -> u64 {
         let places = self.places.lock();
         let readers = places.iter().filter(|one| one.until_us > now_us).map(|one| one.index + 1);
-        let cursor = publishes.then(|| self.durable_cursor.lock().index + 1);
+        let cursor = publishes.then(|| self.unconfirmed.load(Ordering::Relaxed));
         readers.chain(cursor).min().unwrap_or(u64::MAX)
     }
 
@@ -225,9 +239,10 @@ impl PartitionFeed {
     pub(crate) fn left(&self) {
         self.end();
         self.places.lock().clear();
-        for place in [&self.confirmed, &self.cursor, &self.durable_cursor, &self.synced] {
+        for place in [&self.confirmed, &self.cursor, &self.synced] {
             *place.lock() = Cursor::default();
         }
+        self.set_unconfirmed(0);
         self.grown.notify_waiters();
     }
 }

@@ -13,6 +13,9 @@ use crate::shared::PartitionView;
 /// Entries that are looked at between two looks at the limit.
 const STEP_ENTRIES: usize = 64;
 
+/// Steps of a page at the most: others want to get on, too, where there are few rows among many entries.
+const MAX_STEPS: usize = 16;
+
 /// A mark holds a position, and in the bits above it how often the table had been replaced.
 const POSITION_BITS: u32 = 32;
 
@@ -36,11 +39,13 @@ pub(super) fn page(
         at = Position(mark as u32);
     }
     let (mut events, mut bytes): (Vec<Event>, usize) = (Vec::new(), 0);
-    let mut next = Some(at);
+    let (mut next, mut steps) = (Some(at), 0);
     while let Some(position) = next
+        && steps < MAX_STEPS
         && events.len() < limit.events.max(1)
         && bytes < limit.bytes.max(1)
     {
+        steps += 1;
         next = view.table.scan(position, STEP_ENTRIES.min(limit.events.max(1)), |entry| {
             if entry.version <= gap.at.revision {
                 bytes += entry.key.len() + entry.value.len();
@@ -49,13 +54,30 @@ pub(super) fn page(
         });
     }
     let is_the_same = view.table.replacements() as u32 == replacements;
-    // Behind the last look at the table: one that was replaced was so in the standing before.
-    let is_here = view.standing.place().is_some_and(|at| at.revision >= gap.at.revision);
-    if !is_the_same || !is_here {
+    if !is_the_same || !is_here(view, gap) {
         return Err(FeedError::Restart);
     }
     let mark = |at: Position| RowMark(u64::from(replacements) << POSITION_BITS | u64::from(at.0));
     Ok(Rows { events, next: next.map(mark) })
+}
+
+/// What a key was at the gap's revision, if it was there and has not changed since.
+///
+/// # Errors
+///
+/// `Restart` if the table is not as far any more.
+pub(super) fn one(view: &PartitionView, gap: &Gap, key: &[u8]) -> Result<Option<Event>, FeedError> {
+    let found = view.table.read(view.table.hash(key), key, |entry| {
+        let entry = entry.filter(|entry| entry.version <= gap.at.revision)?;
+        Some(row(gap.partition, &entry))
+    });
+    if is_here(view, gap) { Ok(found) } else { Err(FeedError::Restart) }
+}
+
+/// Whether the partition is as far as the gap. Asked behind the last look at the table: one that was replaced was
+/// so in the standing before.
+fn is_here(view: &PartitionView, gap: &Gap) -> bool {
+    view.standing.place().is_some_and(|at| at.revision >= gap.at.revision)
 }
 
 fn row(partition: u16, entry: &Entry<'_>) -> Event {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_cdc::Feed;
+use flux_core::MAX_KEY_BYTES;
 use flux_proto::Code;
 use flux_proto::grpc::kv_v1 as wire;
 use flux_proto::grpc::watch::kind_of;
@@ -68,6 +69,9 @@ fn wanted(request: wire::WatchRequest) -> Result<Wanted, Status> {
     let wire::WatchRequest { keys, from, partitions, here_only, keep_alive_ms } = request;
     let keys = match keys {
         Some(Asked::Key(key)) if key.is_empty() => return Err(invalid("key must not be empty")),
+        Some(Asked::Key(key) | Asked::Prefix(key)) if key.len() > MAX_KEY_BYTES => {
+            return Err(invalid(format!("no key is longer than {MAX_KEY_BYTES} bytes")));
+        }
         Some(Asked::Key(key)) => Keys::One(key),
         Some(Asked::Prefix(prefix)) => Keys::Prefix(prefix),
         None => Keys::Prefix(Bytes::new()),

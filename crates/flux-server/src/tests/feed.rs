@@ -13,7 +13,7 @@ use flux_core::{Command, Reply};
 use flux_proto::event::{Event, Gap, Op, Place};
 
 use super::machine::Machine;
-use super::node::{ask, set, small, start};
+use super::node::{ask, partition_of, set, small, start};
 use super::workload::{Model, Random, write};
 use crate::config::{Fsync, Settings};
 use crate::feed::NodeFeed;
@@ -104,6 +104,21 @@ impl Follower {
 
 fn newest(workers: &Workers, partition: u16) -> u64 {
     workers.feed().newest(partition).expect("it is here")
+}
+
+/// A key of a partition.
+fn key_of(workers: &Workers, partition: u16) -> String {
+    let is_there = |key: &String| workers.shared().partitions.of(key.as_bytes()).0 == partition;
+    (0..).map(|number| format!("of:{number}")).find(is_there).expect("each has some")
+}
+
+/// The broker has everything of a partition. Gives how much that is.
+async fn confirm_all(workers: &Workers, partition: u16) -> u64 {
+    let newest = newest(workers, partition);
+    let last = workers.feed().read(partition, newest - 1, ALL).await;
+    let Ok(Chunk::Changes { through, .. }) = last else { panic!("no last change: {last:?}") };
+    workers.feed().advance(partition, through);
+    newest
 }
 
 /// Writes of all kinds to a few hundred keys.
@@ -233,6 +248,65 @@ async fn what_is_confirmed_is_remembered_and_its_log_goes() {
     workers.stop().expect("closed");
 }
 
+/// What the log holds of those that are not written is of no use to the broker, though its last entries there say
+/// nothing of changes: elections, and cursors themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_at_rest_keep_no_log() {
+    let machine = Machine::new(9);
+    let settings = publishing(1);
+    let workers = start(&machine, &settings).expect("started");
+    let log_bytes = || workers.shared().log_bytes.load(Ordering::Relaxed);
+    let (rests, written) = (key_of(&workers, 1), key_of(&workers, 3));
+    ask(workers.shared(), &rests, set(&rests, b"once")).await;
+    confirm_all(&workers, 1).await;
+    for _ in 0..800 {
+        ask(workers.shared(), &written, set(&written, &[b'.'; 3000])).await;
+    }
+    wait_until(|| log_bytes() > 10 * settings.segment_bytes).await;
+    confirm_all(&workers, 3).await;
+    wait_until(|| log_bytes() < 10 * settings.segment_bytes).await;
+    workers.stop().expect("closed");
+}
+
+/// An entry of which the broker has confirmed a part is still needed, whatever has a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rest_of_an_entry_is_kept() {
+    let machine = Machine::new(10);
+    let settings = publishing(1);
+    let names: Vec<String> = (0..10).map(|number| format!("{{t}}{number}")).collect();
+    let partition = partition_of(&names[0]).0;
+    let workers = start(&machine, &settings).expect("started");
+    for name in &names {
+        ask(workers.shared(), name, set(name, b"v")).await;
+    }
+    let keys = names.iter().map(|name| name.clone().into_bytes()).collect();
+    let deleted = ask(workers.shared(), &names[0], Command::Delete { keys }).await;
+    assert_eq!(deleted, Reply::Integer(10));
+    let three = workers.feed().read(partition, 10, Limit { events: 3, ..ALL }).await;
+    let Ok(Chunk::Changes { events, through }) = three else { panic!("no changes: {three:?}") };
+    assert_eq!((events.len(), through.revision), (3, 13));
+    workers.feed().advance(partition, through);
+    workers.stop().expect("closed");
+
+    let workers = start(&machine, &settings).expect("started");
+    let other = (0..4).find(|one| *one != partition).expect("there are more");
+    let written = key_of(&workers, other);
+    for _ in 0..10 {
+        for _ in 0..50 {
+            ask(workers.shared(), &written, set(&written, &[b'.'; 3000])).await;
+        }
+        confirm_all(&workers, other).await;
+    }
+    // There are some of the other partition, which trim the log, and one at least of this one.
+    wait_until(|| workers.shared().stats.snapshots.value() > 8).await;
+    workers.stop().expect("closed");
+    let workers = start(&machine, &settings).expect("started");
+    let rest = workers.feed().read(partition, 13, ALL).await;
+    let Ok(Chunk::Changes { events, .. }) = rest else { panic!("it is gone: {rest:?}") };
+    assert_eq!(events.len(), 7);
+    workers.stop().expect("closed");
+}
+
 /// However short before: whoever publishes next repeats nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_confirmed_before_a_stop_is_remembered() {
@@ -241,10 +315,7 @@ async fn what_is_confirmed_before_a_stop_is_remembered() {
     for round in 1..=5 {
         let workers = start(&machine, &publishing(2)).expect("started");
         churn(&workers, round, 40).await;
-        let newest = newest(&workers, partition);
-        let last = workers.feed().read(partition, newest - 1, ALL).await;
-        let Ok(Chunk::Changes { through, .. }) = last else { panic!("no last change: {last:?}") };
-        workers.feed().advance(partition, through);
+        let newest = confirm_all(&workers, partition).await;
         workers.stop().expect("closed");
         let workers = start(&machine, &publishing(2)).expect("started");
         let cursor = || workers.shared().views[usize::from(partition)].feed.cursor().revision;

@@ -14,6 +14,9 @@ use crate::feed::PartitionFeed;
 /// Ticks between two entries that say how far changes are passed on: half a second.
 const CURSOR_TICKS: u64 = 10;
 
+/// Ticks between two times that what was read and is not of use any more is let go: ten seconds.
+const TIDY_TICKS: u64 = 200;
+
 /// What will be on the disk when a sync ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
@@ -35,7 +38,7 @@ impl Dispatch {
     /// Gives what a replica has applied to those who follow it.
     pub(super) fn pass_on_changes(&mut self, partition: PartitionId) {
         let Some(replica) = &mut self.replicas[usize::from(partition.0)] else { return };
-        if !replica.captures() {
+        if !replica.captures() || replica.is_restoring() {
             return;
         }
         replica.take_committed(&mut self.committed);
@@ -57,7 +60,7 @@ impl Dispatch {
             let cursor = replica.cursor();
             feed.set_cursor(cursor);
             if policy != Fsync::EverySec {
-                feed.set_durable_cursor(cursor);
+                feed.set_unconfirmed(cursor.needs(applied(replica)));
             }
             let wanted = feed.is_wanted(now_us);
             if wanted != replica.captures() {
@@ -78,6 +81,9 @@ impl Dispatch {
         self.tell_led(led);
         if self.feed_ticks.is_multiple_of(CURSOR_TICKS) {
             self.put_cursors();
+        }
+        if self.feed_ticks.is_multiple_of(TIDY_TICKS) {
+            self.own().iter().for_each(|&partition| self.feed(partition).tidy());
         }
     }
 
@@ -138,7 +144,7 @@ impl Dispatch {
         for Mark { partition, applied, cursor } in marks {
             let feed = self.feed(partition);
             feed.set_synced(applied);
-            feed.set_durable_cursor(cursor);
+            feed.set_unconfirmed(cursor.needs(applied));
         }
     }
 }

@@ -548,8 +548,8 @@ fn persisted(dispatch: &mut Dispatch, written: Written) {
         return;
     }
     dispatch.send(partition, messages);
-    if let Some((replica, _)) = dispatch.replica(partition) {
-        replica.persisted(number);
+    if dispatch.replica(partition).is_some_and(|(replica, _)| replica.persisted(number)) {
+        dispatch.pass_on_changes(partition);
     }
 }
 

@@ -9,7 +9,7 @@ mod older;
 
 use std::sync::Arc;
 
-use flux_cdc::{Chunk, Lane, Led, Publication, Want};
+use flux_cdc::{Chunk, Failure, Lane, Led, Publication, Want};
 use flux_core::Cursor;
 use flux_core::feed::{Committed, Ring, RingRead};
 use flux_core::replica::{Now, Replica};
@@ -77,7 +77,8 @@ pub(super) struct PartitionFeed {
     ring: Option<Ring>,
     wanted_until_us: u64,
     confirmed: Cursor,
-    durable_cursor: Cursor,
+    /// The lowest index of the log with a change that is not passed on.
+    unconfirmed: u64,
     /// Where the lane has come to in the log, and the batch there.
     place: Option<(Cursor, u64)>,
     /// What was read back from the log last.
@@ -147,15 +148,15 @@ impl PartitionFeed {
     /// The lowest index that somebody needs of the log.
     pub(super) fn needs(&self) -> u64 {
         let reader = self.place.map(|(at, _)| at.index + 1);
-        (self.durable_cursor.index + 1).min(reader.unwrap_or(u64::MAX))
+        self.unconfirmed.min(reader.unwrap_or(u64::MAX))
     }
 
     /// What the lane that is there may send at the most, to be sent again.
-    fn failed(&mut self, now: Now, pauses: bool) {
+    fn failed(&mut self, now: Now, failure: Failure) {
         let Some(publishing) = &mut self.publishing else { return };
         if publishing.out.take().is_some() {
-            publishing.lane.failed();
-            if pauses {
+            publishing.lane.failed(failure);
+            if failure != Failure::Unknown {
                 publishing.not_before_us = now.us + pause(RESEND_US, publishing.lane.failures());
             }
         }
@@ -170,7 +171,7 @@ impl Hosted {
 
     /// Gives what was applied to those who follow it.
     pub(super) fn pass_on_changes(&mut self) {
-        if self.replica.captures() {
+        if self.replica.captures() && !self.replica.is_restoring() {
             let mut committed = Vec::new();
             self.replica.take_committed(&mut committed);
             self.feed.grew(&mut committed, applied(&self.replica));
@@ -188,7 +189,7 @@ impl Hosted {
     /// Begins and ends to keep changes in memory, and begins a lane with each term in which it leads.
     fn tick_feed(&mut self, options: &Options, now: Now) {
         let (replica, feed) = (&mut self.replica, &mut self.feed);
-        feed.durable_cursor = replica.cursor();
+        feed.unconfirmed = replica.cursor().needs(applied(replica));
         let wanted = feed.wanted_until_us > now.us;
         if wanted != replica.captures() {
             replica.set_capture(wanted);
@@ -276,12 +277,12 @@ impl Hosted {
         for entry in entries.filter(|entry| entry.last > after) {
             let all = decode::events(partition, entry).map_err(|error| error.to_string())?;
             for event in all.into_iter().filter(|event| event.revision > after) {
-                let is_full = events.len() >= options.batch_max_events || bytes >= MESSAGE_BYTES;
+                bytes += event.bytes();
+                let is_full = events.len() >= options.batch_max_events || bytes > MESSAGE_BYTES;
                 if event.revision > up_to || (is_full && !events.is_empty()) {
                     return Ok(chunk_of(events, through));
                 }
-                bytes += event.bytes();
-                through = Place { revision: event.revision, index: entry.position.index };
+                through = place(entry.read_to(event.revision));
                 events.push(event);
             }
         }
@@ -360,7 +361,7 @@ impl Process {
         }
         self.link.session = None;
         self.link.not_before_us = now.us + RECONNECT_US.0;
-        self.hosted.values_mut().for_each(|hosted| hosted.feed.failed(now, false));
+        self.hosted.values_mut().for_each(|hosted| hosted.feed.failed(now, Failure::Unknown));
     }
 
     /// The broker says what became of a message.
@@ -379,8 +380,10 @@ impl Process {
                 if let Some(to) = publishing.lane.confirmed() {
                     hosted.feed.confirmed = hosted.feed.confirmed.max(cursor(to));
                 }
+            } else if outcome == Outcome::Returned {
+                hosted.feed.failed(now, Failure::Nowhere);
             } else {
-                hosted.feed.failed(now, true);
+                hosted.feed.failed(now, Failure::Refused);
             }
         }
     }

@@ -321,7 +321,9 @@ impl Process {
     fn persisted(&mut self, covers: Vec<Written>, out: &mut Output) {
         for Written { partition, number, messages, .. } in covers {
             let Some(hosted) = self.hosted.get_mut(&partition) else { continue };
-            hosted.replica.persisted(number);
+            if hosted.replica.persisted(number) {
+                hosted.pass_on_changes();
+            }
             for message in messages {
                 self.send(partition, message, out);
             }

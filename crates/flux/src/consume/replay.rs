@@ -62,6 +62,8 @@ impl Replay {
         }
         self.ledger.note(&record);
         match record {
+            // A leader that was replaced may send older changes while a newer one sends a gap's rows.
+            Record::Change(event) if self.has_newer(&event) => {}
             Record::Change(event) => self.apply(event, 0),
             Record::GapBegin(gap) => {
                 self.gaps += 1;
@@ -78,6 +80,10 @@ impl Replay {
                     .retain(|_, entry| entry.partition != gap.partition || entry.gap == named);
             }
         }
+    }
+
+    fn has_newer(&self, event: &Event) -> bool {
+        self.table.get(&event.key).is_some_and(|entry| entry.version > event.revision)
     }
 
     fn apply(&mut self, event: Event, gap: u64) {
@@ -210,11 +216,32 @@ mod tests {
             1,
             "set a 1
              set b 2
-             begin 3 9
-             row 1 b 7 9
-             set b 3",
+             begin 3 5
+             row 1 b 2 5
+             set b 3
+             set c 4
+             set c 5",
         );
-        assert_eq!(keys(&replayed), ["a 1", "b 3"]);
+        assert_eq!(keys(&replayed), ["a 1", "b 3", "c 5"]);
+        assert_eq!(replayed.irregular, [""; 0]);
+    }
+
+    #[test]
+    fn an_older_change_does_not_take_the_place_of_a_row() {
+        let replayed = replay(
+            1,
+            "set a 1
+             set b 2
+             begin 3 9
+             row 1 a 7 9
+             row 2 b 8 9
+             set a 3
+             delete b
+             set c 5
+             end 2 9",
+        );
+        assert_eq!(keys(&replayed), ["a 7", "b 8"]);
+        assert_eq!(replayed.irregular, [""; 0]);
     }
 
     #[test]

@@ -114,8 +114,9 @@ async fn compare(client: &Client, table: &HashMap<Bytes, Entry>) -> Result<Vec<S
     let now_ms =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
     let lives = |expires_at_ms: Option<u64>| expires_at_ms.is_none_or(|at| at > now_ms);
-    let differing: HashSet<Bytes> = differences.iter().map(|(_, item)| item.key.clone()).collect();
-    let in_store = differences.iter().filter(|(_, item)| lives(item.value.expires_at_ms));
+    differences.retain(|(_, item)| lives(item.value.expires_at_ms));
+    let differing: HashSet<&Bytes> = differences.iter().map(|(_, item)| &item.key).collect();
+    let in_store = differences.iter();
     let mut lines: Vec<String> = in_store.map(|(entry, item)| difference(*entry, item)).collect();
     for (key, entry) in table {
         if lives(entry.expires_at_ms) && !same.contains(key) && !differing.contains(key) {

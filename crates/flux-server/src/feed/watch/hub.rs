@@ -147,15 +147,18 @@ impl Hub {
         let mut checks = interval(ROUTE_CHECK);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let read = tokio::select! {
-                read = self.feed.read(partition, at, CHUNK) => read,
-                _ = checks.tick() => {
-                    if self.routes.route(partition, 0) != Route::Here {
-                        self.send_elsewhere(partition, generation);
+            let mut reading = self.feed.read(partition, at, CHUNK);
+            let read = loop {
+                tokio::select! {
+                    read = &mut reading => break read,
+                    _ = checks.tick() => {
+                        if self.routes.route(partition, 0) != Route::Here {
+                            self.send_elsewhere(partition, generation);
+                        }
                     }
-                    continue;
                 }
             };
+            drop(reading);
             match self.pass_on(partition, generation, read) {
                 Some(through) => at = through,
                 None => return,

@@ -80,8 +80,9 @@ struct State {
     /// The places of the watcher when the watch was under way, until that is told.
     begins: Option<Positions>,
     has_started: bool,
-    /// Something was taken since the last beat.
+    /// Something was taken since the last beat; since it was last asked whether nothing is.
     is_lively: bool,
+    is_taken_from: bool,
     /// Partitions that somebody else must go on with.
     given_back: Vec<(u16, Why)>,
     ended: Option<Ended>,
@@ -115,6 +116,7 @@ impl Outlet {
             begins: Some(Positions::new()),
             has_started: false,
             is_lively: false,
+            is_taken_from: false,
             given_back: Vec::new(),
             ended: None,
             has_told_end: false,
@@ -212,6 +214,12 @@ impl Outlet {
         state.wake();
     }
 
+    /// Whether there is no room, and nothing was taken since the last call.
+    pub(super) fn has_stalled(&self) -> bool {
+        let mut state = self.state.lock();
+        !std::mem::take(&mut state.is_taken_from) && state.is_full()
+    }
+
     /// Somebody else must go on showing a partition, from its place on.
     pub(super) fn give_back(&self, partition: u16, why: Why) {
         self.state.lock().given_back.push((partition, why));
@@ -264,6 +272,7 @@ impl Outlet {
             let was_full = state.is_full();
             let Some(item) = state.items.pop_front() else { break };
             state.bytes -= item.bytes();
+            state.is_taken_from = true;
             let taken = state.pass(item);
             if was_full && !state.is_full() {
                 self.taken.notify_waiters();

@@ -15,6 +15,8 @@ const FRESH_US: u64 = 2_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Here,
+    /// Here, though the replica is out of touch: nowhere better is known.
+    HereLate,
     /// At the node whose gRPC server is there.
     There(SocketAddr),
     /// No node is known that has it.
@@ -49,7 +51,7 @@ impl Routes for NodeRoutes {
             let member = topology.members.get(&node).filter(|member| member.alive)?;
             Some(Route::There(member.registration.grpc_addr))
         });
-        let here = age.map(|_| Route::Here);
+        let here = age.map(|_| Route::HereLate);
         // An old replica here is better than an old one there, but not than the leader's.
         let mut places: Vec<Route> = there.collect();
         let at = usize::from(leader.is_some()).min(places.len());

@@ -16,12 +16,15 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, sleep_unti
 
 use super::Ended;
 use super::hub::{CHUNK, Hub, Join, Seat, show};
+use super::keys::Keys;
 use super::outlet::{Place, Why};
 use super::route::{Route, Routes};
 use super::upstream::{Lost, Nodes, follow};
 
 /// A watcher that had no room must have caught up within this time.
 const SLOW: Duration = Duration::from_secs(10);
+/// A watcher that takes nothing for so long while there is no room is gone.
+const STALLED: Duration = Duration::from_secs(60);
 /// A partition that cannot be watched anywhere for so long ends the watch.
 const LOST: Duration = Duration::from_secs(30);
 /// How long to wait before a partition is tried again, the first time; then twice as long each time.
@@ -41,7 +44,10 @@ struct Trouble {
 /// What the next step for a partition that is behind came to.
 enum Step {
     Joined,
+    /// It was shown changes, and there are more.
     More,
+    /// It was shown current values. The changes behind them come next, while they are surely there.
+    Rows,
 }
 
 pub(super) struct Session {
@@ -61,8 +67,12 @@ struct Course {
     behind: VecDeque<u16>,
     troubles: BTreeMap<u16, Trouble>,
     upstreams: JoinSet<Lost>,
+    /// It has been up to date everywhere. Before that it may take its time.
+    has_caught_up: bool,
     /// Since when the watcher has been behind for lack of room.
     slow_since: Option<Instant>,
+    /// Since when it has taken nothing while there was no room.
+    stalled_since: Option<Instant>,
 }
 
 impl Session {
@@ -76,7 +86,9 @@ impl Session {
             behind: VecDeque::new(),
             troubles: BTreeMap::new(),
             upstreams: JoinSet::new(),
+            has_caught_up: false,
             slow_since: None,
+            stalled_since: None,
             session: self,
         };
         course.settle(&course.session.partitions.clone());
@@ -108,7 +120,7 @@ impl Session {
                         course.session.hub.refresh(partition, course.session.seat.id);
                     }
                     outlet.beat();
-                    None
+                    course.look_for_stall(outlet.has_stalled())
                 }
                 () = until(slow_until) => Some(Ended::TooSlow),
                 () = until(retry_at) => course.retry(),
@@ -140,7 +152,7 @@ impl Course {
                 false => self.session.routes.route(partition, attempts),
             };
             match route {
-                Route::Here => self.behind.push_back(partition),
+                Route::Here | Route::HereLate => self.behind.push_back(partition),
                 Route::There(node) => {
                     let has_place = seat.outlet.place(partition) != Place::Now;
                     away.entry((node, has_place)).or_default().push(partition);
@@ -193,7 +205,9 @@ impl Course {
         for (partition, why) in given_back {
             match why {
                 Why::Full => {
-                    self.slow_since.get_or_insert_with(Instant::now);
+                    if self.has_caught_up {
+                        self.slow_since.get_or_insert_with(Instant::now);
+                    }
                     self.behind.push_back(partition);
                 }
                 Why::Behind => self.behind.push_back(partition),
@@ -225,15 +239,42 @@ impl Course {
         None
     }
 
+    /// A partition was watched here, which is no trouble unless it is for want of a better place.
+    fn is_well(&mut self, partition: u16) {
+        let Session { seat, routes, .. } = &self.session;
+        if self.troubles.contains_key(&partition)
+            && (seat.stays || routes.route(partition, 0) == Route::Here)
+        {
+            self.troubles.remove(&partition);
+        }
+    }
+
+    fn look_for_stall(&mut self, has_stalled: bool) -> Option<Ended> {
+        if !has_stalled {
+            self.stalled_since = None;
+            return None;
+        }
+        let since = *self.stalled_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= STALLED).then_some(Ended::TooSlow)
+    }
+
     fn stepped(&mut self, partition: u16, step: Result<Step, FeedError>) -> Option<Ended> {
         match step {
             Ok(Step::Joined) => {
-                self.troubles.remove(&partition);
+                self.is_well(partition);
                 if self.behind.is_empty() {
+                    self.has_caught_up = true;
                     self.slow_since = None;
                 }
             }
-            Ok(Step::More) => self.behind.push_back(partition),
+            Ok(Step::More) => {
+                self.is_well(partition);
+                self.behind.push_back(partition);
+            }
+            Ok(Step::Rows) => {
+                self.is_well(partition);
+                self.behind.push_front(partition);
+            }
             Err(FeedError::Stopping) => return Some(Ended::Stopping),
             Err(FeedError::NotHere | FeedError::Restart) if self.session.seat.stays => {
                 return Some(Ended::NotHere);
@@ -253,7 +294,7 @@ async fn one_step(hub: Arc<Hub>, seat: Seat, partition: u16) -> (u16, Result<Ste
         Place::Now => hub.join(partition, &seat, &Join::Now).map(|_| Step::Joined),
         Place::After(after) => next_changes(&hub, &seat, partition, after).await,
         Place::Rows => match hub.feed().begin_rows(partition) {
-            Ok(gap) => rows(&hub, &seat, gap).await.map(|()| Step::More),
+            Ok(gap) => rows(&hub, &seat, gap).await.map(|()| Step::Rows),
             Err(error) => Err(error),
         },
     };
@@ -278,7 +319,10 @@ async fn next_changes(
             show(seat, &events);
             seat.outlet.reach(partition, through);
         }
-        Chunk::Gap(gap) => rows(hub, seat, gap).await?,
+        Chunk::Gap(gap) => {
+            rows(hub, seat, gap).await?;
+            return Ok(Step::Rows);
+        }
     }
     Ok(Step::More)
 }
@@ -304,6 +348,14 @@ async fn rows(hub: &Hub, seat: &Seat, mut gap: Gap) -> Result<(), FeedError> {
 
 /// Shows the rows of a gap; gives how many there were.
 async fn walk(hub: &Hub, seat: &Seat, gap: &Gap) -> Result<u64, FeedError> {
+    if let Keys::One(key) = &seat.keys {
+        let row = hub.feed().row(gap, key)?;
+        let number = u64::from(row.is_some());
+        if let Some(event) = row {
+            seat.outlet.push_surely(Record::Row { gap: gap.id(), number, event });
+        }
+        return Ok(number);
+    }
     let (mut number, mut from): (u64, Option<RowMark>) = (0, None);
     loop {
         seat.outlet.room().await;

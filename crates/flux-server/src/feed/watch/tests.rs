@@ -219,6 +219,27 @@ async fn a_snapshot_is_followed_by_what_changes_behind_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_snapshot_of_a_key_is_that_key_or_nothing() {
+    let rig = Rig::new(1, ROOM);
+    rig.set("a", "1");
+    rig.set("ab", "1");
+    let mut present = rig.open(key("a"), Begin::Snapshot);
+    for wanted in ["started", "gap 1..=2 at 2", "row 1 set a=1 @1", "end of 1"] {
+        assert_eq!(present.words().await, wanted);
+    }
+    rig.remove(Op::Delete, "a");
+    let mut absent = rig.open(key("a"), Begin::Snapshot);
+    for wanted in ["started", "gap 1..=3 at 3", "end of 0"] {
+        assert_eq!(absent.words().await, wanted);
+    }
+    rig.set("a", "2");
+    assert_eq!(present.words().await, "delete a @3");
+    for watching in [&mut present, &mut absent] {
+        assert_eq!(watching.words().await, "set a=2 @4");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_kept_nowhere_is_a_gap_with_the_current_values() {
     let rig = Rig::new(1, ROOM);
     let mut watching = rig.open(prefix(""), Begin::Now);

@@ -60,11 +60,14 @@ impl Nodes {
     }
 }
 
+/// The largest message: a change may have the value before it, too.
+const MAX_MESSAGE_BYTES: usize = 2 * MAX_FRAME_BYTES;
+
 /// How watching at another node came to its end.
 #[derive(Debug)]
 pub(super) struct Lost {
     pub(super) partitions: Vec<u16>,
-    /// It had begun.
+    /// Something came besides that it had begun.
     pub(super) was_under_way: bool,
     /// The watcher is too slow for the other node.
     pub(super) is_too_slow: bool,
@@ -81,7 +84,7 @@ pub(super) async fn follow(
     let mut lost = Lost { partitions, was_under_way: false, is_too_slow: false };
     let Some(channel) = nodes.channel(to) else { return lost };
     let request = request(&seat, cluster, &lost.partitions);
-    let mut client = KvClient::new(channel).max_decoding_message_size(MAX_FRAME_BYTES);
+    let mut client = KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let asked = timeout(SILENCE, client.watch(request)).await;
     let mut stream = match asked {
         Ok(Ok(response)) => response.into_inner(),
@@ -105,7 +108,7 @@ pub(super) async fn follow(
         let wire::WatchResponse { kind: Some(kind), token } = response else { continue };
         match kind {
             Kind::Started(_) | Kind::KeepAlive(_) => {
-                lost.was_under_way = true;
+                lost.was_under_way |= matches!(kind, Kind::KeepAlive(_));
                 let positions = Token::decode(&token).map(|token| token.positions);
                 for (partition, revision) in positions.into_iter().flatten() {
                     if lost.partitions.contains(&partition) {
@@ -121,6 +124,7 @@ pub(super) async fn follow(
                 }
                 seat.outlet.room().await;
                 seat.outlet.push_surely(record);
+                lost.was_under_way = true;
             }
         }
     }

@@ -198,7 +198,10 @@ fn one_snapshot_is_installed_before_the_next_is_taken() {
     let ready = one.replica.ready(&mut one.replies).expect("sound").expect("a state");
     assert_eq!(ready.state.map(|state| state.start), Some(50));
     assert_eq!((one.replica.applied().index, one.replica.revision()), (50, 50));
-    one.replica.persisted(ready.number);
+    // Until the log says so, what it has up to there may be of another history.
+    assert_eq!((one.view.applied(), one.replica.is_restoring()), (0, true));
+    assert!(one.replica.persisted(ready.number));
+    assert_eq!((one.view.applied(), one.replica.is_restoring()), (50, false));
     assert!(one.replica.install(at(NOW), 1, 1, meta(60), fresh()), "the next one");
 }
 
