@@ -331,7 +331,7 @@ fn whoever_does_not_belong_is_refused() {
         (Hello { cluster: CLUSTER + 1, ..fine }, Refusal::Cluster),
         (Hello { from: 1, instance: fine.instance + 1, ..fine }, Refusal::SameNode),
         (Hello { to: 3, ..fine }, Refusal::OtherNode),
-        (Hello { min_version: 2, max_version: 3, ..fine }, Refusal::Version),
+        (Hello { min_version: VERSION + 1, max_version: VERSION + 2, ..fine }, Refusal::Version),
         (Hello { kind: LinkKind::Bulk, cluster: 0, ..fine }, Refusal::Cluster),
     ] {
         let mut stream = dial(&one);

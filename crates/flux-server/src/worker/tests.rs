@@ -31,7 +31,7 @@ use crate::forward_codec::{encode_command, encode_reply};
 use crate::mailbox::{Ask, Mailbox, Message, PeerRequest, Return, Waiter};
 use crate::peer::{Limits, LocalIdentity, Peers};
 use crate::recovery::{TICK, replica_config};
-use crate::shared::{Claim, ClusterSeat, PartitionView, Shared};
+use crate::shared::{ClusterSeat, PartitionView, Shared};
 
 const PARTITIONS: u16 = 2;
 const ME: u32 = 1;
@@ -402,8 +402,12 @@ fn a_trace_goes_with_a_forwarded_write_where_the_other_node_knows_of_traces() {
         let mut bench = Bench::of(&[1, 2, 3]);
         let listener = bench.link_to(2);
         let _stream = bench.welcome_with(&listener, version);
-        let leads = Claim { node: NodeId(2), term: 9 };
-        bench.dispatch.shared.views[usize::from(HERE.0)].claim(leads);
+        bench.frame(2, &Frame::BeatReply { sent_us: 1 });
+        // Of the three only that one is reached.
+        let layout = vec![[1, 2, 3].map(NodeId).to_vec(); usize::from(PARTITIONS)];
+        let map = PlacementMap::new(1, 3, &layout).expect("a valid map");
+        let map = Some(Arc::new(map));
+        bench.cluster().topology = Arc::new(Topology { map, ..Topology::default() });
         let ask = Ask { trace: Some(Box::new([7; 25])), ..Ask::default() };
         bench.dispatch.execute_for(HERE, &set(), ask, waiter());
         bench.dispatch.execute_for(HERE, &set(), Ask::default(), waiter());
