@@ -8,6 +8,7 @@ use flux_core::placement::NodeId;
 use flux_core::session::Once;
 use flux_core::{Command, Error, PartitionId, Reply};
 use flux_proto::peer::{Frame, Request, TRACES_SINCE, encode, encode_with};
+use flux_proto::trace::TraceContext;
 
 use super::{Cluster, Kept};
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
@@ -41,7 +42,9 @@ impl Dispatch {
             sequence,
             acked_below,
         });
-        let trace = request.trace.filter(|_| command.is_write()).copied().map(Box::new);
+        let is_told =
+            |trace: &&[u8; _]| command.is_write() && TraceContext::from_bytes(trace).is_some();
+        let trace = request.trace.filter(is_told).copied().map(Box::new);
         // The sender does not reach every node, and would have this one ask the leader in its stead.
         let passes = request.deadline_ms > 0 && self.can_pass_on(from, partition);
         let patience = passes.then(|| Duration::from_millis(request.deadline_ms.into()));
