@@ -1,12 +1,12 @@
-"""The native protocol as far as the tests speak it, see docs/protocol.md. One request at a time."""
+"""The native protocol as far as the tests speak it, see docs/protocol.md. One request at a time, or sets in a row."""
 
 import socket
 import struct
 
 PING, INFO, GET, SET, INCREMENT, BATCH_GET, SCAN = 1, 3, 16, 17, 19, 32, 34
-STALE, SESSION, POSITION, REDIRECT = 1, 2, 4, 8
-SESSIONS, POSITIONS, REDIRECTS, PARTITION_SCANS = 1, 2, 4, 8
-ALL_FEATURES = SESSIONS | POSITIONS | REDIRECTS | PARTITION_SCANS
+STALE, SESSION, POSITION, REDIRECT, TRACE = 1, 2, 4, 8, 16
+SESSIONS, POSITIONS, REDIRECTS, PARTITION_SCANS, TRACES = 1, 2, 4, 8, 16
+ALL_FEATURES = SESSIONS | POSITIONS | REDIRECTS | PARTITION_SCANS | TRACES
 NOT_LEADER = 303
 UNKNOWN_AGE = 2**64 - 1
 
@@ -82,17 +82,27 @@ class Client:
         taken, self.input = self.input[:count], self.input[count:]
         return taken
 
-    def call(self, opcode, body, flags=0, session=None, deadline_ms=0):
+    def call(self, opcode, body, **how):
         """The body of the answer; how old it is goes to `position`, as (revision, age_ms)."""
+        self.socket.sendall(self.frame(opcode, body, **how))
+        return self.answer(opcode, self.next_id)
+
+    def frame(self, opcode, body, flags=0, session=None, trace=None, deadline_ms=0):
+        """The next request. `trace` is as the header `traceparent`, or 25 bytes."""
         self.next_id += 1
-        header = struct.pack("<QBBI", self.next_id, opcode, flags, deadline_ms)
+        fields = b""
         if session:
-            header = struct.pack("<QBBI", self.next_id, opcode, flags | SESSION, deadline_ms)
-            header += struct.pack("<QQQ", *session)
-        self.socket.sendall(packed(header + body))
+            flags |= SESSION
+            fields += struct.pack("<QQQ", *session)
+        if trace:
+            flags |= TRACE
+            fields += bytes.fromhex(trace[2:].replace("-", "")) if isinstance(trace, str) else trace
+        return packed(struct.pack("<QBBI", self.next_id, opcode, flags, deadline_ms) + fields + body)
+
+    def answer(self, opcode, expected):
         answer = Reader(self.take(struct.unpack("<I", self.take(4))[0]))
         number, status, kind, marks = (answer.number(form) for form in "QHBB")
-        assert (number, kind) == (self.next_id, opcode), (number, kind)
+        assert (number, kind) == (expected, opcode), (number, kind)
         if status:
             message = answer.bytes().decode()
             hint = None
@@ -119,7 +129,21 @@ class Client:
 
     def set(self, key, value, **how):
         """The version written."""
-        answer = self.call(SET, bytes([0, 0, 0]) + packed(key) + packed(value), **how)
+        return self.written(self.call(SET, self.set_body(key, value), **how))
+
+    def set_all(self, writes):
+        """The versions of (key, value, trace), which are sent at once."""
+        frames = [self.frame(SET, self.set_body(key, value), trace=trace) for key, value, trace in writes]
+        first = self.next_id - len(frames) + 1
+        self.socket.sendall(b"".join(frames))
+        return [self.written(self.answer(SET, first + number)) for number in range(len(frames))]
+
+    @staticmethod
+    def set_body(key, value):
+        return bytes([0, 0, 0]) + packed(key) + packed(value)
+
+    @staticmethod
+    def written(answer):
         outcome, version = answer.number("B"), answer.number("Q")
         assert outcome == 3, outcome
         return version

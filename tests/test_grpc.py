@@ -20,7 +20,7 @@ class Service:
         pool = descriptor_pool.DescriptorPool(database)
         self.descriptor = pool.FindServiceByName(name)
 
-    def call(self, method, timeout=10.0, **fields):
+    def call(self, method, timeout=10.0, metadata=None, **fields):
         found = self.descriptor.methods_by_name[method]
         request = message_factory.GetMessageClass(found.input_type)(**fields)
         answer = message_factory.GetMessageClass(found.output_type)
@@ -29,7 +29,7 @@ class Service:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
-        return invoke(request, timeout=timeout)
+        return invoke(request, timeout=timeout, metadata=metadata)
 
 
 @pytest.fixture

@@ -213,6 +213,7 @@ impl Client {
         let header = RequestHeader {
             deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
             session: ticket.map(Ticket::session),
+            trace: self.trace.filter(|_| effort.is_write && granted(feature::TRACES)),
             ..RequestHeader::new(0, request.opcode())
         }
         .with_stale(stale)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use flux_proto::native::{
     BatchReply, Condition, DeleteReply, Expiry, Guard, Request, Response, Write,
 };
+use flux_proto::trace::TraceContext;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -32,6 +33,8 @@ pub struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) timeout: Duration,
     pub(crate) stale_reads: bool,
+    /// Goes with every write.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 #[derive(Debug)]
@@ -74,7 +77,7 @@ impl Client {
         let ledger = config.sessions.then(Ledger::new);
         let (turn, tasks) = (AtomicUsize::new(0), Mutex::new(tasks));
         let shared = Shared { config, directory, turn, budget, ledger, tasks };
-        Ok(Client { shared: Arc::new(shared), timeout, stale_reads: false })
+        Ok(Client { shared: Arc::new(shared), timeout, stale_reads: false, trace: None })
     }
 
     /// Waits until a node is connected and was asked who leads.
@@ -92,6 +95,12 @@ impl Client {
     /// The same client, whose reads any replica may answer from what it has applied.
     pub fn with_stale_reads(&self) -> Client {
         Client { stale_reads: true, ..self.clone() }
+    }
+
+    /// The same client, whose writes tell that they belong to this trace: it comes with the events of what
+    /// they change. A node that does not know of traces writes all the same.
+    pub fn with_trace(&self, trace: TraceContext) -> Client {
+        Client { trace: Some(trace), ..self.clone() }
     }
 
     /// Closes all connections, also those of clones. Calls under way end as if the connection had

@@ -36,6 +36,7 @@ pub use flux_proto::native::{
     BatchReply, Condition, DeleteReply, Expiry, Guard, MAX_KEY_BYTES, MAX_VALUE_BYTES, Write,
     WriteResult,
 };
+pub use flux_proto::trace::{TRACEPARENT, TraceContext};
 pub use types::{
     Counter, Item, Member, Page, Position, ScanOptions, ServerInfo, SetOptions, SetReply, Stale,
     Value,

@@ -7,13 +7,14 @@ mod world;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use flux_client::{Code, Config, Error, Retry, ScanOptions, SetOptions};
-use flux_proto::native::{Opcode, Response, Session, encode_response};
+use flux_client::{Code, Config, Error, Retry, ScanOptions, SetOptions, TraceContext};
+use flux_proto::native::{Opcode, Response, Session, encode_response, feature};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use world::{Cluster, Mood, Tale};
 
 const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The sessions of the writes that nodes got since the last time.
 fn sessions(cluster: &Cluster) -> Vec<Option<Session>> {
@@ -247,6 +248,41 @@ async fn a_node_without_a_cluster_is_repeated_to_as_well() {
     assert_eq!(client.increment(b"n", 1).await.unwrap().value, 1);
     assert_eq!(cluster.world().table.revision, 1);
     assert!(cluster.world().seen.iter().all(|seen| !seen.redirect), "there is no other node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trace_goes_with_writes_to_nodes_that_know_of_traces() {
+    let cluster = Cluster::new(&["a", "b", "c"]);
+    let trace =
+        TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+    let plain = cluster.client(cluster.config()).await;
+    let client = plain.with_trace(trace);
+    let (known, unknown) = (cluster.key_of("b:1"), cluster.key_of("c:1"));
+    cluster.world().nodes.get_mut("c:1").unwrap().features = feature::ALL & !feature::TRACES;
+    let traces = || -> Vec<_> {
+        cluster.world().seen.drain(..).map(|seen| (seen.opcode, seen.trace)).collect()
+    };
+
+    client.set(&known, b"1", SetOptions::default()).await.unwrap();
+    client.get(&known).await.unwrap();
+    client.with_timeout(SECOND).increment(&known, 1).await.unwrap();
+    plain.increment(&known, 1).await.unwrap();
+    client.increment(&unknown, 1).await.unwrap();
+    assert_eq!(
+        traces(),
+        [
+            (Opcode::Set, Some(trace)),
+            (Opcode::Get, None),
+            (Opcode::Increment, Some(trace)),
+            (Opcode::Increment, None),
+            (Opcode::Increment, None),
+        ]
+    );
+
+    // A write that is repeated tells it again.
+    cluster.mood("b:1", Mood::LoseAnswers(1));
+    client.increment(&known, 1).await.unwrap();
+    assert_eq!(traces(), vec![(Opcode::Increment, Some(trace)); 2]);
 }
 
 /// A node of the first servers: it grants nothing and its INFO ends with the leaders.

@@ -1,4 +1,4 @@
-//! The key-value API: set, get and delete of one key.
+//! The key-value API: set, get and delete of one key. The trace context of a write is handed on.
 
 use axum::Json;
 use axum::body::Body;
@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use flux_client::{Client, Code, Condition, Expiry, SetOptions};
+use flux_client::{Client, Code, Condition, Expiry, SetOptions, TRACEPARENT, TraceContext};
 use serde::Serialize;
 
 use crate::error::ApiError;
@@ -19,6 +19,17 @@ use crate::memory::Memory;
 pub(crate) struct Api {
     pub(crate) client: Client,
     pub(crate) memory: Memory,
+}
+
+impl Api {
+    /// The client for a write with these headers: it tells the node the trace that they name, if they do.
+    fn writer(&self, headers: &HeaderMap) -> Client {
+        let values = headers.get_all(TRACEPARENT).iter().map(HeaderValue::as_bytes);
+        match TraceContext::of_headers(values) {
+            Some(trace) => self.client.with_trace(trace),
+            None => self.client.clone(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -54,7 +65,8 @@ pub(crate) async fn set(
     drop(bytes);
     let expiry = input.ttl_s.map_or(Expiry::Never, |ttl_s| Expiry::In(ttl_s * 1000));
     let options = SetOptions { expiry, ..SetOptions::default() };
-    api.client.set(input.key.as_bytes(), input.value.as_bytes(), options).await?;
+    let client = api.writer(&parts.headers);
+    client.set(input.key.as_bytes(), input.value.as_bytes(), options).await?;
     Ok(Json(Done { success: true }))
 }
 
@@ -85,9 +97,10 @@ pub(crate) async fn get(
 pub(crate) async fn delete(
     State(api): State<Api>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Json<Done>, ApiError> {
     let key = key_of_query(query.as_deref())?;
-    api.client.delete(key.as_bytes(), Condition::Always).await?;
+    api.writer(&headers).delete(key.as_bytes(), Condition::Always).await?;
     Ok(Json(Done { success: true }))
 }
 

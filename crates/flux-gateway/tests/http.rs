@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
 use axum::response::Response;
 use fake::{Act, Fake};
-use flux_client::{Client, Code, Config, Expiry};
+use flux_client::{Client, Code, Config, Expiry, TraceContext};
 use flux_gateway::{Options, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -90,6 +90,43 @@ async fn set_get_delete() {
     assert_eq!(gateway.ask(Method::DELETE, uri).await, done);
     assert_eq!(gateway.ask(Method::DELETE, uri).await, done);
     assert_eq!(gateway.fake.len(), 0);
+}
+
+#[tokio::test]
+async fn the_trace_of_a_write_is_handed_on() {
+    let gateway = gateway().await;
+    let send =
+        async |request: axum::http::request::Builder, traces: &[&str], body: &'static str| {
+            let add = |request: axum::http::request::Builder, one: &&str| {
+                // Names of headers have no case.
+                request.header("TraceParent", *one)
+            };
+            let request = traces.iter().fold(request, add);
+            let response = gateway.send(request.body(body.into()).unwrap()).await;
+            assert_eq!(response.status(), StatusCode::OK);
+            gateway.fake.traces()
+        };
+    let set = || Request::post("/api/v1/kv").header(header::CONTENT_TYPE, FORM);
+    let one = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let (trace, body) = (TraceContext::parse(one), "key=k&value=v");
+    assert_eq!(send(set(), &[one], body).await, [trace]);
+    assert_eq!(send(set(), &[&one.replacen("00", "01", 1)], body).await, [trace]);
+    assert_eq!(send(set(), &[], body).await, [None]);
+    let get = Request::get("/api/v1/kv?key=k");
+    assert_eq!(send(get, &[one], "").await, []);
+    for bad in [
+        &["", other][..],
+        &[one, one],
+        &["00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01"],
+        &["00-00000000000000000000000000000000-00f067aa0ba902b7-01"],
+        &["ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+        &["nonsense"],
+    ] {
+        assert_eq!(send(set(), bad, body).await, [None], "{bad:?}");
+    }
+    let delete = Request::delete("/api/v1/kv?key=k");
+    assert_eq!(send(delete, &[other], "").await, [TraceContext::parse(other)]);
 }
 
 #[tokio::test]

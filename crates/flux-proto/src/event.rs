@@ -18,6 +18,8 @@ use bytes::Bytes;
 pub use json::{EventError, read_json, read_json_body, write_json};
 pub use token::{Positions, Token};
 
+pub use crate::trace::TraceContext;
+
 /// The longest routing key that AMQP takes, in bytes.
 pub const MAX_ROUTING_KEY_BYTES: usize = 255;
 
@@ -50,66 +52,6 @@ pub struct Place {
     pub revision: u64,
     /// The index of its entry in the partition's log.
     pub index: u64,
-}
-
-/// Which request of a distributed trace caused a change, as W3C Trace Context has it. Neither id is
-/// all zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TraceContext {
-    /// The id of the whole trace.
-    pub trace: [u8; 16],
-    /// The id of the caller's span.
-    pub span: [u8; 8],
-    /// Bit 0: the trace is sampled.
-    pub flags: u8,
-}
-
-impl TraceContext {
-    /// Reads the header `traceparent`: version 00, and of later versions the part that 00 defines.
-    pub fn parse(text: &str) -> Option<TraceContext> {
-        const LENGTH: usize = 55;
-        let bytes = text.as_bytes();
-        let (head, rest) = bytes.split_at_checked(LENGTH)?;
-        let [version] = unhex(&head[..2])?;
-        let whole = match version {
-            0 => rest.is_empty(),
-            255 => false,
-            _ => rest.is_empty() || rest[0] == b'-',
-        };
-        if !whole || [2, 35, 52].iter().any(|&at| head[at] != b'-') {
-            return None;
-        }
-        let (trace, span) = (unhex(&head[3..35])?, unhex(&head[36..52])?);
-        let [flags] = unhex(&head[53..])?;
-        let named = trace != [0; 16] && span != [0; 8];
-        named.then_some(TraceContext { trace, span, flags })
-    }
-}
-
-/// As the header `traceparent`, version 00.
-impl fmt::Display for TraceContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let trace = u128::from_be_bytes(self.trace);
-        let span = u64::from_be_bytes(self.span);
-        write!(f, "00-{trace:032x}-{span:016x}-{:02x}", self.flags)
-    }
-}
-
-/// Lower-case hexadecimal digits of exactly `N` bytes.
-fn unhex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    if digits.len() != 2 * N {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
 }
 
 /// One committed change of one key, or the key's current state in a [`Record::Row`].

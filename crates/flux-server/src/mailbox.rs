@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use flux_core::placement::NodeId;
 use flux_core::replica::{Message as RaftMessage, Status};
 use flux_core::session::Once;
-use flux_core::{Command, PartitionId, Reply};
+use flux_core::{Command, PartitionId, Reply, Trace};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -48,7 +48,7 @@ pub(crate) struct PeerRequest {
 }
 
 /// How a command wants to be carried out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ask {
     /// Where another node leads, say so instead of asking that node.
     pub(crate) redirect: bool,
@@ -56,6 +56,8 @@ pub(crate) struct Ask {
     pub(crate) stale: bool,
     /// By what a repeated write is known.
     pub(crate) once: Option<Once>,
+    /// The trace that a write belongs to. Few have one, and those that have none stay small.
+    pub(crate) trace: Option<Box<Trace>>,
     /// How long the client waits.
     pub(crate) patience: Option<Duration>,
     /// Until when this node looks for somebody who carries it out; unknown before it begins to.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use flux_proto::Code;
 use flux_proto::native::*;
+use flux_proto::trace::TraceContext;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -45,6 +46,7 @@ pub struct State {
     requests: usize,
     connections: usize,
     stale: usize,
+    traces: Vec<Option<TraceContext>>,
     password: Option<Vec<u8>>,
 }
 
@@ -116,6 +118,11 @@ impl Fake {
         self.state.lock().unwrap().stale
     }
 
+    /// The traces of the writes since the last time.
+    pub fn traces(&self) -> Vec<Option<TraceContext>> {
+        std::mem::take(&mut self.state.lock().unwrap().traces)
+    }
+
     pub fn entry(&self, key: &[u8]) -> Option<Entry> {
         self.state.lock().unwrap().entries.get(key).cloned()
     }
@@ -137,7 +144,10 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, script: Arc<Mute
             Ok(Some((preface, taken))) => {
                 input.drain(..taken);
                 let hello = match preface.choose_version() {
-                    Some(_) => ServerPreface::Accepted(Accepted::new("fake", 16)),
+                    Some(_) => ServerPreface::Accepted(Accepted {
+                        flags: preface.flags & feature::TRACES,
+                        ..Accepted::new("fake", 16)
+                    }),
                     None => ServerPreface::VERSION_MISMATCH,
                 };
                 encode_server_preface(&mut output, &hello);
@@ -183,6 +193,11 @@ fn answer(
     let header = frame.header;
     let request = frame.request().unwrap();
     let mut state = state.lock().unwrap();
+    if request.opcode().is_write() {
+        state.traces.push(header.trace);
+    } else {
+        assert_eq!(header.trace, None, "a read has no use for a trace");
+    }
     if let Request::Auth { password, .. } = request {
         if state.password.as_deref() == Some(password) {
             encode_response(output, header.id, Opcode::Auth, &Response::Authenticated).unwrap();

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use flux_client::{Client, Config, Dial, Dialing, ReadHalf, WriteHalf};
 use flux_proto::Code;
 use flux_proto::native::*;
+use flux_proto::trace::TraceContext;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 use tokio::task::AbortHandle;
 
@@ -66,6 +67,7 @@ pub struct Seen {
     pub node: String,
     pub opcode: Opcode,
     pub session: Option<Session>,
+    pub trace: Option<TraceContext>,
     pub stale: bool,
     pub redirect: bool,
     pub keys: Vec<Vec<u8>>,
@@ -289,6 +291,7 @@ impl World {
             node: addr.to_owned(),
             opcode: request.opcode(),
             session: header.session,
+            trace: header.trace,
             stale: header.is_stale(),
             redirect: header.wants_redirect(),
             keys: keys.iter().map(|key| key.to_vec()).collect(),

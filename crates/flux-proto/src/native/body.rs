@@ -89,10 +89,18 @@ impl<'a> Reader<'a> {
     }
 
     fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], BodyError> {
+        self.array(field).copied()
+    }
+
+    /// So many bytes, as they lie in the body.
+    pub(crate) fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<&'a [u8; N], BodyError> {
         let (head, rest) =
             self.rest.split_first_chunk::<N>().ok_or(BodyError::Truncated { field })?;
         self.rest = rest;
-        Ok(*head)
+        Ok(head)
     }
 
     pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, BodyError> {

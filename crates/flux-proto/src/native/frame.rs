@@ -6,6 +6,7 @@ use super::body::{Reader, put_bytes};
 use super::response::Failure;
 use super::{BodyError, LeaderHint, MAX_FRAME_BYTES, Opcode, Request, Response};
 use crate::Code;
+use crate::trace::{TRACE_BYTES, TraceContext};
 
 /// What follows the length field of a request, before the body.
 const REQUEST_HEADER_BYTES: usize = 14;
@@ -25,7 +26,10 @@ const POSITION: u8 = 4;
 /// The flag of a request that is not to be passed on to the partition's leader.
 const REDIRECT: u8 = 8;
 
-const REQUEST_FLAGS: u8 = STALE | SESSION | POSITION | REDIRECT;
+/// The flag of a request that comes with a trace context, behind the header and the session.
+const TRACE: u8 = 16;
+
+const REQUEST_FLAGS: u8 = STALE | SESSION | POSITION | REDIRECT | TRACE;
 
 /// The flag of an answer that starts with the position it was read at.
 const POSITIONED: u8 = 1;
@@ -42,13 +46,18 @@ pub struct RequestHeader {
     pub opcode: u8,
     /// Bit 0: a stale read will do. Bit 1: a session follows; encoding sets it as `session` is.
     /// Bit 2: the answer to a stale read is to tell its position. Bit 3: answer `NOT_LEADER` rather
-    /// than pass the request on. The others must be 0.
+    /// than pass the request on. Bit 4: a trace context follows; encoding sets it as `trace` is. The
+    /// others must be 0.
     pub flags: u8,
     /// How long the client waits, from when the server reads the request; 0 for no limit.
     pub deadline_ms: u32,
     /// The session that a write belongs to. None also where the flag is set and the frame too short
     /// for it, which decoding the request tells.
     pub session: Option<Session>,
+    /// Which request of a distributed trace it is: for the readers of what it changes. One with an id of
+    /// zeros is decoded as none, without its flag. None also where the flag is set and the frame too short
+    /// for it, which decoding the request tells.
+    pub trace: Option<TraceContext>,
 }
 
 /// Which write of which client this is, so that a repeated one can be told: it gets the answer of
@@ -76,7 +85,7 @@ pub struct StalePosition {
 impl RequestHeader {
     /// The header of a request, with no flags and no deadline.
     pub fn new(id: u64, opcode: Opcode) -> RequestHeader {
-        RequestHeader { id, opcode: opcode as u8, flags: 0, deadline_ms: 0, session: None }
+        RequestHeader { id, opcode: opcode as u8, ..RequestHeader::default() }
     }
 
     /// Whether any replica may answer the read from what it has applied.
@@ -149,7 +158,7 @@ pub struct Frame<'a> {
 impl<'a> Frame<'a> {
     /// Decodes the body. On an error the connection can go on: answer it under the frame's id.
     pub fn request(&self) -> Result<Request<'a>, BodyError> {
-        let RequestHeader { flags, session, .. } = self.header;
+        let RequestHeader { flags, session, trace, .. } = self.header;
         if flags & !REQUEST_FLAGS != 0 {
             return Err(BodyError::UnknownFlags(flags));
         }
@@ -159,6 +168,9 @@ impl<'a> Frame<'a> {
                 return Err(BodyError::Truncated { field: "session" });
             }
             None => {}
+        }
+        if flags & TRACE != 0 && trace.is_none() {
+            return Err(BodyError::Truncated { field: "trace" });
         }
         Request::decode(Opcode::try_from(self.header.opcode)?, self.body)
     }
@@ -229,18 +241,27 @@ pub fn decode_request(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameE
     let Some((&header, body)) = frame.split_first_chunk::<REQUEST_HEADER_BYTES>() else {
         return Ok(None);
     };
-    let [i0, i1, i2, i3, i4, i5, i6, i7, opcode, flags, d0, d1, d2, d3] = header;
+    let [i0, i1, i2, i3, i4, i5, i6, i7, opcode, mut flags, d0, d1, d2, d3] = header;
     let with_session = if flags & SESSION != 0 { Session::split(body) } else { None };
     let (session, body) = match with_session {
         Some((session, body)) => (Some(session), body),
         None => (None, body),
     };
+    let with_trace = body.split_first_chunk::<TRACE_BYTES>().filter(|_| flags & TRACE != 0);
+    let (trace, body) = match with_trace {
+        Some((bytes, body)) => (TraceContext::from_bytes(bytes), body),
+        None => (None, body),
+    };
+    if with_trace.is_some() && trace.is_none() {
+        flags &= !TRACE;
+    }
     let header = RequestHeader {
         id: u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
         opcode,
         flags,
         deadline_ms: u32::from_le_bytes([d0, d1, d2, d3]),
         session,
+        trace,
     };
     Ok(Some((Frame { header, body }, taken)))
 }
@@ -271,8 +292,8 @@ impl StalePosition {
     }
 }
 
-/// Appends a request; the header's opcode is taken from the request, and the flag of a session is
-/// set as there is one.
+/// Appends a request; the header's opcode is taken from the request, and the flags of a session and a
+/// trace are set as there are such.
 pub fn encode_request(
     out: &mut Vec<u8>,
     header: &RequestHeader,
@@ -281,12 +302,17 @@ pub fn encode_request(
     let start = begin(out);
     out.put_u64_le(header.id);
     out.put_u8(request.opcode() as u8);
-    out.put_u8(header.with_flag(SESSION, header.session.is_some()).flags);
+    let header = header.with_flag(SESSION, header.session.is_some());
+    let header = header.with_flag(TRACE, header.trace.is_some());
+    out.put_u8(header.flags);
     out.put_u32_le(header.deadline_ms);
     if let Some(session) = header.session {
         out.put_u64_le(session.id);
         out.put_u64_le(session.sequence);
         out.put_u64_le(session.acked_below);
+    }
+    if let Some(trace) = &header.trace {
+        out.extend_from_slice(&trace.to_bytes());
     }
     request.encode(out);
     finish(out, start)

@@ -66,12 +66,13 @@ pub fn exercise(bytes: &[u8]) {
     if let Ok(Some((frame, _))) = decode_request(bytes)
         && let Ok(request) = frame.request()
     {
-        let session = frame.header.session;
+        let RequestHeader { flags, session, trace, .. } = frame.header;
         let mut again = Vec::new();
         encode_request(&mut again, &frame.header, &request).expect("it came in one frame");
         let (frame, _) = decode_request(&again).expect("well formed").expect("whole");
         assert_eq!(frame.request().as_ref(), Ok(&request));
-        assert_eq!(frame.header.session, session);
+        let header = frame.header;
+        assert_eq!((header.flags, header.session, header.trace), (flags, session, trace));
     }
     if let Ok(Some((frame, _))) = decode_response(bytes)
         && let Ok(Ok(response)) = frame.response()

@@ -36,8 +36,10 @@ pub mod feature {
     pub const REDIRECTS: u16 = 4;
     /// A scan may be of one partition.
     pub const PARTITION_SCANS: u16 = 8;
+    /// A request may come with a trace context.
+    pub const TRACES: u16 = 16;
     /// All that this crate knows.
-    pub const ALL: u16 = SESSIONS | POSITIONS | REDIRECTS | PARTITION_SCANS;
+    pub const ALL: u16 = SESSIONS | POSITIONS | REDIRECTS | PARTITION_SCANS | TRACES;
 }
 
 /// A client's preface.

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Code;
+use crate::trace::TraceContext;
+use crate::trace::tests::{EXAMPLE, traces};
 
 fn request_bytes(id: u64, request: &Request<'_>) -> Vec<u8> {
     let mut out = Vec::new();
@@ -71,7 +73,9 @@ fn the_documented_example_of_a_cluster() {
     encode_preface(&mut sent, &Preface { flags: feature::ALL, ..Preface::default() });
     let session = Session { id: 0xABCD, sequence: 9, acked_below: 8 };
     let increment = Request::Increment { key: b"n", delta: 1 };
-    let header = RequestHeader { session: Some(session), ..RequestHeader::new(1, Opcode::Get) };
+    let trace = TraceContext::parse(EXAMPLE);
+    let header = RequestHeader::new(1, Opcode::Increment);
+    let header = RequestHeader { session: Some(session), trace, ..header };
     encode_request(&mut sent, &header.with_redirect(true), &increment).unwrap();
     let header = RequestHeader::new(2, Opcode::Get).with_stale(true).with_position(true);
     encode_request(&mut sent, &header, &Request::Get { key: b"k" }).unwrap();
@@ -110,6 +114,37 @@ fn a_session_goes_with_a_write_and_is_checked() {
     let mut short = with(None);
     short[13] = 2;
     assert_eq!(decode(&short), Err(BodyError::Truncated { field: "session" }));
+}
+
+#[test]
+fn a_trace_goes_behind_the_session() {
+    let with = |session, trace| {
+        let mut out = Vec::new();
+        let header = RequestHeader::new(1, Opcode::Persist);
+        let header = RequestHeader { session, trace, ..header };
+        encode_request(&mut out, &header, &Request::Persist { key: b"k" }).unwrap();
+        out
+    };
+    let session = Some(Session { id: 1, sequence: 2, acked_below: 2 });
+    let trace = TraceContext::parse(EXAMPLE);
+    for (session, at) in [(None, 18), (session, 42)] {
+        let mut bytes = with(session, trace);
+        assert_eq!(bytes.len(), with(session, None).len() + 25);
+        assert_eq!(bytes[at..at + 25], trace.unwrap().to_bytes());
+        let (frame, _) = decode_request(&bytes).unwrap().unwrap();
+        assert_eq!((frame.header.session, frame.header.trace), (session, trace));
+        assert_eq!(frame.request(), Ok(Request::Persist { key: b"k" }));
+
+        // An id of zeros names no trace: the request is one without.
+        bytes[at + 16..at + 24].fill(0);
+        let (frame, _) = decode_request(&bytes).unwrap().unwrap();
+        assert_eq!((frame.header.trace, frame.header.flags & 16), (None, 0));
+        assert_eq!(frame.request(), Ok(Request::Persist { key: b"k" }));
+    }
+    // The flag on a frame that is too short for a trace.
+    let mut short = with(None, None);
+    short[13] = 16;
+    assert_eq!(decode(&short), Err(BodyError::Truncated { field: "trace" }));
 }
 
 #[test]
@@ -289,8 +324,8 @@ fn a_bad_body_names_its_fault_and_keeps_the_framing() {
     unknown[12] = 99;
     assert_eq!(decode(&unknown), Err(BodyError::UnknownOpcode(99)));
     unknown[12] = Opcode::Get as u8;
-    unknown[13] = 16;
-    assert_eq!(decode(&unknown), Err(BodyError::UnknownFlags(16)));
+    unknown[13] = 32;
+    assert_eq!(decode(&unknown), Err(BodyError::UnknownFlags(32)));
     unknown[13] = 1;
     assert!(decode_request(&unknown).unwrap().unwrap().0.header.is_stale());
     assert!(decode(&unknown).is_ok());
@@ -521,12 +556,12 @@ impl Parts {
 
 proptest! {
     #[test]
-    fn requests_survive_every_split(parts in parts(), id in 1..u64::MAX) {
+    fn requests_survive_every_split(parts in parts(), id in 1..u64::MAX, trace in traces()) {
         let request = parts.request();
         let sequence = parts.number;
         let session = Session { id, sequence, acked_below: sequence / 2 };
         let session = (parts.choice == 1).then_some(session);
-        let header = RequestHeader { session, ..RequestHeader::new(id, request.opcode()) };
+        let header = RequestHeader { session, trace, ..RequestHeader::new(id, request.opcode()) };
         let mut bytes = Vec::new();
         encode_request(&mut bytes, &header, &request).unwrap();
         let whole = bytes.len();
@@ -536,7 +571,7 @@ proptest! {
         bytes.extend_from_slice(b"next");
         let (frame, taken) = decode_request(&bytes).unwrap().unwrap();
         prop_assert_eq!((frame.header.id, taken), (id, whole));
-        prop_assert_eq!(frame.header.session, session);
+        prop_assert_eq!((frame.header.session, frame.header.trace), (session, trace));
         prop_assert_eq!(frame.request(), Ok(request));
     }
 
@@ -570,9 +605,11 @@ proptest! {
     }
 
     #[test]
-    fn no_body_makes_a_decoder_panic(opcode in 0..40_u8, body in vec(0..20_u8, 0..120)) {
+    fn no_body_makes_a_decoder_panic(
+        opcode in 0..40_u8, flags in 0..32_u8, body in vec(0..20_u8, 0..120),
+    ) {
         let mut bytes = (body.len() as u32 + 14).to_le_bytes().to_vec();
-        bytes.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, opcode, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, opcode, flags, 0, 0, 0, 0]);
         bytes.extend_from_slice(&body);
         exercise(&bytes);
         let mut bytes = (body.len() as u32 + 12).to_le_bytes().to_vec();

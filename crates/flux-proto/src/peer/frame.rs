@@ -6,6 +6,7 @@ use bytes::BufMut;
 
 use super::{LENGTH_BYTES, MAX_FRAME_BYTES};
 use crate::native::{BodyError, Reader, put_bytes};
+use crate::trace::TRACE_BYTES;
 
 /// The longest text, in bytes.
 const TEXT_LIMIT: usize = 512;
@@ -17,6 +18,8 @@ const LED_BYTES: usize = 10;
 const STALE: u8 = 1;
 /// Bit of a request's flags: the three numbers of `once` are there.
 const ONCE: u8 = 2;
+/// Bit of a request's flags: a trace context is there. From version [`TRACES_SINCE`](super::TRACES_SINCE) on.
+const TRACE: u8 = 4;
 
 /// The kinds of frames, as numbered on the wire.
 mod kind {
@@ -194,6 +197,10 @@ pub struct Request<'a> {
     pub stale: bool,
     /// By what a repeated write is known.
     pub once: Option<Once>,
+    /// Which request of a distributed trace it is, in the form of
+    /// [`TraceContext::to_bytes`](crate::trace::TraceContext::to_bytes). Only where both sides speak
+    /// version [`TRACES_SINCE`](super::TRACES_SINCE).
+    pub trace: Option<&'a [u8; TRACE_BYTES]>,
     /// The command, in an encoding of the caller's.
     pub payload: &'a [u8],
 }
@@ -414,13 +421,17 @@ fn decode_leads<'a>(reader: &mut Reader<'a>) -> Result<Frame<'a>, BodyError> {
 fn decode_request<'a>(reader: &mut Reader<'a>) -> Result<Request<'a>, BodyError> {
     let (id, partition) = (reader.u64("id")?, reader.u16("partition")?);
     let deadline_ms = reader.u32("deadline_ms")?;
-    let flags = reader.bits("flags", STALE | ONCE)?;
+    let flags = reader.bits("flags", STALE | ONCE | TRACE)?;
     let once = match flags & ONCE {
         0 => None,
         _ => Some((reader.u64("once")?, reader.u64("once")?, reader.u64("once")?)),
     };
+    let trace = match flags & TRACE {
+        0 => None,
+        _ => Some(reader.array("trace")?),
+    };
     let (stale, payload) = (flags & STALE != 0, reader.remainder());
-    Ok(Request { id, partition, deadline_ms, stale, once, payload })
+    Ok(Request { id, partition, deadline_ms, stale, once, trace, payload })
 }
 
 /// Appends a frame. A text over 512 bytes is cut.
@@ -543,11 +554,15 @@ fn put_request(out: &mut Vec<u8>, request: &Request<'_>) {
     out.put_u16_le(request.partition);
     out.put_u32_le(request.deadline_ms);
     let once = if request.once.is_some() { ONCE } else { 0 };
-    out.put_u8(u8::from(request.stale) | once);
+    let trace = if request.trace.is_some() { TRACE } else { 0 };
+    out.put_u8(u8::from(request.stale) | once | trace);
     if let Some((first, second, third)) = request.once {
         out.put_u64_le(first);
         out.put_u64_le(second);
         out.put_u64_le(third);
+    }
+    if let Some(trace) = request.trace {
+        out.extend_from_slice(trace);
     }
     out.extend_from_slice(request.payload);
 }

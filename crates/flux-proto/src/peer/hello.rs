@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-use super::VERSION;
+use super::{MIN_VERSION, VERSION};
 use crate::native::{BodyError, Reader};
 
 /// How every connection between nodes starts. The first byte is neither that of RESP nor that of the
@@ -47,9 +47,10 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// The version to speak on this connection, if there is one in common.
+    /// The version to speak on this connection: the newest in common, if there is one.
     pub fn choose_version(&self) -> Option<u16> {
-        (self.min_version..=self.max_version).contains(&VERSION).then_some(VERSION)
+        let newest = self.max_version.min(VERSION);
+        (newest >= self.min_version.max(MIN_VERSION)).then_some(newest)
     }
 }
 

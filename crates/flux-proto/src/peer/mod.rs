@@ -22,8 +22,14 @@ pub use hello::{
     HELLO_BYTES, Hello, HelloError, LinkKind, MAGIC, WRONG_PROTOCOL, decode_hello, encode_hello,
 };
 
-/// The one version of the protocol that this crate speaks.
-pub const VERSION: u16 = 1;
+/// The newest version of the protocol that this crate speaks.
+pub const VERSION: u16 = 2;
+
+/// The oldest one that it speaks too: nodes are upgraded one after the other.
+pub const MIN_VERSION: u16 = 1;
+
+/// The version from which on a request may have a trace context.
+pub const TRACES_SINCE: u16 = 2;
 
 /// The most that may follow a frame's length field, in bytes: 64 MiB of payload and 1 KiB of fields.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024 + 1024;

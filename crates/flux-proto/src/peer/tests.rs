@@ -8,7 +8,7 @@ use crate::native::BodyError;
 
 const HELLO: Hello = Hello {
     min_version: 1,
-    max_version: 1,
+    max_version: 2,
     kind: LinkKind::Frames,
     worker: 1,
     cluster: 0x0102_0304_0506_0708,
@@ -54,7 +54,7 @@ fn the_documented_examples() {
     encode(&mut sent, &Frame::Raft { partition: 5, bytes: &[8, 3] }).unwrap();
     encode(&mut sent, &Frame::Beat { sent_us: 1000 }).unwrap();
     assert_eq!(documented('>')[0], sent);
-    assert_eq!(documented('<')[0], bytes_of(&Frame::Welcome { version: 1, instance: 0xd4 }));
+    assert_eq!(documented('<')[0], bytes_of(&Frame::Welcome { version: 2, instance: 0xd4 }));
 
     let refused = Frame::Refused { reason: Refusal::Cluster as u8, text: "other" };
     assert_eq!(documented('<')[1], bytes_of(&refused));
@@ -74,7 +74,7 @@ fn the_documented_examples() {
     encode(&mut sent, &Frame::Chunk { number: 7, crc: 0xe306_9283, bytes: b"123456789" }).unwrap();
     encode(&mut sent, &Frame::Done { chunks: 8 }).unwrap();
     assert_eq!(documented('>')[2], sent);
-    let mut answered = bytes_of(&Frame::Welcome { version: 1, instance: 0xd4 });
+    let mut answered = bytes_of(&Frame::Welcome { version: 2, instance: 0xd4 });
     encode(&mut answered, &Frame::Accept { from_chunk: 7, crc: 0x0102_0304 }).unwrap();
     encode(&mut answered, &Frame::Done { chunks: 8 }).unwrap();
     assert_eq!(documented('<')[2], answered);
@@ -107,12 +107,21 @@ fn golden_frames() {
         deadline_ms: 3,
         stale: true,
         once: Some((4, 5, 6)),
+        trace: None,
         payload: b"get",
     };
     assert_eq!(
         bytes_of(&Frame::Request(request)),
         b"\x2b\0\0\0\x20\x01\0\0\0\0\0\0\0\x02\0\x03\0\0\0\x03\
           \x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0get",
+    );
+    let traced = Request { stale: false, trace: Some(&[7; 25]), ..request };
+    assert_eq!(
+        bytes_of(&Frame::Request(traced)),
+        b"\x44\0\0\0\x20\x01\0\0\0\0\0\0\0\x02\0\x03\0\0\0\x06\
+          \x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\
+          \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+          \x07\x07\x07\x07\x07\x07\x07\x07\x07get",
     );
     let plain = Request { stale: false, once: None, ..request };
     assert_eq!(
@@ -153,8 +162,12 @@ fn another_protocol_is_told_at_its_first_byte() {
 fn the_version_is_chosen_from_both_ranges() {
     let range = |min_version, max_version| Hello { min_version, max_version, ..HELLO };
     assert_eq!(range(1, 1).choose_version(), Some(1));
-    assert_eq!(range(0, 9).choose_version(), Some(1));
-    assert_eq!(range(2, 9).choose_version(), None);
+    assert_eq!(range(0, 1).choose_version(), Some(1));
+    assert_eq!(range(1, 2).choose_version(), Some(2));
+    assert_eq!(range(0, 9).choose_version(), Some(2));
+    assert_eq!(range(2, 9).choose_version(), Some(2));
+    assert_eq!(range(3, 9).choose_version(), None);
+    assert_eq!(range(0, 0).choose_version(), None);
     assert_eq!(range(9, 1).choose_version(), None);
 }
 
@@ -176,12 +189,15 @@ fn bad_frames_name_their_fault() {
         malformed(2, BodyError::Truncated { field: "text" }),
     );
     let mut request = [0; 15];
-    request[14] = 4;
-    let flags = BodyError::Invalid { field: "flags", value: 4 };
+    request[14] = 8;
+    let flags = BodyError::Invalid { field: "flags", value: 8 };
     assert_eq!(decode(&raw(32, &request)), malformed(32, flags));
     request[14] = 2;
     let once = BodyError::Truncated { field: "once" };
     assert_eq!(decode(&raw(32, &request)), malformed(32, once));
+    request[14] = 4;
+    let trace = BodyError::Truncated { field: "trace" };
+    assert_eq!(decode(&raw(32, &request)), malformed(32, trace));
     for workers in [0, 1] {
         let worker = BodyError::Invalid { field: "worker", value: 1 };
         assert_eq!(decode(&raw(23, &[1, 0, workers, 0])), malformed(23, worker));
@@ -287,6 +303,7 @@ impl Parts {
                 deadline_ms: half,
                 stale: self.choice.0,
                 once: self.choice.1.then_some((two, three, four)),
+                trace: self.bytes.first_chunk(),
                 payload: bytes,
             }),
             9 => Frame::Response { id: one, payload: bytes },

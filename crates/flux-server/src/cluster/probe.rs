@@ -6,7 +6,9 @@
 use std::io;
 use std::time::Duration;
 
-use flux_proto::peer::{Frame, Hello, LinkKind, Refusal, VERSION, decode, encode_hello};
+use flux_proto::peer::{
+    Frame, Hello, LinkKind, MIN_VERSION, Refusal, VERSION, decode, encode_hello,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -27,7 +29,7 @@ pub(super) async fn lives(own: &Registration, other: &Registration) -> bool {
 async fn ask(own: &Registration, other: &Registration) -> io::Result<Option<Refusal>> {
     let mut stream = TcpStream::connect(other.peer_addr).await?;
     let hello = Hello {
-        min_version: VERSION,
+        min_version: MIN_VERSION,
         max_version: VERSION,
         kind: LinkKind::Frames,
         worker: 0,

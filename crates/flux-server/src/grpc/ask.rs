@@ -1,10 +1,12 @@
-//! How a call wants to be carried out: its consistency, its session and its deadline.
+//! How a call wants to be carried out: its consistency, its session, its trace and its deadline.
 
 use std::time::Duration;
 
+use flux_core::Trace;
 use flux_core::session::Once;
 use flux_proto::grpc::kv_v1 as wire;
-use tonic::metadata::MetadataMap;
+use flux_proto::trace::{TRACEPARENT, TraceContext};
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Status};
 
 use super::invalid;
@@ -23,7 +25,15 @@ pub(super) fn write_ask<T>(
     session: Option<&wire::Session>,
 ) -> Result<Ask, Status> {
     let once = session.map(once).transpose()?;
-    Ok(Ask { once, patience: patience(request.metadata()), ..Ask::default() })
+    let metadata = request.metadata();
+    let (trace, patience) = (trace(metadata), patience(metadata));
+    Ok(Ask { once, trace, patience, ..Ask::default() })
+}
+
+/// The trace that a call belongs to.
+fn trace(metadata: &MetadataMap) -> Option<Box<Trace>> {
+    let values = metadata.get_all(TRACEPARENT).iter().map(MetadataValue::as_encoded_bytes);
+    TraceContext::of_headers(values).map(|trace| Box::new(trace.to_bytes()))
 }
 
 fn once(session: &wire::Session) -> Result<Once, Status> {
@@ -69,6 +79,27 @@ mod tests {
         assert_eq!(parse_timeout("1u"), Some(Duration::from_micros(1)));
         for text in ["", "m", "100000000S", "-1S", "1s", "1\u{e9}", "+1S", " 1S"] {
             assert_eq!(parse_timeout(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_read_from_one_valid_entry() {
+        let read = |values: &[&'static str]| {
+            let mut request = Request::new(());
+            for value in values {
+                request.metadata_mut().append(TRACEPARENT, MetadataValue::from_static(value));
+            }
+            write_ask(&request, None).expect("no session to be wrong").trace.map(|trace| *trace)
+        };
+        let [one, other] = [
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+        ];
+        let parsed = TraceContext::parse(one).expect("valid").to_bytes();
+        assert_eq!(read(&[one]), Some(parsed));
+        let zeros = "00-00000000000000000000000000000000-b7ad6b7169203331-01";
+        for values in [&[][..], &["00-0af7"], &[zeros], &[one, other], &[one, one]] {
+            assert_eq!(read(values), None, "{values:?}");
         }
     }
 

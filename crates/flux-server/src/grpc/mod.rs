@@ -75,8 +75,9 @@ impl Service {
     ) -> Result<(Reply, Option<Age>), Status> {
         let Command::Get { key } = &command else { unreachable!("only GET reads one key") };
         let partition = self.partitions().of(key);
+        let stale = ask.stale;
         let (reply, age) = self.read_in(partition, command, ask).await;
-        Ok((answer_of(reply)?, ask.stale.then_some(age)))
+        Ok((answer_of(reply)?, stale.then_some(age)))
     }
 
     /// A read of a partition: a stale one from the replica here, if there is one, else by the leader.
@@ -212,7 +213,7 @@ impl Kv for Service {
         let ask = Ask { stale: ask.stale && age.is_some(), ..ask };
         let read = |(&partition, positions): (&PartitionId, &Vec<usize>)| {
             let keys = positions.iter().map(|&position| keys[position].to_vec()).collect();
-            self.run(partition, Command::GetMany { keys }, ask)
+            self.run(partition, Command::GetMany { keys }, ask.clone())
         };
         let found = together(parts.iter().map(read).collect()).await;
         let mut values = vec![wire::GetResponse::default(); keys.len()];
@@ -278,7 +279,7 @@ impl Kv for Service {
         let filter = KeyFilter::Prefix(prefix.into());
         let mut walk = Walk::new(Scope::All(count), cursor, filter, keys_only, limits);
         while let Some((partition, command)) = walk.step() {
-            let (reply, age) = self.read_in(partition, command.to_owned(), ask).await;
+            let (reply, age) = self.read_in(partition, command.to_owned(), ask.clone()).await;
             let taken = walk.take(reply, age);
             taken.map_err(|error| status(code_of(&error), &error.to_string()))?;
         }

@@ -69,12 +69,12 @@ pub(crate) enum Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// How it wants to be carried out.
-    pub(crate) fn ask(&self) -> Ask {
+    /// How it wants to be carried out; to be asked once.
+    pub(crate) fn take_ask(&mut self) -> Ask {
         match self {
             Plan::Done => Ask::default(),
-            Plan::One { ask, .. } | Plan::Many { ask, .. } => *ask,
-            Plan::Scan { walk, .. } => walk.ask,
+            Plan::One { ask, .. } | Plan::Many { ask, .. } => std::mem::take(ask),
+            Plan::Scan { walk, .. } => walk.ask.clone(),
         }
     }
 }
@@ -109,11 +109,13 @@ fn ask_of(header: &wire::RequestHeader, opcode: Opcode) -> Ask {
         sequence,
         acked_below,
     });
+    let trace = header.trace.filter(|_| opcode.is_write());
     let deadline_ms = u64::from(header.deadline_ms);
     Ask {
         redirect: header.wants_redirect() && !stale,
         stale,
         once,
+        trace: trace.map(|trace| Box::new(trace.to_bytes())),
         patience: (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms)),
         deadline: None,
     }
@@ -203,7 +205,7 @@ impl Planner<'_> {
         if self.redirects(partition) {
             return Plan::Done;
         }
-        Plan::One { partition, command, form: self.form(), ask: self.ask }
+        Plan::One { partition, command, form: self.form(), ask: std::mem::take(&mut self.ask) }
     }
 
     /// A stale read is answered at once from the replica here. Where there is none, the leader answers.
@@ -225,7 +227,7 @@ impl Planner<'_> {
                 Plan::Done
             }
             None => {
-                let ask = Ask { stale: false, ..self.ask };
+                let ask = Ask { stale: false, ..self.ask.clone() };
                 Plan::One { partition, command, form, ask }
             }
         }
@@ -249,7 +251,7 @@ impl Planner<'_> {
         if parts.iter().any(|(partition, _)| self.redirects(*partition)) {
             return Plan::Done;
         }
-        let mut ask = self.ask;
+        let mut ask = self.ask.clone();
         let age = self.shared.age_of_all(parts.iter().map(|(partition, _)| *partition), self.now);
         // Where a replica is missing the leaders are asked for all.
         ask.stale &= age.is_some();
@@ -268,7 +270,8 @@ impl Planner<'_> {
             return Plan::Done;
         }
         // A scan of all partitions is of no use to a client that is sent elsewhere for each.
-        let ask = Ask { redirect: self.ask.redirect && request.partition.is_some(), ..self.ask };
+        let mut ask = self.ask.clone();
+        ask.redirect &= request.partition.is_some();
         let count = self.shared.partitions.count();
         match scan::walk(self.id, request, count, ask, self.out) {
             Some(walk) => {

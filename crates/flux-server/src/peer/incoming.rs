@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use flux_proto::peer::{
-    Frame, FrameError, HELLO_BYTES, Hello, HelloError, VERSION, decode, decode_hello, encode,
+    Frame, FrameError, HELLO_BYTES, Hello, HelloError, decode, decode_hello, encode,
 };
 use mio::net::TcpStream;
 
@@ -194,10 +194,12 @@ impl Incoming {
         read && now.duration_since(since) < limit
     }
 
-    /// Answers the hello, which is then consumed; `instance` is this process.
-    pub(super) fn welcome(&mut self, instance: u64) -> io::Result<()> {
+    /// Answers the hello, which is then consumed; `instance` is this process. The hello must be one that is
+    /// not refused.
+    pub(super) fn welcome(&mut self, hello: &Hello, instance: u64) -> io::Result<()> {
         let mut answer = Vec::new();
-        let welcome = Frame::Welcome { version: VERSION, instance };
+        let version = hello.choose_version().ok_or(io::ErrorKind::InvalidInput)?;
+        let welcome = Frame::Welcome { version, instance };
         encode(&mut answer, &welcome).expect("a welcome fits in a frame");
         // The socket's buffer is empty, so this is taken whole.
         if self.stream.write(&answer)? < answer.len() {

@@ -53,7 +53,7 @@ impl LocalIdentity {
     /// The hello of a connection to that node.
     pub(crate) fn hello(&self, to: u32, kind: LinkKind) -> Hello {
         Hello {
-            min_version: flux_proto::peer::VERSION,
+            min_version: flux_proto::peer::MIN_VERSION,
             max_version: flux_proto::peer::VERSION,
             kind,
             worker: self.worker,
@@ -259,6 +259,11 @@ impl Peers {
         self.outgoing.get(&node)?.instance()
     }
 
+    /// The version of the protocol that is spoken on the link to the node; none where it is down.
+    pub(crate) fn version(&self, node: u32) -> Option<u16> {
+        self.outgoing.get(&node)?.version()
+    }
+
     /// Where to append one frame for the node. `None` where the link is down, or too much waits for it.
     pub(crate) fn out(&mut self, node: u32) -> Option<&mut Vec<u8>> {
         self.outgoing.get_mut(&node)?.out(self.limits.out_bytes)
@@ -398,7 +403,7 @@ impl Peers {
             let (stream, input) = (link.stream, link.input);
             return self.misplaced.push(Misplaced { worker, stream, input });
         }
-        if let Err(error) = link.welcome(self.local.instance) {
+        if let Err(error) = link.welcome(hello, self.local.instance) {
             tracing::debug!(node = named(hello.from), %error, "a bulk connection was lost");
             return;
         }
@@ -408,7 +413,7 @@ impl Peers {
 
     fn welcome(&mut self, key: usize, hello: &Hello, now: Instant) {
         let Some(Place::Incoming(link)) = self.places.get_mut(key) else { return };
-        let welcomed = link.welcome(self.local.instance);
+        let welcomed = link.welcome(hello, self.local.instance);
         let (node, instance, session) = (hello.from, hello.instance, self.next_session);
         link.source = Some(Source { node, instance, session });
         link.worker = hello.worker;

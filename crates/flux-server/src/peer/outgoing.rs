@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use flux_core::placement::NodeId;
-use flux_proto::peer::{Frame, Hello, Refusal, VERSION, decode, encode_hello};
+use flux_proto::peer::{Frame, Hello, MIN_VERSION, Refusal, VERSION, decode, encode_hello};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
@@ -84,6 +84,8 @@ pub(super) struct Outgoing {
     answer: Vec<u8>,
     /// The process that the answer was of.
     instance: u64,
+    /// The version of the protocol that it chose.
+    version: u16,
     pub(super) failures: u32,
     /// It is known that nothing listens there.
     absent: bool,
@@ -116,6 +118,7 @@ impl Outgoing {
             writable: false,
             answer: Vec::new(),
             instance: 0,
+            version: 0,
             failures: 0,
             absent: false,
             logged_refusal: None,
@@ -142,6 +145,11 @@ impl Outgoing {
     /// The process that the link leads to, while it is up.
     pub(super) fn instance(&self) -> Option<u64> {
         self.is_up().then_some(self.instance)
+    }
+
+    /// The version that is spoken on the link, while it is up.
+    pub(super) fn version(&self) -> Option<u16> {
+        self.is_up().then_some(self.version)
     }
 
     /// Where to append a frame, unless so much is not sent yet.
@@ -251,10 +259,11 @@ impl Outgoing {
             }
             match decode(&self.answer) {
                 Ok(None) => {}
-                Ok(Some((Frame::Welcome { version: VERSION, instance }, taken)))
-                    if taken == self.answer.len() =>
-                {
-                    self.instance = instance;
+                Ok(Some((
+                    Frame::Welcome { version: version @ MIN_VERSION..=VERSION, instance },
+                    taken,
+                ))) if taken == self.answer.len() => {
+                    (self.version, self.instance) = (version, instance);
                     break;
                 }
                 Ok(Some((Frame::Refused { reason, text }, _))) => {

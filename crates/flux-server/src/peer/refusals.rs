@@ -41,7 +41,8 @@ pub(super) fn text(reason: Refusal, local: &LocalIdentity) -> String {
     let LocalIdentity { cluster, node, .. } = local;
     match reason {
         Refusal::Version => {
-            format!("node-{node:08x} speaks version {} only", flux_proto::peer::VERSION)
+            let (oldest, newest) = (flux_proto::peer::MIN_VERSION, flux_proto::peer::VERSION);
+            format!("node-{node:08x} speaks versions {oldest} to {newest}")
         }
         Refusal::Cluster => format!("node-{node:08x} is of another cluster, {cluster:016x}"),
         Refusal::OtherNode => format!("this is node-{node:08x}"),

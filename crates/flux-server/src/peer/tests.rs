@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 
-use flux_proto::peer::{HELLO_BYTES, VERSION, decode, encode_hello, encode_with};
+use flux_proto::peer::{HELLO_BYTES, MIN_VERSION, VERSION, decode, encode_hello, encode_with};
 use mio::net::TcpListener;
 use mio::{Events, Poll};
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -331,7 +331,7 @@ fn whoever_does_not_belong_is_refused() {
         (Hello { cluster: CLUSTER + 1, ..fine }, Refusal::Cluster),
         (Hello { from: 1, instance: fine.instance + 1, ..fine }, Refusal::SameNode),
         (Hello { to: 3, ..fine }, Refusal::OtherNode),
-        (Hello { min_version: 2, max_version: 3, ..fine }, Refusal::Version),
+        (Hello { min_version: VERSION + 1, max_version: VERSION + 2, ..fine }, Refusal::Version),
         (Hello { kind: LinkKind::Bulk, cluster: 0, ..fine }, Refusal::Cluster),
     ] {
         let mut stream = dial(&one);
@@ -577,6 +577,38 @@ fn junk_ends_a_connection_and_nothing_else() {
         one.events.clear();
     }
     assert_eq!(one.incoming(), 0);
+}
+
+#[test]
+fn a_link_speaks_the_newest_version_that_both_sides_know() {
+    let (one, _two) = pair();
+    assert_eq!((one.peers.version(2), one.peers.version(3)), (Some(VERSION), None));
+
+    // A node of the first version that connects is answered in it.
+    let mut one = Worker::new(1);
+    let mut stream = dial(&one);
+    say_hello(&mut stream, &Hello { max_version: MIN_VERSION, ..hello(2, 1) });
+    let welcome = bytes_of(&Frame::Welcome { version: MIN_VERSION, instance: 99 });
+    let mut answer = vec![0; welcome.len()];
+    run(&mut [&mut one], "the hello is answered", |_| stream.read_exact(&mut answer).is_ok());
+    assert_eq!(answer, welcome);
+
+    // And so is one that is connected to; what it cannot have chosen is no answer.
+    for (version, chosen) in [(MIN_VERSION, Some(MIN_VERSION)), (VERSION + 1, None), (0, None)] {
+        let mut one = Worker::new(1);
+        let listener = listen();
+        one.knows(&[(2, listener.local_addr().unwrap())]);
+        let mut taken = None;
+        run(&mut [&mut one], "the answer is taken", |all| {
+            if let Ok((mut stream, _)) = listener.accept() {
+                let welcome = bytes_of(&Frame::Welcome { version, instance: 99 });
+                stream.write_all(&welcome).unwrap();
+                taken = Some(stream);
+            }
+            all[0].peers.is_up(2) || all[0].peers.outgoing[&2].failures > 0
+        });
+        assert_eq!(one.peers.version(2), chosen);
+    }
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use flux_core::placement::NodeId;
 use flux_log::{Disk, LogError, SnapshotId};
-use flux_proto::peer::{Failure, Frame, LinkKind, SnapshotOffer, VERSION, encode_hello};
+use flux_proto::peer::{
+    Failure, Frame, LinkKind, MIN_VERSION, SnapshotOffer, VERSION, encode_hello,
+};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
@@ -283,7 +285,7 @@ impl Sender {
         encode_hello(&mut bytes, &hello);
         writer.send_bytes(&bytes, self.limits.answer_timeout).await?;
         match reader.next(self.limits.answer_timeout).await? {
-            Frame::Welcome { version: VERSION, .. } => Ok((reader, writer)),
+            Frame::Welcome { version: MIN_VERSION..=VERSION, .. } => Ok((reader, writer)),
             other => Err(Setback::from_answer(&other)),
         }
     }

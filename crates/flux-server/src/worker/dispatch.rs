@@ -243,7 +243,7 @@ impl Dispatch {
             return self.forward(partition, command, ask, waiter);
         }
         let is_write = command.is_write();
-        let waiter = if is_write { waiter } else { self.keep(partition, command, ask, waiter) };
+        let waiter = if is_write { waiter } else { self.keep(partition, command, &ask, waiter) };
         *if is_write { &mut self.tally.writes } else { &mut self.tally.reads } += 1;
         if let Some(error) = &self.refusing
             && is_write
@@ -258,7 +258,7 @@ impl Dispatch {
         let Some(replica) = &mut self.replicas[usize::from(partition.0)] else {
             return Some((waiter, Reply::Error(Error::NotLeader)));
         };
-        let meta = Meta { once: ask.once.as_ref(), trace: None };
+        let meta = Meta { once: ask.once.as_ref(), trace: ask.trace.as_deref() };
         let decided = replica.execute(self.now, command, &meta, waiter);
         let bytes = replica.in_flight_bytes();
         let known = &mut self.in_flight_of[usize::from(partition.0)];

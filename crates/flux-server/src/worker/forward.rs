@@ -157,7 +157,7 @@ impl Forwards {
         let is_write = command.is_write();
         let patience = ask.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
         let deadline = deadline(&ask, now);
-        let ask = Ask { deadline: Some(deadline), ..ask };
+        let (redirects, ask) = (ask.redirect, Ask { deadline: Some(deadline), ..ask });
         let forward = Forward {
             command: bytes,
             is_write,
@@ -168,7 +168,7 @@ impl Forwards {
             maybe_done: false,
         };
         let route = self.routes.entry(partition).or_default();
-        route.redirects |= ask.redirect;
+        route.redirects |= redirects;
         route.waiting.push_back(forward);
         Ok(())
     }

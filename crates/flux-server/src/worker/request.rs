@@ -143,7 +143,7 @@ impl Request<'_> {
             return Some(reply);
         }
         self.connection.sent_to(self.dispatch.shared().owner(partition));
-        self.dispatch.submit(partition, command, self.ask, origin)
+        self.dispatch.submit(partition, command, self.ask.clone(), origin)
     }
 }
 

@@ -308,8 +308,8 @@ impl Worker {
             let mut text = Vec::new();
             let direct = connection.slots.is_empty();
             let out = if direct { &mut connection.output } else { &mut text };
-            let plan = native::plan(&frame, &self.shared, self.dispatch.now, out);
-            let ask = plan.ask();
+            let mut plan = native::plan(&frame, &self.shared, self.dispatch.now, out);
+            let ask = plan.take_ask();
             let mut request = Request { connection, dispatch: &mut self.dispatch, key, ask };
             let waits = match &plan {
                 native::Plan::Done => false,

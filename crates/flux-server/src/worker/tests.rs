@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use flux_core::effect::Changes;
 use flux_core::placement::{NodeId, PlacementMap, ReplicaId};
 use flux_core::replica::{
     Message as RaftMessage, MessageType, Recovery, Replica, SnapshotMeta, Status, encode_message,
@@ -15,7 +16,7 @@ use flux_core::session::Once;
 use flux_core::store::{Memory, Table, TableOptions};
 use flux_core::{Command, Condition, Error, Expiry, PartitionId, Partitions, Reply};
 use flux_log::{Log, LogOptions, SimDisk};
-use flux_proto::peer::{Frame, Request, VERSION, decode, encode};
+use flux_proto::peer::{Frame, Request, TRACES_SINCE, VERSION, decode, encode};
 use tokio::sync::oneshot;
 
 use super::cluster::Cluster;
@@ -218,8 +219,12 @@ impl Bench {
 
     /// Welcomes the link as the process that frames come from.
     fn welcome(&mut self, listener: &TcpListener) -> TcpStream {
+        self.welcome_with(listener, VERSION)
+    }
+
+    fn welcome_with(&mut self, listener: &TcpListener, version: u16) -> TcpStream {
         let (mut stream, _) = listener.accept().expect("the link is being opened");
-        let (mut welcome, version) = (Vec::new(), VERSION);
+        let mut welcome = Vec::new();
         let frame = Frame::Welcome { version, instance: THEIR_INSTANCE };
         encode(&mut welcome, &frame).expect("it fits");
         stream.write_all(&welcome).expect("the other side reads");
@@ -334,7 +339,15 @@ fn what_comes_behind_a_refused_request_is_refused_until_there_is_another_attempt
     let ask = |bench: &mut Bench, attempt: u64, number: u64| {
         let (id, partition) = (attempt << 30 | number, HERE.0);
         let payload = &delete;
-        let request = Request { id, partition, deadline_ms: 0, stale: false, once: None, payload };
+        let request = Request {
+            id,
+            partition,
+            deadline_ms: 0,
+            stale: false,
+            once: None,
+            trace: None,
+            payload,
+        };
         bench.frame(2, &Frame::Request(request));
         bench.turn();
         let (waiter, reply) = bench.dispatch.replies.pop().expect("a reply");
@@ -354,13 +367,77 @@ fn what_comes_behind_a_refused_request_is_refused_until_there_is_another_attempt
 }
 
 #[test]
+fn each_write_of_a_batch_keeps_the_trace_that_it_came_with() {
+    let mut bench = Bench::of(&[ME]);
+    bench.turn();
+    bench.dispatch.replica(HERE).expect("a replica").0.set_capture(true);
+    let mut unnamed = [9; 25];
+    unnamed[16..].fill(0);
+    let traces = [Some([1; 25]), None, Some([2; 25]), Some([2; 25]), Some(unnamed)];
+    for (number, trace) in (1..).zip(&traces) {
+        let ask = Ask { trace: trace.map(Box::new), ..Ask::default() };
+        if number % 2 == 0 {
+            bench.dispatch.execute_for(HERE, &set(), ask, waiter());
+            continue;
+        }
+        // From another node.
+        let mut command = Vec::new();
+        encode_command(&set(), &mut command).expect("it fits");
+        let (partition, trace, payload) = (HERE.0, trace.as_ref(), &command);
+        let (deadline_ms, stale, once) = (0, false, None);
+        let request = Request { id: number, partition, deadline_ms, stale, once, trace, payload };
+        bench.frame(2, &Frame::Request(request));
+    }
+    let read = Ask { trace: Some(Box::new([3; 25])), ..Ask::default() };
+    bench.dispatch.execute_for(HERE, &Command::Get { key: b"k" }, read, waiter());
+    bench.turn();
+    let mut committed = Vec::new();
+    bench.dispatch.replica(HERE).expect("a replica").0.take_committed(&mut committed);
+    let [batch] = &committed[..] else { panic!("{committed:?}") };
+    let changes = Changes::new(&batch.payload).expect("a batch");
+    let told: Vec<_> = changes.map(|change| change.trace.copied()).collect();
+    // An id of zeros, which no client can send, is not believed.
+    let traces = traces.map(|trace| trace.filter(|trace| *trace != unnamed));
+    assert_eq!(told, traces);
+}
+
+#[test]
+fn a_trace_goes_with_a_forwarded_write_where_the_other_node_knows_of_traces() {
+    for (version, known) in [(VERSION, true), (TRACES_SINCE - 1, false)] {
+        let mut bench = Bench::of(&[1, 2, 3]);
+        let listener = bench.link_to(2);
+        let _stream = bench.welcome_with(&listener, version);
+        bench.frame(2, &Frame::BeatReply { sent_us: 1 });
+        // Of the three only that one is reached.
+        let layout = vec![[1, 2, 3].map(NodeId).to_vec(); usize::from(PARTITIONS)];
+        let map = PlacementMap::new(1, 3, &layout).expect("a valid map");
+        let map = Some(Arc::new(map));
+        bench.cluster().topology = Arc::new(Topology { map, ..Topology::default() });
+        let ask = Ask { trace: Some(Box::new([7; 25])), ..Ask::default() };
+        bench.dispatch.execute_for(HERE, &set(), ask, waiter());
+        bench.dispatch.execute_for(HERE, &set(), Ask::default(), waiter());
+        bench.dispatch.send_forwards();
+        let mut traces = Vec::new();
+        let mut sent =
+            &bench.dispatch.peers.as_mut().and_then(|peers| peers.out(2)).expect("it is up")[..];
+        while let Some((frame, taken)) = decode(sent).expect("frames") {
+            if let Frame::Request(request) = frame {
+                traces.push(request.trace.copied());
+            }
+            sent = &sent[taken..];
+        }
+        assert_eq!(traces, [known.then_some([7; 25]), None]);
+    }
+}
+
+#[test]
 fn a_read_that_is_kept_has_no_more_time_when_it_is_forwarded() {
     let mut bench = Bench::of(&[1, 2, 3]);
     let patience = Some(Duration::from_secs(3600));
     let ask = Ask { patience, ..Ask::default() };
     let get = Command::Get { key: b"k".as_slice() };
     let before = Instant::now();
-    let kept = bench.dispatch.keep(HERE, &get, ask, waiter());
+    let kept = bench.dispatch.keep(HERE, &get, &ask, waiter());
     let after = Instant::now();
     let decided = bench.dispatch.unwrap_kept(kept, Reply::Error(Error::NotLeader));
     assert!(decided.is_none(), "it is asked elsewhere");
@@ -408,12 +485,12 @@ fn while_the_disk_is_full_requests_are_answered() {
     let (set, get) = (set(), Command::Get { key: b"k".as_slice() });
     let ask = Ask { redirect: true, ..Ask::default() };
     bench.elect(THERE);
-    bench.dispatch.execute_for(THERE, &set, ask, waiter());
+    bench.dispatch.execute_for(THERE, &set, ask.clone(), waiter());
     bench.take_turn();
     bench.wait_for_sync();
-    bench.dispatch.execute_for(THERE, &get, ask, waiter());
+    bench.dispatch.execute_for(THERE, &get, ask.clone(), waiter());
     bench.get_stuck(HERE);
-    bench.dispatch.execute_for(THERE, &set, ask, waiter());
+    bench.dispatch.execute_for(THERE, &set, ask.clone(), waiter());
     bench.take_turn();
     // The read had come before; the write waits for the one that leadership is handed to.
     assert_eq!(bench.replies(), [Reply::Error(Error::DiskFull)]);
@@ -428,7 +505,7 @@ fn while_the_disk_is_full_requests_are_answered() {
     let none = Error::NoLeader { partition: THERE.0, waited_ms: 5000 };
     assert_eq!(bench.replies(), [Reply::Error(Error::OutcomeUnknown), Reply::Error(none)]);
     let term = bench.status(THERE).term;
-    bench.dispatch.execute_for(THERE, &get, ask, waiter());
+    bench.dispatch.execute_for(THERE, &get, ask.clone(), waiter());
     assert_eq!(bench.replies(), [Reply::Error(Error::NotLeader)]);
     for _ in 0..100 {
         bench.now += TICK;
@@ -473,8 +550,15 @@ fn frames_about_partitions_that_do_not_exist_are_nothing() {
     let mut get = Vec::new();
     encode_command(&Command::Get { key: b"k" }, &mut get).expect("it fits");
     for partition in [PARTITIONS, 16_383, u16::MAX] {
-        let request =
-            |stale| Request { id: 1, partition, deadline_ms: 0, stale, once: None, payload: &get };
+        let request = |stale| Request {
+            id: 1,
+            partition,
+            deadline_ms: 0,
+            stale,
+            once: None,
+            trace: None,
+            payload: &get,
+        };
         let mut vote = Vec::new();
         let message = RaftMessage { from: id(2), to: id(1), term: 1, ..RaftMessage::default() };
         encode_message(&message, &mut vote);

@@ -65,8 +65,7 @@ impl Dispatch {
     fn go_on(&mut self, walk: &mut Walk, origin: Origin) -> Option<Result<(), Error>> {
         loop {
             let Some((partition, command)) = walk.step() else { return Some(Ok(())) };
-            let ask = walk.ask;
-            let age = self.shared().age(partition, self.now).filter(|_| ask.stale);
+            let age = self.shared().age(partition, self.now).filter(|_| walk.ask.stale);
             let here = match age {
                 Some(_) => self.read_stale(partition, &command),
                 None => self.read(partition, &command),
@@ -74,7 +73,10 @@ impl Dispatch {
             let reply = match here {
                 Some(reply) => reply,
                 // Whoever is asked leads, or says that it does not: the answer is not a stale one.
-                None => self.submit(partition, &command, Ask { stale: false, ..ask }, origin)?,
+                None => {
+                    let ask = Ask { stale: false, ..walk.ask.clone() };
+                    self.submit(partition, &command, ask, origin)?
+                }
             };
             if let Err(error) = walk.take(reply, age.unwrap_or(Age::CURRENT)) {
                 return Some(Err(error));

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use flux_core::placement::NodeId;
 use flux_core::session::Once;
 use flux_core::{Command, Error, PartitionId, Reply};
-use flux_proto::peer::{Frame, Request, encode, encode_with};
+use flux_proto::peer::{Frame, Request, TRACES_SINCE, encode, encode_with};
+use flux_proto::trace::TraceContext;
 
 use super::{Cluster, Kept};
 use crate::forward_codec::{decode_command, decode_reply, encode_reply};
@@ -41,11 +42,14 @@ impl Dispatch {
             sequence,
             acked_below,
         });
+        let is_told =
+            |trace: &&[u8; _]| command.is_write() && TraceContext::from_bytes(trace).is_some();
+        let trace = request.trace.filter(is_told).copied().map(Box::new);
         // The sender does not reach every node, and would have this one ask the leader in its stead.
         let passes = request.deadline_ms > 0 && self.can_pass_on(from, partition);
         let patience = passes.then(|| Duration::from_millis(request.deadline_ms.into()));
         let stale = request.stale;
-        let ask = Ask { redirect: !passes, stale, once, patience, ..Ask::default() };
+        let ask = Ask { redirect: !passes, stale, once, trace, patience, deadline: None };
         let owner = self.shared().owner(partition);
         if owner == self.worker() {
             self.execute_for(partition, &command, ask, waiter);
@@ -151,7 +155,7 @@ impl Dispatch {
         &mut self,
         partition: PartitionId,
         command: &Command<&[u8]>,
-        ask: Ask,
+        ask: &Ask,
         waiter: Waiter,
     ) -> Waiter {
         let Some(cluster) = self.cluster.as_mut().filter(|_| !ask.redirect) else { return waiter };
@@ -160,7 +164,7 @@ impl Dispatch {
             return waiter;
         }
         let command = Box::new(command.to_owned());
-        let ask = Ask { deadline: Some(deadline(&ask, Instant::now())), ..ask };
+        let ask = Ask { deadline: Some(deadline(ask, Instant::now())), ..ask.clone() };
         cluster.keep(Kept::Read { partition, command, ask, waiter })
     }
 
@@ -238,6 +242,7 @@ impl Dispatch {
             let Some(node) = cluster.forwards.node(partition, leader, &candidates) else {
                 continue;
             };
+            let traces = peers.version(node).is_some_and(|version| version >= TRACES_SINCE);
             cluster.forwards.send(partition, |id, forward| {
                 let Some(out) = peers.out(node) else { return false };
                 let passed_on = matches!(forward.waiter, Waiter::Peer { .. });
@@ -248,6 +253,7 @@ impl Dispatch {
                     deadline_ms: if may_pass_on { forward.left_ms(now) } else { 0 },
                     stale: forward.ask.stale,
                     once: forward.ask.once.map(|one| (one.session, one.sequence, one.acked_below)),
+                    trace: forward.ask.trace.as_deref().filter(|_| traces),
                     payload: &forward.command,
                 };
                 encode(out, &Frame::Request(request)).is_ok()

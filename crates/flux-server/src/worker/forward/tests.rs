@@ -211,7 +211,7 @@ fn what_waits_for_a_hand_over_is_sent_back_and_the_rest_is_sent_on() {
     let command = Command::Get { key: b"k".as_slice() };
     let asked_by = |id| Waiter::Peer(PeerRequest { node: 9, instance: 1, id });
     let redirect = Ask { redirect: true, ..Ask::default() };
-    forwards.add(HERE, &command, redirect, asked_by(1), now).expect("there is room");
+    forwards.add(HERE, &command, redirect.clone(), asked_by(1), now).expect("there is room");
     add(&mut forwards, "k", true, now);
     forwards.add(HERE, &command, redirect, asked_by(2), now).expect("there is room");
     let back = forwards.take_redirects(HERE);
