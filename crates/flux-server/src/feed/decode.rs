@@ -44,19 +44,8 @@ pub(super) fn events(partition: u16, entry: &Arc<Committed>) -> Result<Vec<Event
             previous_value: change.previous_value.map(|value| bytes.slice_ref(value)),
             expires_at_ms,
             committed_at_ms,
-            trace: change.trace.map(trace_context),
+            trace: change.trace.and_then(TraceContext::from_bytes),
         }
     });
     Ok(events.collect())
-}
-
-/// The log has a trace as its ids and flags, one after the other.
-fn trace_context(trace: &[u8; 25]) -> TraceContext {
-    let (ids, flags) = trace.split_at(24);
-    let (id, span) = ids.split_at(16);
-    TraceContext {
-        trace: id.try_into().expect("16 bytes"),
-        span: span.try_into().expect("8 bytes"),
-        flags: flags[0],
-    }
 }
