@@ -27,8 +27,8 @@ const MAX_WAITING: usize = 256;
 pub(super) enum Read {
     /// Entries with changes, dense, beginning with the one that holds `after + 1`.
     Entries(Arc<[Older]>),
-    /// The log does not have `after + 1`.
-    Missing,
+    /// The log does not have `after + 1`. It goes on behind this revision, if it has later ones.
+    Missing { until: Option<Revision> },
 }
 
 struct Question {
@@ -95,6 +95,8 @@ struct Search {
     history: History,
     entries: Vec<Older>,
     found_bytes: usize,
+    /// Behind this the log goes on after a hole.
+    hole_until: Option<Revision>,
     answer: oneshot::Sender<Result<Read, String>>,
 }
 
@@ -194,6 +196,7 @@ impl Search {
             history: History::new(0),
             entries: Vec::new(),
             found_bytes: 0,
+            hole_until: None,
             answer,
         }
     }
@@ -236,6 +239,7 @@ impl Search {
                 continue;
             }
             if entry.first > expected {
+                self.hole_until = Some(entry.first - 1);
                 return true;
             }
             self.found_bytes += entry.payload.len();
@@ -248,10 +252,10 @@ impl Search {
     }
 
     fn finish(self) {
-        let Search { entries, answer, .. } = self;
+        let Search { entries, hole_until, answer, .. } = self;
         // Who asked may have given up.
         let _ = answer.send(Ok(match entries.is_empty() {
-            true => Read::Missing,
+            true => Read::Missing { until: hole_until },
             false => Read::Entries(entries.into()),
         }));
     }

@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::elsewhere::Fetches;
+
 /// For so long changes are kept in memory, and what is needed of the log, after somebody has read last.
 pub(super) const INTEREST_US: u64 = 60_000_000;
 /// Readers of the log whose places are remembered. One that is forgotten only looks longer for its own.
@@ -27,8 +29,8 @@ struct ReadTo {
     revision: Revision,
     /// The entry that holds it. What comes behind is still needed.
     index: u64,
-    /// The batch of the log that what comes next is in, or a later one.
-    lsn: Lsn,
+    /// The batch of the log that what comes next is in, or a later one, if that is known.
+    lsn: Option<Lsn>,
     until_us: u64,
 }
 
@@ -56,6 +58,8 @@ pub(crate) struct PartitionFeed {
     places: Mutex<Vec<ReadTo>>,
     /// What was read back from the log last: its readers take it in smaller parts.
     older: Mutex<Option<Arc<[Older]>>>,
+    /// What other nodes are asked for, because the log here does not have it.
+    pub(super) fetches: Fetches,
     /// The entry that was read last, as events.
     decoded: Mutex<Option<(u64, Arc<[Event]>)>>,
 }
@@ -83,6 +87,7 @@ impl PartitionFeed {
         *self.ring.lock() = None;
         *self.decoded.lock() = None;
         *self.older.lock() = None;
+        self.fetches.clear();
     }
 
     /// Takes what was applied, up to the entry that is `at` now. Where that is not what follows, the
@@ -181,8 +186,9 @@ impl PartitionFeed {
         *self.older.lock() = Some(older);
     }
 
-    /// Remembers that a reader of the log that was at `before` is now at `at`, the log's batch of which is `lsn`.
-    pub(super) fn move_place(&self, before: Revision, at: Cursor, lsn: Lsn, now_us: u64) {
+    /// Remembers that a reader of the log that was at `before` is now at `at`, the log's batch of which is
+    /// `lsn`, if it is known.
+    pub(super) fn move_place(&self, before: Revision, at: Cursor, lsn: Option<Lsn>, now_us: u64) {
         self.end_place(before);
         let mut places = self.places.lock();
         places.retain(|one| one.until_us > now_us);
@@ -204,7 +210,7 @@ impl PartitionFeed {
     /// Where a reader finds in the log what comes after a revision, if one has come to it.
     pub(super) fn place_of(&self, after: Revision) -> Option<Lsn> {
         let places = self.places.lock();
-        places.iter().find(|one| one.revision == after).map(|one| one.lsn)
+        places.iter().find(|one| one.revision == after).and_then(|one| one.lsn)
     }
 
     /// Lets those who wait look again.

@@ -44,7 +44,7 @@ impl Rig {
         let routes = Arc::new(Fixed::default());
         let watches = Watches::new(
             Arc::clone(&feed) as Arc<dyn Feed>,
-            Arc::clone(&routes) as Arc<dyn Routes>,
+            (Arc::clone(&routes) as Arc<dyn Routes>, Arc::default()),
             CLUSTER,
             (20, room),
             Arc::default(),
@@ -79,7 +79,14 @@ fn prefix(text: &str) -> Keys {
 
 fn wanted(keys: Keys, begin: Begin) -> Wanted {
     let keep_alive = Duration::from_secs(10);
-    Wanted { keys, begin, partitions: Vec::new(), here_only: false, keep_alive }
+    Wanted {
+        keys,
+        begin,
+        partitions: Vec::new(),
+        here_only: false,
+        own_log_only: false,
+        keep_alive,
+    }
 }
 
 fn token(shown: &Shown) -> Begin {
