@@ -63,6 +63,9 @@ pub struct Limit {
     pub bytes: usize,
     /// Only what a power cut of this node cannot undo. For a reader that cannot take an event back.
     pub synced: bool,
+    /// Only what this node has itself: no other node is asked for what its log lacks. For a reader that is
+    /// another node, so that none asks on behalf of one that asks.
+    pub here_only: bool,
 }
 
 /// Why a feed cannot be read.
@@ -74,6 +77,10 @@ pub enum FeedError {
     /// The table was replaced during a walk over its rows.
     #[error("the rows changed as a whole: the gap must begin anew")]
     Restart,
+    /// What comes next is not in this node's log. Other nodes are asked for it, or one that has it is waited
+    /// for: read again soon.
+    #[error("what comes next is looked for at other nodes")]
+    Later,
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,

@@ -49,6 +49,7 @@ struct State {
     /// How often the table was replaced.
     generation: u32,
     cursor: Place,
+    is_elsewhere: bool,
     has_left: bool,
 }
 
@@ -116,6 +117,11 @@ impl MemoryFeed {
         self.change(partition, |state| state.generation += 1);
     }
 
+    /// While it is so, what there is of a partition is only at other nodes, which are still being asked.
+    pub fn look_elsewhere(&self, partition: u16, is_so: bool) {
+        self.change(partition, |state| state.is_elsewhere = is_so);
+    }
+
     /// The replica leaves: nothing of the partition can be read any more.
     pub fn leave(&self, partition: u16) {
         self.change(partition, |state| state.has_left = true);
@@ -177,7 +183,10 @@ impl MemoryFeed {
             // What changes after the look below must wake this.
             let mut changed = pin!(here.changed.notified());
             changed.as_mut().enable();
-            let chunk = self.look(partition, |state| Ok(state.after(after, limit)))?;
+            let chunk = self.look(partition, |state| match state.is_elsewhere {
+                true if after < state.newest => Err(FeedError::Later),
+                _ => Ok(state.after(after, limit)),
+            })?;
             match chunk {
                 Some(Chunk::Gap(gap)) => return Ok(Chunk::Gap(Gap { partition, term, ..gap })),
                 Some(changes) => return Ok(changes),

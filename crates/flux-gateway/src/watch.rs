@@ -139,6 +139,7 @@ fn request(input: WatchInput, headers: &HeaderMap) -> Result<wire::WatchRequest,
         from,
         partitions: Vec::new(),
         here_only: false,
+        own_log_only: false,
         keep_alive_ms: KEEP_ALIVE.as_millis() as u32,
     })
 }

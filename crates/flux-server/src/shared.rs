@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::clock;
 use crate::cluster::Topology;
 use crate::config::Settings;
-use crate::feed::PartitionFeed;
+use crate::feed::{Nodes, PartitionFeed};
 use crate::mailbox::{Ask, Mailbox, Message, Waiter};
 use crate::resp::Session;
 use crate::stats::Stats;
@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     /// Connections open now, on the data port.
     pub(crate) connections: AtomicUsize,
     pub(crate) next_connection: AtomicU64,
+    /// Connections to the gRPC servers of the other nodes.
+    pub(crate) nodes: Arc<Nodes>,
     /// Watches open now.
     pub(crate) watchers: Arc<AtomicUsize>,
     /// The sessions of all RESP connections, by number.
@@ -199,6 +201,21 @@ impl Shared {
         }
         // The worker drops the sender only when it ends before the batch is decided.
         receiver.await.unwrap_or(Reply::Error(Error::OutcomeUnknown))
+    }
+
+    /// What tells the node's cluster from any other one, in the tokens of watches. Of a node alone, what tells
+    /// its data directory.
+    pub(crate) fn token_cluster(&self) -> u64 {
+        let alone = || {
+            // FNV-1a.
+            let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            self.node_id.bytes().fold(0xcbf2_9ce4_8422_2325, mix)
+        };
+        let topology = self.cluster.as_ref().map(|seat| Arc::clone(&seat.topology.read()));
+        let id = topology.and_then(|topology| {
+            topology.cluster_id.or(topology.map.as_ref().map(|map| map.cluster_id))
+        });
+        id.unwrap_or_else(alone)
     }
 
     /// Keys in all partitions.

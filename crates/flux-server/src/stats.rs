@@ -64,6 +64,7 @@ stats! {
     log_sync_microseconds: "Time spent in syncs of the log, in microseconds.",
     snapshots: "Snapshots written.",
     feed_gaps: "Times that changes were gone before a follower had read them.",
+    feed_remote_changes: "Changes that followers got from other nodes, because the log here does not go back so far.",
     feed_log_reads: "Times that changes were read back from the log.",
     feed_log_read_bytes: "Bytes of changes read back from the log.",
     watch_events: "Messages given to watchers.",

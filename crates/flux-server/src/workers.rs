@@ -155,6 +155,7 @@ fn shared(
         started: Instant::now(),
         connections: AtomicUsize::new(0),
         next_connection: AtomicU64::new(1),
+        nodes: Arc::default(),
         watchers: Arc::default(),
         clients: Default::default(),
         log_bytes: AtomicU64::new(0),

@@ -160,7 +160,7 @@ fn report(
     writeln!(
         out,
         "{} operations, {} messages ({} lost), {} terms, {} naps, {} snapshots installed, {} nodes replaced, \
-         {} events\n{} changes at the broker and {} repeats, {} gaps with {} rows",
+         {} events\n{} changes at the broker and {} repeats, {} read from other nodes, {} gaps with {} rows",
         totals.operations,
         totals.messages,
         totals.lost,
@@ -171,6 +171,7 @@ fn report(
         totals.events,
         totals.feed.changes - totals.feed.repeats,
         totals.feed.repeats,
+        totals.elsewhere,
         totals.feed.gaps,
         totals.feed.rows
     )?;

@@ -59,6 +59,8 @@ pub enum Plant {
     SnapshotWithoutCursor,
     /// The log is trimmed though the broker does not have what is in it.
     TrimIgnoresCursor,
+    /// What the log lacks is told as a gap, and nobody else is asked for it.
+    GapWithoutAsking,
     /// The values that stand for what is lost in a gap are left out.
     GapWithoutRows,
     /// Among those values are such that were written after the gap.
@@ -90,6 +92,7 @@ impl Plant {
             | Plant::LogReadKeepsReplaced
             | Plant::SnapshotWithoutCursor
             | Plant::TrimIgnoresCursor
+            | Plant::GapWithoutAsking
             | Plant::GapWithoutRows
             | Plant::RowsOfLaterVersions
             | Plant::AckBeforeWrite

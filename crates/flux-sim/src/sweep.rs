@@ -122,6 +122,7 @@ impl Summary {
         totals.replaced += outcome.replaced;
         totals.naps += outcome.naps;
         totals.gaps += outcome.gaps;
+        totals.elsewhere += outcome.elsewhere;
         totals.feed += outcome.feed;
         for (fault, count) in outcome.faults {
             *totals.faults.entry(fault).or_default() += count;

@@ -83,6 +83,7 @@ plants! {
     log_read_keeps_replaced: LogReadKeepsReplaced breaks &[Promise::FeedTrue];
     snapshot_without_cursor: SnapshotWithoutCursor breaks &[Promise::EqualTables, Promise::GapNeeded];
     trim_ignores_cursor: TrimIgnoresCursor breaks &[Promise::GapNeeded];
+    gap_without_asking: GapWithoutAsking breaks &[Promise::GapNeeded];
     gap_without_rows: GapWithoutRows breaks &[Promise::FeedComplete];
     rows_of_later_versions: RowsOfLaterVersions breaks &[Promise::FeedTrue];
     ack_before_write: AckBeforeWrite breaks &[Promise::FeedComplete, Promise::FeedOrdered];

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 
-const ALL: Limit = Limit { events: usize::MAX, bytes: usize::MAX, synced: false };
+const ALL: Limit = Limit { events: usize::MAX, bytes: usize::MAX, synced: false, here_only: false };
 const SYNCED: Limit = Limit { synced: true, ..ALL };
 
 fn feed() -> MemoryFeed {
@@ -98,7 +98,11 @@ fn a_read_takes_what_its_limit_allows_and_always_one() {
     let feed = feed();
     fill(&feed, 1..=9);
     let read = |after, events, bytes| {
-        revisions(ready(feed.read(0, after, Limit { events, bytes, synced: false })))
+        revisions(ready(feed.read(
+            0,
+            after,
+            Limit { events, bytes, synced: false, here_only: false },
+        )))
     };
     assert_eq!(read(0, 100, 100), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     assert_eq!(read(4, 3, 100), [5, 6, 7]);

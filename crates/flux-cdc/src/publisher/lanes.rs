@@ -206,6 +206,12 @@ impl LaneTask {
                     }
                 }
                 Err(FeedError::Stopping) => return,
+                Err(FeedError::Later) => {
+                    failures = 0;
+                    if !pause(READ_AGAIN.first, &mut stopping).await {
+                        return;
+                    }
+                }
                 // A replica that leaves is not led any more, which ends this task.
                 Err(error) => {
                     if matches!(error, FeedError::Log(_)) {
@@ -228,7 +234,7 @@ impl LaneTask {
     async fn read(&mut self, want: &Want) -> Result<Read, FeedError> {
         let shared = self.shared.clone();
         let events = shared.config.batch_max_events;
-        let mut limit = Limit { events, bytes: MAX_MESSAGE_BYTES, synced: true };
+        let mut limit = Limit { events, bytes: MAX_MESSAGE_BYTES, synced: true, here_only: false };
         loop {
             let read = match want {
                 Want::Read { after } => {
@@ -280,8 +286,8 @@ impl LaneTask {
                     partition = gap.partition,
                     lost_from = gap.lost.start(),
                     lost_to = gap.lost.end(),
-                    "changes are lost to the broker, which gets the current values instead: the log \
-                     was kept up to cdc_retention_bytes"
+                    "changes are lost to the broker, which gets the current values instead: no log has \
+                     them, kept up to cdc_retention_bytes"
                 );
                 self.lane.gap(gap);
             }

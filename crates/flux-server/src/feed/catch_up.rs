@@ -27,8 +27,8 @@ const MAX_WAITING: usize = 256;
 pub(super) enum Read {
     /// Entries with changes, dense, beginning with the one that holds `after + 1`.
     Entries(Arc<[Older]>),
-    /// The log does not have `after + 1`.
-    Missing,
+    /// The log does not have `after + 1`. It goes on behind this revision, if it has later ones.
+    Missing { until: Option<Revision> },
 }
 
 /// How often a search begins again because the log was trimmed meanwhile, which is seldom and then no wonder.
@@ -102,6 +102,8 @@ struct Search {
     trims: u32,
     /// Why it ends before it has all that it looks for.
     error: Option<String>,
+    /// Behind this the log goes on after a hole.
+    hole_until: Option<Revision>,
     answer: oneshot::Sender<Result<Read, String>>,
 }
 
@@ -202,6 +204,7 @@ impl Search {
             found_bytes: 0,
             trims: 0,
             error: None,
+            hole_until: None,
             answer,
         }
     }
@@ -266,6 +269,7 @@ impl Search {
                 continue;
             }
             if entry.first > expected {
+                self.hole_until = Some(entry.first - 1);
                 return true;
             }
             self.found_bytes += entry.payload.len();
@@ -284,11 +288,11 @@ impl Search {
     }
 
     fn finish(self) {
-        let Search { entries, error, answer, .. } = self;
+        let Search { entries, error, hole_until, answer, .. } = self;
         // Who asked may have given up.
         let _ = answer.send(match (entries.is_empty(), error) {
             (false, _) => Ok(Read::Entries(entries.into())),
-            (true, None) => Ok(Read::Missing),
+            (true, None) => Ok(Read::Missing { until: hole_until }),
             (true, Some(error)) => Err(error),
         });
     }

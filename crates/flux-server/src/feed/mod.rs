@@ -1,11 +1,13 @@
 //! The node's committed changes, for those who follow them: the publisher and watchers.
 //!
-//! What is recent comes from memory, what is older from the log on disk, and what is nowhere any more is a
-//! gap, with the current values in its place. Nothing here decides what is committed or puts anything into the
+//! What is recent comes from memory, what is older from the log on disk, what the log here does not have from
+//! another node's, and what is nowhere any more is a gap, with the current values in its place. Nothing here decides what is committed or puts anything into the
 //! log: the worker does, see `worker/captured.rs`.
 
 mod catch_up;
 mod decode;
+mod elsewhere;
+mod nodes;
 mod partition;
 pub(crate) mod publish;
 pub(crate) mod report;
@@ -25,6 +27,8 @@ use flux_proto::event::{Event, Gap, Place};
 use tokio::sync::watch::Receiver;
 
 use catch_up::CatchUp;
+use elsewhere::{Answer, Elsewhere, NodeOthers};
+pub(crate) use nodes::Nodes;
 use partition::Older;
 pub(crate) use partition::PartitionFeed;
 
@@ -44,6 +48,16 @@ pub(crate) struct NodeFeed {
     shared: Arc<Shared>,
     /// By worker.
     logs: Vec<CatchUp>,
+    elsewhere: Elsewhere,
+}
+
+/// What of the log here comes behind a revision.
+enum Own {
+    Entries(Arc<[Older]>),
+    /// It does not have that. What comes behind this revision it has, if that is known.
+    Missing {
+        until: Option<u64>,
+    },
 }
 
 impl NodeFeed {
@@ -51,7 +65,8 @@ impl NodeFeed {
     pub(crate) fn start(shared: &Arc<Shared>, readers: Vec<LogReader>) -> io::Result<NodeFeed> {
         let start = |(worker, reader)| CatchUp::start(worker, reader, Arc::clone(shared));
         let logs = (0..).zip(readers).map(start).collect::<io::Result<_>>()?;
-        Ok(NodeFeed { shared: Arc::clone(shared), logs })
+        let elsewhere = Elsewhere::new(Arc::new(NodeOthers(Arc::clone(shared))));
+        Ok(NodeFeed { shared: Arc::clone(shared), logs, elsewhere })
     }
 
     fn view(&self, partition: u16) -> Result<&PartitionView, FeedError> {
@@ -80,10 +95,24 @@ impl NodeFeed {
             Some(RingRead::Older { .. }) | None if applied.revision <= after => return Ok(None),
             Some(RingRead::Older { .. }) | None => {}
         }
-        let Some(older) = self.older(view, partition, after).await? else {
-            self.shared.stats.feed_gaps.add(1);
-            // With less than this the gap would hold nothing.
-            return Ok((at.revision > after).then(|| Chunk::Gap(self.gap(partition, after, at))));
+        // A gap of less than this would hold nothing.
+        if at.revision <= after {
+            return Ok(None);
+        }
+        let (place, fetches) = ((partition, after, at.revision), &view.feed.fetches);
+        if !limit.here_only
+            && let Some(answer) = self.elsewhere.go_on(fetches, place, limit).await
+        {
+            return self.looked_for_elsewhere(view, place, at, answer).map(Some);
+        }
+        let older = match self.own(view, partition, after).await? {
+            Own::Entries(older) => older,
+            Own::Missing { until } if !limit.here_only => {
+                let until = until.unwrap_or(applied.revision);
+                let answer = self.elsewhere.begin(fetches, place, until, limit).await;
+                return self.looked_for_elsewhere(view, place, at, answer).map(Some);
+            }
+            Own::Missing { .. } => return Ok(Some(Chunk::Gap(self.gap(partition, after, at)))),
         };
         let entries = older.iter().map(|one| &one.entry);
         let chunk = self.chunk(partition, after, at.revision, limit, entries)?;
@@ -95,15 +124,46 @@ impl NodeFeed {
         Ok(chunk)
     }
 
-    /// Entries of the log from the one with the next revision on; none if the log does not have it.
-    async fn older(
+    /// What other nodes have of what is not here.
+    fn looked_for_elsewhere(
+        &self,
+        view: &PartitionView,
+        (partition, after, _): (u16, u64, u64),
+        at: Cursor,
+        answer: Answer,
+    ) -> Result<Chunk, FeedError> {
+        let events = match answer {
+            Answer::Changes(events) => events,
+            Answer::Later => return Err(FeedError::Later),
+            Answer::Nobody => {
+                self.shared.stats.feed_gaps.add(1);
+                return Ok(Chunk::Gap(self.gap(partition, after, at)));
+            }
+        };
+        self.shared.stats.feed_remote_changes.add(events.len() as u64);
+        let revision = events.last().map_or(after, |last| last.revision);
+        // Other nodes do not say which entry of the log holds a change. The index of a place says from where
+        // on the log is needed, nothing else: cursors and places are compared by revision, a cursor with an
+        // index that is too low has every replica keep more than it must, within retention, until the next
+        // one moves past what came from elsewhere. So any lower bound will do, and the index of the cursor
+        // that the group has is one for all revisions behind it.
+        let known = view.feed.cursor();
+        let index = if known.revision <= after { known.index } else { 0 };
+        let through = Place { revision, index };
+        // The log here must still have what follows when this reader comes to it.
+        view.feed.move_place(after, cursor(through), None, monotonic_us());
+        Ok(Chunk::Changes { events, through })
+    }
+
+    /// Entries of the log here from the one with the next revision on.
+    async fn own(
         &self,
         view: &PartitionView,
         partition: u16,
         after: u64,
-    ) -> Result<Option<Arc<[Older]>>, FeedError> {
+    ) -> Result<Own, FeedError> {
         if let Some(older) = view.feed.read_before(after) {
-            return Ok(Some(older));
+            return Ok(Own::Entries(older));
         }
         let log = &self.logs[usize::from(self.shared.owner(PartitionId(partition)))];
         let share = self.shared.settings.cdc_memory_bytes as usize / self.shared.views.len();
@@ -113,9 +173,9 @@ impl NodeFeed {
         match read.ok_or_else(|| self.reader_ended())? {
             Ok(catch_up::Read::Entries(older)) => {
                 view.feed.keep_read(Arc::clone(&older));
-                Ok(Some(older))
+                Ok(Own::Entries(older))
             }
-            Ok(catch_up::Read::Missing) => Ok(None),
+            Ok(catch_up::Read::Missing { until }) => Ok(Own::Missing { until }),
             Err(error) => Err(FeedError::Log(error)),
         }
     }
@@ -218,6 +278,7 @@ impl Feed for NodeFeed {
                 // From here on what grows is heard of.
                 grown.as_mut().enable();
                 feed.want(monotonic_us());
+                feed.fetches.sweep();
                 if let Some(chunk) = self.next(partition, after, limit).await? {
                     return Ok(chunk);
                 }

@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::elsewhere::Fetches;
+
 /// For so long changes are kept in memory, and what is needed of the log, after somebody has read last.
 pub(super) const INTEREST_US: u64 = 60_000_000;
 /// Readers of the log whose places are remembered. For one that is forgotten no log is kept, and it looks longer
@@ -58,6 +60,8 @@ pub(crate) struct PartitionFeed {
     places: Mutex<Vec<ReadTo>>,
     /// What was read back from the log last: its readers take it in smaller parts.
     older: Mutex<Option<Arc<[Older]>>>,
+    /// What other nodes are asked for, because the log here does not have it.
+    pub(super) fetches: Fetches,
     /// The entry that was read last, as events.
     decoded: Mutex<Option<(u64, Arc<[Event]>)>>,
     /// One of these was of use since they were last looked after.
@@ -87,6 +91,7 @@ impl PartitionFeed {
         *self.ring.lock() = None;
         *self.decoded.lock() = None;
         *self.older.lock() = None;
+        self.fetches.clear();
     }
 
     /// Lets go of what was read and nobody came for. To be called from time to time.

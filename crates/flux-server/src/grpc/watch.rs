@@ -18,7 +18,7 @@ use wire::watch_response::Kind;
 
 use super::{invalid, status};
 use crate::feed::watch::{
-    Begin, Ended, Keys, NodeRoutes, Refused, Room, Shown, Wanted, Watches, Watching, What,
+    Begin, Ended, Keys, NodeRoutes, Refused, Room, Routes, Shown, Wanted, Watches, Watching, What,
 };
 use crate::shared::Shared;
 
@@ -38,21 +38,8 @@ pub(super) fn watches(
     let room = Room { bytes: shared.settings.watch_buffer as usize, items: MAX_WAITING };
     let limits = (shared.settings.max_watches, room);
     let (open, stats) = (Arc::clone(&shared.watchers), Arc::clone(&shared.stats));
-    Watches::new(feed, routes, cluster(shared), limits, open, stats, stopping)
-}
-
-/// What tells the node's cluster from any other one. Of a node alone, what tells its data directory.
-fn cluster(shared: &Shared) -> u64 {
-    let alone = || {
-        // FNV-1a.
-        let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        shared.node_id.bytes().fold(0xcbf2_9ce4_8422_2325, mix)
-    };
-    let topology = shared.cluster.as_ref().map(|seat| Arc::clone(&seat.topology.read()));
-    let id = topology.and_then(|topology| {
-        topology.cluster_id.or(topology.map.as_ref().map(|map| map.cluster_id))
-    });
-    id.unwrap_or_else(alone)
+    let elsewhere = (routes as Arc<dyn Routes>, Arc::clone(&shared.nodes));
+    Watches::new(feed, elsewhere, shared.token_cluster(), limits, open, stats, stopping)
 }
 
 /// Begins a watch.
@@ -66,7 +53,8 @@ pub(super) fn open(watches: &Watches, request: wire::WatchRequest) -> Result<Mes
 
 fn wanted(request: wire::WatchRequest) -> Result<Wanted, Status> {
     use wire::watch_request::{From, Keys as Asked};
-    let wire::WatchRequest { keys, from, partitions, here_only, keep_alive_ms } = request;
+    let wire::WatchRequest { keys, from, partitions, here_only, keep_alive_ms, own_log_only } =
+        request;
     let keys = match keys {
         Some(Asked::Key(key)) if key.is_empty() => return Err(invalid("key must not be empty")),
         Some(Asked::Key(key) | Asked::Prefix(key)) if key.len() > MAX_KEY_BYTES => {
@@ -95,7 +83,7 @@ fn wanted(request: wire::WatchRequest) -> Result<Wanted, Status> {
         }
     };
     let keep_alive = Duration::from_millis(u64::from(keep_alive_ms));
-    Ok(Wanted { keys, begin, partitions, here_only, keep_alive })
+    Ok(Wanted { keys, begin, partitions, here_only, own_log_only, keep_alive })
 }
 
 /// A watch as the messages of its stream.

@@ -19,7 +19,7 @@ use crate::config::{Fsync, Settings};
 use crate::feed::NodeFeed;
 use crate::workers::Workers;
 
-const ALL: Limit = Limit { events: 1000, bytes: 64 * 1024, synced: false };
+const ALL: Limit = Limit { events: 1000, bytes: 64 * 1024, synced: false, here_only: false };
 
 /// One that applies what it reads, from the first change on.
 #[derive(Debug, Default)]
@@ -158,7 +158,9 @@ async fn all_changes_are_there_from_the_first_on_until_they_are_confirmed() {
     let settings = publishing(2);
     let workers = start(&machine, &settings).expect("started");
     let mut model = write(workers.shared(), Model::default(), 1, 600).await;
-    for limit in [ALL, Limit { events: 1, ..ALL }, Limit { events: 7, bytes: 1, synced: true }] {
+    for limit in
+        [ALL, Limit { events: 1, ..ALL }, Limit { events: 7, bytes: 1, synced: true, ..ALL }]
+    {
         for follower in follow_all(&workers, limit).await {
             assert_eq!(follower.gaps, [], "nothing may be lost");
             assert_eq!(follower.events as u64, follower.at);

@@ -293,6 +293,7 @@ fn shared(mailbox: Arc<Mailbox>) -> Shared {
         started: Instant::now(),
         connections: Default::default(),
         next_connection: Default::default(),
+        nodes: Arc::default(),
         watchers: Default::default(),
         clients: Default::default(),
         log_bytes: Default::default(),

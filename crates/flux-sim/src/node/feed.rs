@@ -1,10 +1,11 @@
-//! A node's changes on their way to the broker: what is recent from memory, what is older from the log, and
-//! the current values of what is nowhere any more; and back, how far the broker has confirmed them.
+//! A node's changes on their way to the broker: what is recent from memory, what is older from the log, what the
+//! log lacks from other nodes, and the current values of what is nowhere any more; and back, how far the broker has confirmed them.
 //!
 //! As in `flux-server`'s `feed` and `worker/captured.rs`, and `flux-cdc`'s publisher, around the real ring, the
 //! real reader of the log and the real lane. It acts in the process's turns, where the server has threads.
 
 mod decode;
+mod elsewhere;
 mod older;
 
 use std::sync::Arc;
@@ -16,8 +17,10 @@ use flux_core::replica::{Now, Replica};
 use flux_log::LogReader;
 use flux_proto::event::{Event, Gap, Place};
 
+pub use self::elsewhere::{Answered, Asked, TIMEOUT_US};
+use self::elsewhere::{Fetch, Fetched, Others};
 use self::older::Older;
-use super::{Hosted, Options, Output, Process, Waiter};
+use super::{Hosted, Options, Output, Process, Surroundings, Waiter};
 use crate::plan::MS;
 use crate::plant::Plant;
 
@@ -83,6 +86,8 @@ pub(super) struct PartitionFeed {
     place: Option<(Cursor, u64)>,
     /// What was read back from the log last.
     older: Vec<Older>,
+    /// What other nodes are asked for.
+    fetch: Option<Fetch>,
     publishing: Option<Publishing>,
 }
 
@@ -104,6 +109,8 @@ pub(super) struct Link {
     not_before_us: u64,
     failures: u32,
     next_tag: u64,
+    /// Questions to other nodes so far.
+    asked: u64,
     ticks: u64,
 }
 
@@ -190,6 +197,9 @@ impl Hosted {
     fn tick_feed(&mut self, options: &Options, now: Now) {
         let (replica, feed) = (&mut self.replica, &mut self.feed);
         feed.unconfirmed = replica.cursor().needs(applied(replica));
+        if !replica.leads() {
+            feed.fetch = None;
+        }
         let wanted = feed.wanted_until_us > now.us;
         if wanted != replica.captures() {
             replica.set_capture(wanted);
@@ -221,6 +231,7 @@ impl Hosted {
         after: u64,
         options: &Options,
         now: Now,
+        elsewhere: Option<&mut Asking<'_>>,
     ) -> Result<Option<Chunk>, String> {
         self.feed.wanted_until_us = now.us + INTEREST_US;
         let Some(at) = self.view.place() else { return Ok(None) };
@@ -234,7 +245,8 @@ impl Hosted {
             Some(RingRead::Older { .. }) | None if at.revision <= after => return Ok(None),
             Some(RingRead::Older { .. }) | None => {}
         }
-        if !self.feed.has_read(after) {
+        self.feed.fetch.take_if(|fetch| !fetch.goes_on(after));
+        if self.feed.fetch.is_none() && !self.feed.has_read(after) {
             let from = self.feed.place.filter(|(at, _)| at.revision == after).map(|(_, lsn)| lsn);
             let question = older::Question {
                 partition: self.replica.partition().0,
@@ -246,12 +258,27 @@ impl Hosted {
             };
             self.feed.older = question.answer(reader).map_err(|error| error.to_string())?;
         }
-        let older = std::mem::take(&mut self.feed.older);
+        let older = match self.feed.fetch {
+            Some(_) => Vec::new(),
+            None => std::mem::take(&mut self.feed.older),
+        };
         if older.is_empty() {
+            if at.revision <= after {
+                return Ok(None);
+            }
+            // What a lane sends beside what it may is not looked for elsewhere.
+            let Some(elsewhere) = elsewhere else { return Ok(None) };
+            match self.look_elsewhere(after, options, now, elsewhere) {
+                Fetched::Changes(events) => {
+                    return Ok(self.chunk_from_elsewhere(after, up_to, options, events));
+                }
+                Fetched::Later => return Ok(None),
+                Fetched::Nobody => self.feed.fetch = None,
+            }
             let term = self.feed.publishing.as_ref().map_or(0, |one| one.term);
             let partition = self.replica.partition().0;
             let gap = Gap { partition, lost: after + 1..=at.revision, at: place(at), term };
-            return Ok((at.revision > after).then_some(Chunk::Gap(gap)));
+            return Ok(Some(Chunk::Gap(gap)));
         }
         let chunk = self.chunk(after, up_to, options, older.iter().map(|one| &one.entry));
         if let Ok(Some(Chunk::Changes { through, .. })) = &chunk
@@ -261,6 +288,22 @@ impl Hosted {
         }
         self.feed.older = older;
         chunk
+    }
+
+    /// What other nodes have of what is not here.
+    fn look_elsewhere(
+        &mut self,
+        after: u64,
+        options: &Options,
+        now: Now,
+        Asking { others, numbers, out }: &mut Asking<'_>,
+    ) -> Fetched {
+        if options.has(Plant::GapWithoutAsking) {
+            return Fetched::Nobody;
+        }
+        let partition = self.replica.partition().0;
+        let fetch = self.feed.fetch.get_or_insert_with(|| Fetch::new(after));
+        fetch.step(partition, after, *others, numbers, now, out)
     }
 
     /// The changes behind `after`, up to a revision and the limit of a message.
@@ -293,6 +336,13 @@ impl Hosted {
             _ => Ok(chunk_of(events, through)),
         }
     }
+}
+
+/// How other nodes are asked.
+struct Asking<'a> {
+    others: Others<'a>,
+    numbers: &'a mut u64,
+    out: &'a mut Output,
 }
 
 fn chunk_of(events: Vec<Event>, through: Place) -> Option<Chunk> {
@@ -389,7 +439,8 @@ impl Process {
     }
 
     /// Reads what lanes want and sends what they have, as far as that goes.
-    pub(super) fn step_feeds(&mut self, now: Now, out: &mut Output) {
+    pub(super) fn step_feeds(&mut self, around: Surroundings<'_>, out: &mut Output) {
+        let Surroundings { now, targets, nodes, .. } = around;
         if !self.options.publishes {
             return;
         }
@@ -400,7 +451,9 @@ impl Process {
         }
         let reader = self.log.reader();
         for hosted in self.hosted.values_mut() {
-            hosted.fill_lane(&reader, &self.options, now, out);
+            let others = Others { me: self.options.node, targets, nodes };
+            let mut asking = Asking { others, numbers: &mut self.link.asked, out };
+            hosted.fill_lane(&reader, &self.options, now, &mut asking);
             hosted.send(&mut self.link, &reader, &self.options, now, out);
         }
     }
@@ -408,7 +461,13 @@ impl Process {
 
 impl Hosted {
     /// Reads what the lane wants until it has a message, or there is nothing.
-    fn fill_lane(&mut self, reader: &LogReader, options: &Options, now: Now, out: &mut Output) {
+    fn fill_lane(
+        &mut self,
+        reader: &LogReader,
+        options: &Options,
+        now: Now,
+        asking: &mut Asking<'_>,
+    ) {
         loop {
             let Some(publishing) = &mut self.feed.publishing else { return };
             if publishing.not_before_us > now.us {
@@ -425,7 +484,8 @@ impl Hosted {
                     }
                 }
                 Some(Want::Read { after }) => {
-                    let read = self.read(reader, after, options, now);
+                    let read = self.read(reader, after, options, now, Some(asking));
+                    let out = &mut *asking.out;
                     let Some(publishing) = &mut self.feed.publishing else { return };
                     match read {
                         Ok(None) => return,
@@ -483,7 +543,7 @@ impl Hosted {
         }
         if options.has(Plant::NextBeforeConfirm)
             && let Ok(Some(Chunk::Changes { events, .. })) =
-                self.read(reader, through, options, now)
+                self.read(reader, through, options, now, None)
         {
             link.next_tag += 1;
             let next = flux_cdc::Message::Changes(events);

@@ -27,7 +27,7 @@ use crate::plan::Plan;
 use crate::plant::Plant;
 
 pub use boot::BootError;
-pub use feed::{Outcome, Outgoing, Told};
+pub use feed::{Answered, Asked, Outcome, Outgoing, TIMEOUT_US, Told};
 pub use peers::Frame;
 
 /// Whom a reply is for: a request of a client.
@@ -62,6 +62,8 @@ pub enum Work {
     BrokerLost(u64),
     /// What became of a message, by its connection and its number there.
     BrokerAnswers(u64, u64, Outcome),
+    /// What comes of a question for changes to another node, by its number.
+    ElsewhereAnswers(u64, Answered),
 }
 
 /// A snapshot on its way.
@@ -103,6 +105,8 @@ pub struct Output {
     pub connects: bool,
     /// Messages for the broker, in this order.
     pub publications: Vec<Outgoing>,
+    /// Questions to other nodes for changes that the log here lacks.
+    pub asked: Vec<Asked>,
     /// Gaps that the broker is to be told of.
     pub gaps: Vec<Told>,
     /// Log went that a reader still needed.

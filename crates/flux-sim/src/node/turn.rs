@@ -73,7 +73,7 @@ impl Process {
                 self.remove(partition)?;
             }
         }
-        self.step_feeds(around.now, out);
+        self.step_feeds(around, out);
         self.step_snapshot(out)?;
         self.begin_sync(around.sync_early, out);
         self.flush_frames(around.now, out);
@@ -113,6 +113,7 @@ impl Process {
             Work::BrokerAnswers(session, tag, outcome) => {
                 self.broker_answers(session, tag, outcome, now);
             }
+            Work::ElsewhereAnswers(number, answered) => self.elsewhere_answers(number, answered),
             Work::Transfer(partition, to) => {
                 if let Some(hosted) = self.hosted.get_mut(&partition)
                     && let Some(to) = to.or_else(|| hosted.replica.heir())

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use flux_proto::event::read_json_body;
 
 use super::{Event, World};
-use crate::check::{Promise, Violation, feed};
-use crate::node::{Outcome, Outgoing, Told, Work};
+use crate::check::{Promise, Violation};
+use crate::node::{Outcome, Outgoing, Work};
 use crate::plan::{Fault, MS};
 
 /// Of a thousand messages so many are refused, so many answers never come, and so many come late.
@@ -157,15 +157,6 @@ impl World {
             self.say(format_args!("the broker is well"));
         }
         (self.broker.is_up, self.broker.is_bound) = (true, true);
-    }
-
-    /// A node tells of a gap.
-    pub(super) fn observe_gap(&mut self, host: usize, told: &Told) {
-        self.outcome.gaps += 1;
-        let released = self.hosts[host].released;
-        if let Err(violation) = feed::is_needed(&told.gap, told.start, released, &self.reference) {
-            self.violated(violation);
-        }
     }
 
     /// Looks at how far a host's replica says that changes are passed on, and at the memory that they take.

@@ -6,6 +6,7 @@
 mod broker;
 mod clients;
 mod consumer;
+mod elsewhere;
 mod faults;
 mod host;
 mod links;
@@ -27,13 +28,16 @@ use crate::check::{Promise, Violation};
 use crate::client::{Client, Request, Response};
 use crate::clock::NodeClock;
 use crate::network::Network;
-use crate::node::{Frame, Options, Outgoing, Output, Process, SnapshotParcel, Surroundings, Work};
+use crate::node::{
+    Asked, Frame, Options, Outgoing, Output, Process, SnapshotParcel, Surroundings, Work,
+};
 use crate::plan::{Fault, MS, Plan};
 use crate::plant::Plant;
 use crate::random::Random;
 use crate::trace::Trace;
 use broker::Broker;
 use consumer::Consumer;
+use elsewhere::Failed;
 use host::Host;
 use links::Link;
 use queue::Queue;
@@ -81,7 +85,9 @@ enum Event {
     Replace(u32),
     /// A message reaches the broker.
     Published(Outgoing),
-    /// What the broker says reaches a process.
+    /// A process's question has come to a host; when it was asked.
+    Asked(usize, u64, usize, Asked, u64),
+    /// What the broker or another node says reaches a process.
     BrokerSays(usize, u64, Work),
     BrokerRecovers,
     Consume,
@@ -123,6 +129,8 @@ pub struct Outcome {
     pub feed: Counts,
     /// Gaps that nodes told of.
     pub gaps: u64,
+    /// Changes that a node had which another one's log lacked.
+    pub elsewhere: u64,
 }
 
 /// A run under way.
@@ -143,6 +151,8 @@ pub struct World {
     broker: Broker,
     consumer: Consumer,
     feed: Feed,
+    /// Questions that came to nothing, by who asked, for what, and whom.
+    failed_asks: BTreeMap<(u64, u16, u64, u32), Failed>,
     /// The voters that each partition should have.
     targets: Vec<Vec<u64>>,
     /// The epoch of the map that has them.
@@ -194,6 +204,7 @@ impl World {
             broker: Broker::default(),
             consumer: Consumer::default(),
             feed: Feed::default(),
+            failed_asks: BTreeMap::new(),
             targets: Vec::new(),
             epoch: 0,
             next_sequence: 1,
@@ -305,6 +316,9 @@ impl World {
             Event::Replace(node) => self.replace(node),
             Event::Published(outgoing) => self.published(&outgoing),
             Event::BrokerSays(host, process, work) => self.for_process(host, process, work),
+            Event::Asked(host, process, target, asked, since_us) => {
+                self.asked((host, process), target, asked, since_us);
+            }
             Event::BrokerRecovers => self.broker_recovers(),
             Event::Consume => self.consume(),
             Event::ConsumerStarts => self.start_consumer(),
@@ -459,7 +473,10 @@ impl World {
         }
         self.hosts[host].released |= output.released;
         for told in &output.gaps {
-            self.observe_gap(host, told);
+            self.observe_gap(host, number, told);
+        }
+        for asked in output.asked {
+            self.ask_elsewhere(host, number, asked);
         }
         if output.connects {
             self.connect(host, number);

@@ -18,8 +18,10 @@ use super::keys::{Index, Keys};
 use super::outlet::{Outlet, Why};
 use super::route::{Route, Routes};
 
-/// What is read at once, for all or for one.
-pub(super) const CHUNK: Limit = Limit { events: 1024, bytes: 256 << 10, synced: false };
+/// What is read at once, for all or for one. For all only what this node has: who falls so far behind that it
+/// has not reads by itself.
+pub(super) const CHUNK: Limit =
+    Limit { events: 1024, bytes: 256 << 10, synced: false, here_only: true };
 /// How often it is looked whether this node is still the place to read a partition.
 const ROUTE_CHECK: Duration = Duration::from_millis(500);
 
@@ -30,6 +32,8 @@ pub(super) struct Seat {
     pub(super) keys: Keys,
     /// Stays whether another node may be better or not.
     pub(super) stays: bool,
+    /// Nothing that other nodes are asked for.
+    pub(super) own_log_only: bool,
     pub(super) outlet: Arc<Outlet>,
 }
 
@@ -184,7 +188,7 @@ impl Hub {
                 channel.show(partition, events, through.revision);
                 return channel.pump.is_some().then_some(through.revision);
             }
-            Ok(Chunk::Gap(_)) => Why::Behind,
+            Ok(Chunk::Gap(_)) | Err(FeedError::Later) => Why::Behind,
             Err(FeedError::NotHere | FeedError::Restart) => Why::Elsewhere,
             Err(FeedError::Stopping) => Why::Stopping,
             Err(FeedError::Log(error)) => Why::Failed(error),

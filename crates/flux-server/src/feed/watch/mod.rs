@@ -43,8 +43,8 @@ pub(crate) use outlet::Room;
 use outlet::{Outlet, Place, Taken};
 pub(crate) use route::{NodeRoutes, Routes};
 use session::Session;
-use upstream::Nodes;
 
+use super::nodes::Nodes;
 use crate::stats::Stats;
 
 /// From where a watcher wants to see changes.
@@ -66,6 +66,8 @@ pub(crate) struct Wanted {
     pub(crate) partitions: Vec<u32>,
     /// Never at another node.
     pub(crate) here_only: bool,
+    /// Nothing that other nodes are asked for because the log here lacks it.
+    pub(crate) own_log_only: bool,
     /// After so much silence it is told that the watch goes on.
     pub(crate) keep_alive: Duration,
 }
@@ -135,7 +137,7 @@ impl Watches {
     /// so.
     pub(crate) fn new(
         feed: Arc<dyn Feed>,
-        routes: Arc<dyn Routes>,
+        (routes, nodes): (Arc<dyn Routes>, Arc<Nodes>),
         cluster: u64,
         (most, room): (usize, Room),
         open: Arc<AtomicUsize>,
@@ -147,7 +149,7 @@ impl Watches {
         Watches {
             hub: Arc::new(Hub::new(feed, Arc::clone(&routes))),
             routes,
-            nodes: Arc::default(),
+            nodes,
             cluster,
             partitions,
             places: Arc::new(Semaphore::new(most)),
@@ -167,7 +169,13 @@ impl Watches {
         let partitions: Vec<u16> = places.iter().map(|(partition, _)| *partition).collect();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let outlet = Arc::new(Outlet::new(self.room, places));
-        let seat = Seat { id, keys: wanted.keys, stays: wanted.here_only, outlet };
+        let seat = Seat {
+            id,
+            keys: wanted.keys,
+            stays: wanted.here_only,
+            own_log_only: wanted.own_log_only,
+            outlet,
+        };
         let session = Session {
             hub: Arc::clone(&self.hub),
             routes: Arc::clone(&self.routes),

@@ -8,7 +8,7 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use flux_cdc::{Chunk, FeedError, RowMark};
+use flux_cdc::{Chunk, FeedError, Limit, RowMark};
 use flux_proto::event::{Gap, Record};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,7 +19,8 @@ use super::hub::{CHUNK, Hub, Join, Seat, show};
 use super::keys::Keys;
 use super::outlet::{Place, Why};
 use super::route::{Route, Routes};
-use super::upstream::{Lost, Nodes, follow};
+use super::upstream::{Lost, follow};
+use crate::feed::nodes::Nodes;
 
 /// A watcher that had no room must have caught up within this time.
 const SLOW: Duration = Duration::from_secs(10);
@@ -275,6 +276,15 @@ impl Course {
                 self.is_well(partition);
                 self.behind.push_front(partition);
             }
+            // No trouble of this node's: however long it takes, the feed says when there is nothing to
+            // wait for. The watcher's other partitions go on meanwhile.
+            Err(FeedError::Later) => {
+                let now = Instant::now();
+                let trouble = Trouble { since: now, attempts: 0, retry_at: Some(now + RETRY) };
+                // There was room for what would have come.
+                self.slow_since = None;
+                self.troubles.insert(partition, trouble);
+            }
             Err(FeedError::Stopping) => return Some(Ended::Stopping),
             Err(FeedError::NotHere | FeedError::Restart) if self.session.seat.stays => {
                 return Some(Ended::NotHere);
@@ -310,7 +320,8 @@ async fn next_changes(
     if hub.join(partition, seat, &Join::After(after))? {
         return Ok(Step::Joined);
     }
-    match hub.feed().read(partition, after, CHUNK).await? {
+    let limit = Limit { here_only: seat.own_log_only, ..CHUNK };
+    match hub.feed().read(partition, after, limit).await? {
         Chunk::Changes { events, through } => {
             let through = through.revision;
             if hub.join(partition, seat, &Join::Behind { events: &events, through })? {

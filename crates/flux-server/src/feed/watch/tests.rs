@@ -44,7 +44,7 @@ impl Rig {
         let routes = Arc::new(Fixed::default());
         let watches = Watches::new(
             Arc::clone(&feed) as Arc<dyn Feed>,
-            Arc::clone(&routes) as Arc<dyn Routes>,
+            (Arc::clone(&routes) as Arc<dyn Routes>, Arc::default()),
             CLUSTER,
             (20, room),
             Arc::default(),
@@ -79,7 +79,14 @@ fn prefix(text: &str) -> Keys {
 
 fn wanted(keys: Keys, begin: Begin) -> Wanted {
     let keep_alive = Duration::from_secs(10);
-    Wanted { keys, begin, partitions: Vec::new(), here_only: false, keep_alive }
+    Wanted {
+        keys,
+        begin,
+        partitions: Vec::new(),
+        here_only: false,
+        own_log_only: false,
+        keep_alive,
+    }
 }
 
 fn token(shown: &Shown) -> Begin {
@@ -257,6 +264,34 @@ async fn what_is_kept_nowhere_is_a_gap_with_the_current_values() {
     }
     rig.set("k", "5");
     assert_eq!(resumed.words().await, "set k=5 @7");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_looked_for_at_other_nodes_holds_up_no_other_partition() {
+    let rig = Rig::new(2, ROOM);
+    let here = rig.watches.partitions.of(b"b1").0;
+    let key = (0..).map(|number| format!("a{number}"));
+    let away = { key }.find(|key| rig.watches.partitions.of(key.as_bytes()).0 != here);
+    let away = away.expect("some key is of the other partition");
+    rig.set(&away, "1");
+    rig.set("b1", "1");
+    rig.feed.look_elsewhere(1 - here, true);
+    let positions = vec![(0, 0), (1, 0)];
+    let mut watching =
+        rig.open(prefix(""), Begin::Token(Token { cluster: CLUSTER, positions }.encode().into()));
+    assert_eq!(watching.words().await, "started");
+    assert_eq!(watching.words().await, "set b1=1 @1");
+    let began = Instant::now();
+    for revision in 2..=100 {
+        rig.set("b1", "2");
+        let asked = Instant::now();
+        assert_eq!(watching.words().await, format!("set b1=2 @{revision}"));
+        assert_eq!(asked.elapsed(), Duration::ZERO, "it waits for the other partition");
+        tokio::time::sleep(Duration::from_millis(900)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(60), "longer than any trouble may last");
+    rig.feed.look_elsewhere(1 - here, false);
+    assert_eq!(watching.words().await, format!("set {away}=1 @1"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,6 @@
 //! Watching partitions at another node, for a watcher of this one. Which node that is, and what comes after
 //! it ends, is the session's to say.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,59 +9,19 @@ use flux_proto::Code;
 use flux_proto::event::Token;
 use flux_proto::grpc::CODE_TRAILER;
 use flux_proto::grpc::kv_v1 as wire;
-use flux_proto::grpc::kv_v1::kv_client::KvClient;
 use flux_proto::grpc::watch::record_of;
-use flux_proto::native::MAX_FRAME_BYTES;
-use parking_lot::Mutex;
 use tokio::time::{Duration, timeout};
-use tonic::transport::{Channel, Endpoint};
 use wire::watch_response::Kind;
 
 use super::hub::Seat;
 use super::keys::Keys;
 use super::outlet::Place;
+use crate::feed::nodes::Nodes;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A connection whose other end says nothing is asked after this time, and given up after the next.
-const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// The other node says at least so often that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// A node that has been silent for so long is given up.
 const SILENCE: Duration = Duration::from_secs(6);
-/// What may be under way to one watcher; a watcher that is slow holds up the other node with it.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// The same for all watchers together: so much that those who are slow hold up nobody else.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-
-/// Connections to the other nodes: one to each that was ever asked, as many as the cluster has.
-#[derive(Debug, Default)]
-pub(super) struct Nodes {
-    channels: Mutex<HashMap<SocketAddr, Channel>>,
-}
-
-impl Nodes {
-    fn channel(&self, to: SocketAddr) -> Option<Channel> {
-        let mut channels = self.channels.lock();
-        if let Some(known) = channels.get(&to) {
-            return Some(known.clone());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{to}")).ok()?;
-        let channel = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_INTERVAL)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .connect_lazy();
-        channels.insert(to, channel.clone());
-        Some(channel)
-    }
-}
-
-/// The largest message: a change may have the value before it, too.
-const MAX_MESSAGE_BYTES: usize = 2 * MAX_FRAME_BYTES;
-
 /// How watching at another node came to its end.
 #[derive(Debug)]
 pub(super) struct Lost {
@@ -82,9 +41,8 @@ pub(super) async fn follow(
     partitions: Vec<u16>,
 ) -> Lost {
     let mut lost = Lost { partitions, was_under_way: false, is_too_slow: false };
-    let Some(channel) = nodes.channel(to) else { return lost };
+    let Some(mut client) = nodes.client(to) else { return lost };
     let request = request(&seat, cluster, &lost.partitions);
-    let mut client = KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let asked = timeout(SILENCE, client.watch(request)).await;
     let mut stream = match asked {
         Ok(Ok(response)) => response.into_inner(),
@@ -152,6 +110,8 @@ fn request(seat: &Seat, cluster: u64, partitions: &[u16]) -> wire::WatchRequest 
         from,
         partitions: partitions.iter().copied().map(u32::from).collect(),
         here_only: true,
+        // It asks the others for what its log lacks: this one does not, for a partition that it has not got.
+        own_log_only: false,
         keep_alive_ms: KEEP_ALIVE.as_millis() as u32,
     }
 }
