@@ -390,7 +390,8 @@ async fn a_killed_broker_costs_neither_changes_nor_memory() {
         broker.run_again().await;
         world.catches_up().await;
     }
-    assert_eq!(log.count("WARN", Trouble::Unreachable), 2, "{}", log.text());
+    // The second one is told unless it is over soon, and so soon after the first.
+    assert!((1..=2).contains(&log.count("WARN", Trouble::Unreachable)), "{}", log.text());
     queue.reconnect(&broker.url()).await;
     let all = queue.drain().await;
     for partition in 0..8 {
