@@ -99,7 +99,8 @@ class Published:
         self.wait_until_told(kind)
         assert kind in changes.report(self.node)["troubles"]
         assert f'flux_cdc_trouble{{kind="{kind}"}} 1' in self.node.metrics()
-        behind = self.lag()
+        behind = self.written - self.replay.kinds["set"]
+        servers.wait_until(lambda: self.lag() == behind, "it knows how far behind it is")
         self.write(200)
         assert self.lag() == behind + 200
         servers.wait_until(lambda: changes.metric(self.node, "cdc_lag_seconds") >= 1, "it grows old")

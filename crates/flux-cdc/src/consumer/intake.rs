@@ -43,6 +43,7 @@ pub struct Intake {
     ledger: Ledger,
     lines: Vec<u8>,
     counts: Counts,
+    repeats: Vec<(u16, u64)>,
     /// Deliveries that are not acknowledged, in the order of their tags; false: not yet all lines.
     unsettled: VecDeque<(u64, bool)>,
     /// What is ahead, by partition.
@@ -71,6 +72,7 @@ impl Intake {
             ledger,
             lines: Vec::new(),
             counts: Counts::default(),
+            repeats: Vec::new(),
             unsettled: VecDeque::new(),
             ahead: BTreeMap::new(),
             patience,
@@ -100,6 +102,11 @@ impl Intake {
         self.counts
     }
 
+    /// The partitions and revisions that the delivery taken last had again.
+    pub fn repeats(&self) -> &[(u16, u64)] {
+        &self.repeats
+    }
+
     /// Deliveries that are not acknowledged.
     pub fn unsettled(&self) -> usize {
         self.unsettled.len()
@@ -111,6 +118,7 @@ impl Intake {
     /// [`EventError`] where the body holds no records. The delivery is then none of this intake's any
     /// more.
     pub fn take(&mut self, tag: u64, body: &[u8], now: Instant) -> Result<(), EventError> {
+        self.repeats.clear();
         let records = read_json_body(body)?;
         self.unsettled.push_back((tag, false));
         self.advance(tag, records.into(), now);
@@ -200,8 +208,7 @@ impl Intake {
                 Verdict::Ahead { .. } => return,
                 Verdict::Repeat => {
                     self.counts.repeats += 1;
-                    let (partition, revision) = (record.partition(), record.revision());
-                    tracing::debug!(partition, revision, "a repeat is dropped");
+                    self.repeats.push((record.partition(), record.revision()));
                 }
                 Verdict::Fresh => {
                     self.ledger.note(record);

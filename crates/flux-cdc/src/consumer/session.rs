@@ -146,7 +146,11 @@ impl Session<'_> {
 
     async fn take(&mut self, delivery: Delivery, subscription: &Subscription) {
         let tag = delivery.delivery_tag;
-        let Err(error) = self.intake.take(tag, &delivery.data, Instant::now()) else { return };
+        let taken = self.intake.take(tag, &delivery.data, Instant::now());
+        for &(partition, revision) in self.intake.repeats() {
+            tracing::debug!(partition, revision, "a repeat is dropped");
+        }
+        let Err(error) = taken else { return };
         self.report.unreadable += 1;
         if self.report.unreadable <= MOST_NAMED {
             let id = delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
