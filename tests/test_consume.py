@@ -664,6 +664,7 @@ def test_the_python_example_is_a_correct_consumer(broker, tmp_path):
         rows = [("key:1", "newest", 318), ("key:5", "five", 317)]
         first, second = gap(1, 314, 320, rows, term=3), gap(1, 314, 320, rows, term=4)
         older = [put(1, 314, "key:1", "old"), put(1, 315, "key:6", "gone"), end(1, 316, "key:1")]
+        older += [put(1, 317, "key:5", "five"), put(1, 318, "key:1", "newest")]
         publisher.publish(*first[:2], older[0], *second[:2], *older[1:], *first[2:], *second[2:])
         publisher.publish(put(1, 321, "key:7", "seven"))
         servers.wait_until(lambda: seen()[0] == (1, 321, None), "the gaps", 30)

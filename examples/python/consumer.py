@@ -5,8 +5,8 @@ db = sqlite3.connect("copy.db")
 db.execute("CREATE TABLE IF NOT EXISTS copy (key BLOB PRIMARY KEY, value, version, partition, gap)")
 db.execute("CREATE TABLE IF NOT EXISTS seen (partition INTEGER PRIMARY KEY, revision, gap)")
 
-def order(gap):  # the newer one of two gaps of a partition has the higher revision, or else term
-    return [int(number) for number in gap.split("/")[1:]] if gap else [0, 0]
+def order(gap):  # term and revision: the newer one of two gaps of a partition has the higher term, or else revision
+    return [int(number) for number in gap.split("/")[:0:-1]] if gap else [0, 0]
 
 def apply(event):
     partition, revision, gap, phase = (event.get(f) for f in ("partition", "revision", "gap", "phase"))
@@ -23,9 +23,9 @@ def apply(event):
         decode = base64.b64decode if event.get("encoding") else str.encode
         key, value = decode(event["key"]), event["value"] and decode(event["value"])
         db.execute("INSERT INTO copy VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET value = ?2, version = ?3,"
-                   " gap = ?5 WHERE version <= ?3", [key, value, revision, partition, gap])
+                   " gap = ifnull(?5, gap) WHERE version <= ?3", [key, value, revision, partition, gap])
         db.execute("DELETE FROM copy WHERE key = ? AND value IS NULL", [key])  # it was deleted
-    stays = phase != "end" and (gap or revision < order(in_gap)[0])  # in a gap
+    stays = phase != "end" and (gap or revision < order(in_gap)[1])  # in a gap
     new = [partition, last if gap and stays else revision, gap or in_gap if stays else None]
     db.execute("REPLACE INTO seen VALUES (?, ?, ?)", new)
 

@@ -194,7 +194,8 @@ impl LaneTask {
                     self.shared.troubles.end(Trouble::Unreadable, partition);
                     let (count, bytes) = read.size();
                     let max_events = self.shared.config.batch_max_events;
-                    if count < max_events && bytes < MAX_MESSAGE_BYTES / 2 {
+                    let is_chunk = matches!(read, Read::Chunk(_));
+                    if is_chunk && count < max_events && bytes < MAX_MESSAGE_BYTES / 2 {
                         gathers_until = Instant::now() + GATHERING;
                     }
                     self.take(read);

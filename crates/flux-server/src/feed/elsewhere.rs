@@ -22,7 +22,7 @@ use flux_core::placement::NodeId;
 use flux_proto::event::Event;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Duration, Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 pub(super) use remote::NodeOthers;
 
@@ -31,12 +31,13 @@ const MAX_STREAMS: usize = 64;
 /// Places in one partition that are remembered.
 const MAX_FETCHES: usize = 64;
 /// For so long a reader is kept before it is told to come again, so that it can see to other partitions.
-const TURN: Duration = Duration::from_millis(250);
+const TURN: Duration = Duration::from_millis(100);
 /// How long a node may look for the first change: it may have to read much of its log.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stream under way may bring nothing, although all that is asked for is committed.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A place that nobody reads on from is forgotten, and its stream closed.
+/// A place that nobody reads on from has its stream closed, and is forgotten after [`WAIT`] besides: until then it
+/// is known since when somebody is waited for.
 const IDLE: Duration = Duration::from_secs(20);
 /// How long a node that does not answer is waited for.
 const WAIT: Duration = Duration::from_secs(60);
@@ -150,9 +151,8 @@ impl Fetches {
     /// Closes what nobody has read from for a while.
     pub(super) fn sweep(&self) {
         let mut all = self.0.lock();
-        if !all.is_empty() {
-            all.retain(|one| one.read_at.elapsed() < IDLE);
-        }
+        all.retain(|one| one.read_at.elapsed() < WAIT + IDLE);
+        all.iter_mut().filter(|one| one.read_at.elapsed() >= IDLE).for_each(Fetch::close);
     }
 
     pub(super) fn clear(&self) {
@@ -234,8 +234,8 @@ impl Elsewhere {
                 return Answer::Changes(fetch.first(up_to, limit));
             }
             match &mut fetch.phase {
-                Phase::Due(at) => {
-                    sleep_until(*at).await;
+                Phase::Due(at) if *at > Instant::now() => return Answer::Later,
+                Phase::Due(_) => {
                     let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
                         return Answer::Later;
                     };
@@ -302,6 +302,14 @@ impl Fetch {
             rounds: 0,
             read_at: now,
         }
+    }
+
+    /// Ends what is under way. What was received comes anew.
+    fn close(&mut self) {
+        if !matches!(self.phase, Phase::Due(_)) {
+            self.phase = Phase::Due(Instant::now());
+        }
+        self.received = VecDeque::new();
     }
 
     /// Up to here everything was received.

@@ -1,8 +1,8 @@
 //! The node's committed changes, for those who follow them: the publisher and watchers.
 //!
 //! What is recent comes from memory, what is older from the log on disk, what the log here does not have from
-//! another node's, and what is nowhere any more is a gap, with the current values in its place. Nothing here decides what is committed or puts anything into the
-//! log: the worker does, see `worker/captured.rs`.
+//! another node's, and what is nowhere any more is a gap, with the current values in its place. Nothing here
+//! decides what is committed or puts anything into the log: the worker does, see `worker/captured.rs`.
 
 mod catch_up;
 mod decode;

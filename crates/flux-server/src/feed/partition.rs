@@ -100,6 +100,7 @@ impl PartitionFeed {
             *self.decoded.lock() = None;
             *self.older.lock() = None;
         }
+        self.fetches.sweep();
     }
 
     /// Takes what was applied, up to the entry that is `at` now. Where that is not what follows, the

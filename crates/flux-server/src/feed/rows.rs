@@ -13,8 +13,8 @@ use crate::shared::PartitionView;
 /// Entries that are looked at between two looks at the limit.
 const STEP_ENTRIES: usize = 64;
 
-/// Steps of a page at the most: others want to get on, too, where there are few rows among many entries.
-const MAX_STEPS: usize = 16;
+/// Entries that are looked at for a page, about: others want to get on, too, where few of many are rows.
+const MAX_ENTRIES: usize = 1024;
 
 /// A mark holds a position, and in the bits above it how often the table had been replaced.
 const POSITION_BITS: u32 = 32;
@@ -39,14 +39,14 @@ pub(super) fn page(
         at = Position(mark as u32);
     }
     let (mut events, mut bytes): (Vec<Event>, usize) = (Vec::new(), 0);
-    let (mut next, mut steps) = (Some(at), 0);
+    let (mut next, mut looked) = (Some(at), 0);
     while let Some(position) = next
-        && steps < MAX_STEPS
+        && looked < MAX_ENTRIES
         && events.len() < limit.events.max(1)
         && bytes < limit.bytes.max(1)
     {
-        steps += 1;
         next = view.table.scan(position, STEP_ENTRIES.min(limit.events.max(1)), |entry| {
+            looked += 1;
             if entry.version <= gap.at.revision {
                 bytes += entry.key.len() + entry.value.len();
                 events.push(row(gap.partition, &entry));

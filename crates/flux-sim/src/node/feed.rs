@@ -1,5 +1,6 @@
 //! A node's changes on their way to the broker: what is recent from memory, what is older from the log, what the
-//! log lacks from other nodes, and the current values of what is nowhere any more; and back, how far the broker has confirmed them.
+//! log lacks from other nodes, and the current values of what is nowhere any more; and back, how far the broker
+//! has confirmed them.
 //!
 //! As in `flux-server`'s `feed` and `worker/captured.rs`, and `flux-cdc`'s publisher, around the real ring, the
 //! real reader of the log and the real lane. It acts in the process's turns, where the server has threads.

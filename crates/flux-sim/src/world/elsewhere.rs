@@ -16,6 +16,9 @@ pub(super) struct Failed {
     last_us: u64,
     /// The node was to have a replica, as the one that asked had it.
     holds: bool,
+    /// It answered that it has nothing. It may have got a replica since, and with that back what its log has of an
+    /// earlier one.
+    lacked: bool,
 }
 
 impl World {
@@ -46,12 +49,15 @@ impl World {
         {
             let answered = other.own_changes(asked.partition, asked.after);
             let is_sure = !matches!(answered, Answered::Silent);
+            if matches!(answered, Answered::Lacks) {
+                self.failed_to_ask(host, process, asked, true);
+            }
             if let Answered::Has(events) = &answered {
                 self.outcome.elsewhere += events.len() as u64;
             }
             if let Some(at) = self.network.send(self.now_us, target, host)[0] {
                 if !is_sure || at >= since_us + TIMEOUT_US {
-                    self.failed_to_ask(host, process, asked);
+                    self.failed_to_ask(host, process, asked, false);
                 }
                 let work = Work::ElsewhereAnswers(asked.number, answered);
                 self.queue.push(at, Event::BrokerSays(host, process, work));
@@ -63,7 +69,7 @@ impl World {
 
     /// A question or its answer is lost: who asked learns it from the connection, or from nobody.
     fn fails_to_answer(&mut self, host: usize, process: u64, asked: Asked) {
-        self.failed_to_ask(host, process, asked);
+        self.failed_to_ask(host, process, asked, false);
         if self.random.per_mille(800) {
             let at = self.now_us + self.random.between(MS, 100 * MS);
             let work = Work::ElsewhereAnswers(asked.number, Answered::Silent);
@@ -71,12 +77,13 @@ impl World {
         }
     }
 
-    fn failed_to_ask(&mut self, host: usize, process: u64, asked: Asked) {
+    fn failed_to_ask(&mut self, host: usize, process: u64, asked: Asked, lacks: bool) {
         let now_us = self.now_us;
         let place = (process, asked.partition, asked.after, asked.to);
-        let first = Failed { first_us: now_us, last_us: now_us, holds: asked.holds };
+        let first = Failed { first_us: now_us, last_us: now_us, holds: asked.holds, lacked: false };
         let failed = self.failed_asks.entry(place).or_insert(first);
         (failed.last_us, failed.holds) = (now_us, asked.holds);
+        failed.lacked |= lacks;
         self.say(format_args!("h{host} asks {} for p{} in vain", asked.to, asked.partition));
     }
 
@@ -104,7 +111,7 @@ impl World {
             }
             let failed = self.failed_asks.get(&(process, partition, after, other.node));
             let is_excused = failed.is_some_and(|failed| {
-                !failed.holds || failed.last_us - failed.first_us >= LEAST_WAIT_US
+                failed.lacked || !failed.holds || failed.last_us - failed.first_us >= LEAST_WAIT_US
             });
             if !is_excused {
                 let evidence =

@@ -82,8 +82,9 @@ impl Replay {
         }
     }
 
+    /// Whether the change is in what is here, or older.
     fn has_newer(&self, event: &Event) -> bool {
-        self.table.get(&event.key).is_some_and(|entry| entry.version > event.revision)
+        self.table.get(&event.key).is_some_and(|entry| entry.version >= event.revision)
     }
 
     fn apply(&mut self, event: Event, gap: u64) {
@@ -235,12 +236,14 @@ mod tests {
              begin 3 9
              row 1 a 7 9
              row 2 b 8 9
+             row 3 d 4 9
              set a 3
+             set d 4
              delete b
-             set c 5
-             end 2 9",
+             set c 6
+             end 3 9",
         );
-        assert_eq!(keys(&replayed), ["a 7", "b 8"]);
+        assert_eq!(keys(&replayed), ["a 7", "b 8", "d 4"]);
         assert_eq!(replayed.irregular, [""; 0]);
     }
 

@@ -270,6 +270,29 @@ async fn a_reader_that_is_cancelled_asks_for_nothing_twice() {
     assert_eq!(rig.asked(), [(1, 0), (2, 0)]);
 }
 
+/// One of many partitions, say, or one whose other rows take long.
+#[tokio::test(start_paused = true)]
+async fn who_comes_seldom_waits_no_longer() {
+    let rig = Rig::new([Node::Down]);
+    let began = Instant::now();
+    while let Answer::Later = rig.once(0, 9, ALL).await {
+        tokio::time::sleep(IDLE + Duration::from_secs(5)).await;
+    }
+    assert!(began.elapsed() >= WAIT && began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
+}
+
+/// Who has many partitions to see to is not held up by those whose time has not come.
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_up_nobody() {
+    let rig = Rig::new([Node::Down]);
+    assert_eq!(rig.once(0, 9, ALL).await, Answer::Later);
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(rig.once(0, 9, ALL).await, Answer::Later);
+    }
+    assert!(began.elapsed() < TURN, "{:?}", began.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn streams_are_bounded_and_end_when_nobody_reads() {
     let rig = Rig::new([Node::Has(1..=900, After::Waits)]);

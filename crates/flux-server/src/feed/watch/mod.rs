@@ -47,6 +47,9 @@ use session::Session;
 use super::nodes::Nodes;
 use crate::stats::Stats;
 
+/// Watches at a time of other nodes that read what their logs lack.
+const LENT: usize = 1024;
+
 /// From where a watcher wants to see changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
@@ -118,6 +121,8 @@ pub(crate) struct Watches {
     cluster: u64,
     partitions: Partitions,
     places: Arc<Semaphore>,
+    /// For other nodes that read what their logs lack, whatever clients take.
+    lent: Arc<Semaphore>,
     open: Arc<AtomicUsize>,
     room: Room,
     stats: Arc<Stats>,
@@ -153,6 +158,7 @@ impl Watches {
             cluster,
             partitions,
             places: Arc::new(Semaphore::new(most)),
+            lent: Arc::new(Semaphore::new(LENT)),
             open,
             room,
             stats,
@@ -165,7 +171,8 @@ impl Watches {
     /// Begins to watch.
     pub(crate) fn open(&self, wanted: Wanted) -> Result<Watching, Refused> {
         let places = self.places(&wanted)?;
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Refused::TooMany)?;
+        let all = if wanted.own_log_only { &self.lent } else { &self.places };
+        let place = Arc::clone(all).try_acquire_owned().map_err(|_| Refused::TooMany)?;
         let partitions: Vec<u16> = places.iter().map(|(partition, _)| *partition).collect();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let outlet = Arc::new(Outlet::new(self.room, places));

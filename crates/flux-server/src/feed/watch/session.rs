@@ -264,7 +264,7 @@ impl Course {
             Ok(Step::Joined) => {
                 self.is_well(partition);
                 if self.behind.is_empty() {
-                    self.has_caught_up = true;
+                    self.has_caught_up |= self.troubles.is_empty();
                     self.slow_since = None;
                 }
             }
