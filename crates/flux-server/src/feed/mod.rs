@@ -73,6 +73,12 @@ impl NodeFeed {
         self.shared.views.get(usize::from(partition)).ok_or(FeedError::NotHere)
     }
 
+    /// Whether a reader waits for more to be synced. With `always` everything that is applied is, and with `no`
+    /// nothing ever is for sure.
+    fn waits_for_sync(&self, limit: Limit) -> bool {
+        limit.synced && self.shared.settings.fsync == Fsync::EverySec
+    }
+
     /// What comes next, if there is something.
     async fn next(
         &self,
@@ -82,9 +88,7 @@ impl NodeFeed {
     ) -> Result<Option<Chunk>, FeedError> {
         let view = self.view(partition)?;
         let applied = view.standing.place().ok_or(FeedError::NotHere)?;
-        // With `always` everything that is applied is synced, and with `no` nothing ever is for sure.
-        let waits = limit.synced && self.shared.settings.fsync == Fsync::EverySec;
-        let at = if waits { view.feed.synced() } else { applied };
+        let at = if self.waits_for_sync(limit) { view.feed.synced() } else { applied };
         match view.feed.recent(after, limit.bytes) {
             Some(RingRead::Entries(entries)) => {
                 view.feed.end_place(after);
@@ -273,7 +277,7 @@ impl Feed for NodeFeed {
         Box::pin(async move {
             let feed = &self.view(partition)?.feed;
             loop {
-                let grown = feed.grown();
+                let grown = feed.grown(self.waits_for_sync(limit));
                 tokio::pin!(grown);
                 // From here on what grows is heard of.
                 grown.as_mut().enable();

@@ -47,6 +47,8 @@ pub(crate) struct PartitionFeed {
     /// None while nobody reads.
     ring: Mutex<Option<Ring>>,
     grown: Notify,
+    /// More is synced. Who reads only that is not woken for each change.
+    synced_more: Notify,
     /// When the interest of the last reader ends, in the node's monotonic microseconds.
     wanted_until_us: AtomicU64,
     /// How far the broker has confirmed changes to this node.
@@ -125,8 +127,9 @@ impl PartitionFeed {
     }
 
     /// Is told when there may be something new. To be asked for before it is looked.
-    pub(super) fn grown(&self) -> Notified<'_> {
-        self.grown.notified()
+    pub(super) fn grown(&self, only_synced: bool) -> Notified<'_> {
+        let grows = if only_synced { &self.synced_more } else { &self.grown };
+        grows.notified()
     }
 
     pub(crate) fn ring_bytes(&self) -> usize {
@@ -179,7 +182,7 @@ impl PartitionFeed {
     /// Up to here a power cut of this node undoes nothing.
     pub(crate) fn set_synced(&self, to: Cursor) {
         if std::mem::replace(&mut *self.synced.lock(), to) != to {
-            self.grown.notify_waiters();
+            self.synced_more.notify_waiters();
         }
     }
 
@@ -230,6 +233,7 @@ impl PartitionFeed {
     /// Lets those who wait look again.
     pub(crate) fn wake(&self) {
         self.grown.notify_waiters();
+        self.synced_more.notify_waiters();
     }
 
     /// The lowest index that somebody needs of the log: those who read it, and where changes are passed on
@@ -249,6 +253,6 @@ impl PartitionFeed {
             *place.lock() = Cursor::default();
         }
         self.set_unconfirmed(0);
-        self.grown.notify_waiters();
+        self.wake();
     }
 }
