@@ -480,9 +480,7 @@ def test_a_full_disk_loses_nothing(broker, publisher, consumer, small_disk):
     one.file = small_disk / "changes.jsonl"
     one.start()
     events = [put(0, revision, value="x" * 100_000) for revision in range(1, 101)]
-    publisher.publish(events[0])
-    one.wait_for(1)
-    publisher.publish(*events[1:])
+    publisher.publish(*events)
     assert one.wait() == 1
     assert f"there is no room for {one.file}" in one.log()
     text = one.file.read_bytes()

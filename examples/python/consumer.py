@@ -40,6 +40,6 @@ channel = pika.BlockingConnection(pika.URLParameters((sys.argv[1:] or ["amqp://g
 channel.exchange_declare("flux_kv_events", "topic", durable=True)
 channel.queue_declare("flux-python", durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
 channel.queue_bind("flux-python", "flux_kv_events", "#")
-channel.basic_qos(prefetch_count=100)
+channel.basic_qos(prefetch_count=1)  # of several, those that come again might come behind others
 channel.basic_consume("flux-python", on_message)
 channel.start_consuming()  # ends with the connection: let a supervisor start it again

@@ -2,7 +2,8 @@
 //! only when the lines that it stands for are safe.
 //!
 //! A record that is ahead of what is missing is kept back, unacknowledged, for as long as the missing
-//! one may still come. What this module does not do: talk to a broker, write lines anywhere, or read a
+//! one may still come: a broker may give what an earlier consumer had not acknowledged behind what that
+//! one had never seen. Of a partition of which nothing is known, everything but its beginning is ahead. What this module does not do: talk to a broker, write lines anywhere, or read a
 //! clock.
 
 #[cfg(test)]
@@ -51,6 +52,8 @@ pub struct Intake {
     patience: Duration,
     most_ahead: usize,
     is_filtered: bool,
+    /// The partition that may begin with whatever was kept back of it, since its beginning did not come.
+    begins: Option<u16>,
 }
 
 /// What a partition has kept back.
@@ -78,6 +81,7 @@ impl Intake {
             patience,
             most_ahead,
             is_filtered: false,
+            begins: None,
         }
     }
 
@@ -206,6 +210,7 @@ impl Intake {
                     continue;
                 }
                 Verdict::Ahead { .. } => return,
+                Verdict::Fresh if self.may_begin_earlier(record) => return,
                 Verdict::Repeat => {
                     self.counts.repeats += 1;
                     self.repeats.push((record.partition(), record.revision()));
@@ -228,6 +233,18 @@ impl Intake {
             }
             records.pop_front();
         }
+    }
+
+    /// Whether nothing is known of the record's partition, and something before it may still come.
+    fn may_begin_earlier(&self, record: &Record) -> bool {
+        let partition = record.partition();
+        let is_first = match record {
+            Record::Change(event) => event.revision <= 1,
+            Record::GapBegin(gap) => *gap.lost.start() <= 1,
+            Record::Row { .. } | Record::GapEnd { .. } => false,
+        };
+        let is_known = self.ledger.progress(partition).is_some();
+        !is_first && !is_known && !self.is_filtered && self.begins != Some(partition)
     }
 
     /// What waited in a partition that went on, if it waits no longer.
@@ -255,7 +272,9 @@ impl Intake {
             self.ahead.remove(&partition);
         }
         let hole = self.ledger.skip_to(records.front().expect("what waits has a record"));
+        self.begins = Some(partition);
         self.advance(tag, records, now);
+        self.begins = None;
         hole
     }
 

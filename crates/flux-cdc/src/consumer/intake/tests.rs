@@ -110,6 +110,32 @@ fn what_is_ahead_waits_and_holds_up_nobody() {
 }
 
 #[test]
+fn what_an_earlier_consumer_had_may_come_behind_what_it_had_not() {
+    let (mut intake, now) = (intake(), Instant::now());
+    take_all(&mut intake, &[4, 5, 6, 2, 3, 1, 7], now);
+    assert_eq!(revisions(&intake), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!((intake.counts().repeats, intake.deadline()), (0, None));
+    assert_eq!(intake.written(), [multiple(7)]);
+}
+
+#[test]
+fn a_queue_that_was_bound_late_begins_with_the_lowest_that_comes() {
+    let (mut intake, now) = (intake(), Instant::now());
+    take_all(&mut intake, &[44, 45, 43], now);
+    assert_eq!((revisions(&intake), intake.written()), (vec![], vec![]));
+    assert_eq!(intake.give_up(now + PATIENCE), [], "nothing that ever was in the queue is missing");
+    assert_eq!(revisions(&intake), [43, 44, 45]);
+    assert_eq!(intake.written(), [multiple(3)]);
+    // So does one that begins within a gap.
+    for (tag, record) in (10..).zip(&gap(1, 6, 3, 2)[1..]) {
+        intake.take(tag, &body(std::slice::from_ref(record)), now).expect("a record");
+    }
+    assert_eq!(intake.give_up(now), []);
+    assert_eq!(intake.give_up(now + PATIENCE), []);
+    assert_eq!((read(intake.lines()).len(), intake.deadline()), (3, None));
+}
+
+#[test]
 fn what_does_not_come_is_given_up() {
     let (mut intake, start) = (intake(), Instant::now());
     take_all(&mut intake, &[1, 9, 5, 6], start);
