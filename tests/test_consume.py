@@ -290,12 +290,21 @@ def test_what_comes_out_of_order_waits_for_what_is_missing(publisher, consumer):
 
 def test_what_does_not_come_is_reported(publisher, consumer):
     one = consumer().start()
-    publisher.publish(put(7, 40), put(7, 44), put(7, 45), put(2, 1))
+    publisher.publish(put(7, 1), put(7, 5), put(7, 6), put(2, 1))
     servers.wait_until(lambda: len(one.records()) == 2, "what is not behind the hole", 4)
-    assert [record["revision"] for record in one.wait_for(4)] == [40, 1, 44, 45]
-    assert "events are missing" in one.log() and "partition 7, 41 to 43" in one.log()
+    assert [record["revision"] for record in one.wait_for(4)] == [1, 1, 5, 6]
+    assert "events are missing" in one.log() and "partition 7, 2 to 4" in one.log()
     assert one.stop() == 0
-    assert one.log().endswith("4 events written, 0 repeats dropped, 1 hole\nhole: partition 7, 41 to 43\n")
+    assert one.log().endswith("4 events written, 0 repeats dropped, 1 hole\nhole: partition 7, 2 to 4\n")
+
+
+def test_a_queue_that_was_bound_late_begins_with_what_it_has(publisher, consumer):
+    one = consumer().start()
+    publisher.publish(put(7, 40), put(7, 41), put(2, 1))
+    servers.wait_until(lambda: len(one.records()) == 1, "the partition that begins at its beginning", 4)
+    assert [record["revision"] for record in one.wait_for(3)] == [1, 40, 41]
+    assert one.stop() == 0
+    assert one.log().endswith("3 events written, 0 repeats dropped, 0 holes\n")
 
 
 def test_a_consumer_of_some_events_waits_for_no_other(publisher, consumer):
