@@ -132,7 +132,10 @@ impl Replay {
     pub fn take(&mut self, record: &Record) -> Result<bool, Violation> {
         match self.ledger.judge(record) {
             Verdict::Repeat => return Ok(false),
-            Verdict::Fresh => self.ledger.note(record),
+            Verdict::Fresh => {
+                self.ledger.note(record);
+                self.has_the_beginning(record)?;
+            }
             Verdict::Ahead { expected } => {
                 let progress = self.ledger.progress(record.partition());
                 let evidence =
@@ -167,6 +170,16 @@ impl Replay {
             }
         }
         Ok(true)
+    }
+
+    /// The queue was there before the first change: whoever has something of a partition has it from 1 on.
+    fn has_the_beginning(&self, record: &Record) -> Result<(), Violation> {
+        let begins = self.ledger.progress(record.partition()).map_or(1, |progress| progress.begins);
+        if begins > 1 {
+            let evidence = format!("a consumer begins at {begins}, with {record:?}");
+            return Err(Violation::new(Promise::FeedComplete, evidence));
+        }
+        Ok(())
     }
 
     /// Everything has come that will.

@@ -30,6 +30,8 @@ pub(super) struct Consumer {
     ready: VecDeque<(u64, Vec<u8>)>,
     /// Messages that are delivered and not acknowledged, by the tag of their delivery.
     unacknowledged: BTreeMap<u64, (u64, Vec<u8>)>,
+    /// So many at the front of those that wait were delivered before.
+    again: usize,
     stored: u64,
     next_tag: u64,
     /// None while the consumer does not run.
@@ -47,9 +49,10 @@ impl Default for Consumer {
         Consumer {
             ready: VecDeque::new(),
             unacknowledged: BTreeMap::new(),
+            again: 0,
             stored: 0,
             next_tag: 1,
-            intake: Some(Intake::new(Ledger::new(), PATIENCE, PREFETCH / 2)),
+            intake: Some(Intake::new(Ledger::new(), PATIENCE, PREFETCH)),
             epoch: Instant::now(),
             file: Vec::new(),
             synced: 0,
@@ -78,6 +81,14 @@ impl Consumer {
         let mut back: Vec<_> = std::mem::take(&mut self.unacknowledged).into_values().collect();
         back.sort_unstable_by_key(|(number, _)| *number);
         back.into_iter().rev().for_each(|one| self.ready.push_front(one));
+    }
+
+    /// What is delivered together next comes in another order: so many that come again behind those that were
+    /// never delivered. RabbitMQ does so.
+    fn mix(&mut self) {
+        let together = PREFETCH.min(self.ready.len());
+        let again = self.again.min(together);
+        self.ready.make_contiguous()[..together].rotate_left(again);
     }
 
     /// The lines of the file, without one that lacks its end.
@@ -150,8 +161,9 @@ impl World {
         if self.plan.plant != Some(Plant::NoDedup) {
             consumer.file.extend_from_slice(intake.lines());
         }
-        // A crash may come before the sync, or between it and the acknowledgement.
-        if !self.settling && self.random.per_mille(10) {
+        // A crash may come before the sync, or between it and the acknowledgement; often before there is anything.
+        let dies_per_mille = if consumer.synced == 0 { 300 } else { 10 };
+        if !self.settling && self.random.per_mille(dies_per_mille) {
             return self.kill_consumer();
         }
         consumer.synced = consumer.file.len();
@@ -170,6 +182,7 @@ impl World {
         let (synced, end) = (self.consumer.synced as u64, self.consumer.file.len() as u64);
         let kept = self.random.between(synced, end);
         self.consumer.file.truncate(kept as usize);
+        self.consumer.again = self.consumer.unacknowledged.len();
         self.consumer.give_back();
         self.say(format_args!("the consumer is killed, with {kept} bytes of {end}"));
         self.note(15, &[kept]);
@@ -186,7 +199,10 @@ impl World {
         let whole = self.consumer.lines().map(<[u8]>::len).sum();
         self.consumer.file.truncate(whole);
         self.consumer.synced = whole;
-        self.consumer.intake = Some(Intake::new(ledger, PATIENCE, PREFETCH / 2));
+        if self.random.per_mille(500) {
+            self.consumer.mix();
+        }
+        self.consumer.intake = Some(Intake::new(ledger, PATIENCE, PREFETCH));
         self.consumer_soon();
     }
 
